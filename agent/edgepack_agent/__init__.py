@@ -1,0 +1,1 @@
+"""One device: update safely, infer, report."""

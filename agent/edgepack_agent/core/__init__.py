@@ -1,0 +1,1 @@
+"""Where there is no I/O: decisions only."""

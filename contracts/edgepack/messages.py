@@ -1,0 +1,288 @@
+"""Every message between a device and the fleet, as JSON with a version field `v`.
+
+Read with `decode`, which checks types and bounds; unknown fields are ignored so that an older
+side can read a newer one. Written with `encode`. Says nothing of topics (see `topics`).
+"""
+
+import zlib
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+
+from edgepack.errors import IntegrityError
+
+__all__ = [
+    "MAX_MESSAGE",
+    "Ack",
+    "BlobRequest",
+    "Conn",
+    "EnrollReply",
+    "EnrollRequest",
+    "Event",
+    "Head",
+    "Histogram",
+    "Inventory",
+    "Job",
+    "JobGet",
+    "JobReply",
+    "JobStatus",
+    "JobUpdate",
+    "MetaRequest",
+    "Rejected",
+    "Telemetry",
+    "decode",
+    "decode_batch",
+    "encode",
+    "encode_batch",
+]
+
+MAX_MESSAGE = 256 * 1024
+"""Bytes a JSON message may have after inflating; more is refused before it is parsed."""
+
+Id = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
+Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+Text = Annotated[str, msgspec.Meta(max_length=4096)]
+Count = Annotated[int, msgspec.Meta(ge=0)]
+
+JobStatus = Literal[
+    "QUEUED", "IN_PROGRESS", "SUCCEEDED", "FAILED", "TIMED_OUT", "REJECTED", "CANCELED"
+]
+"""The states of AWS IoT Jobs, which IoT engineers know; REJECTED means: do not retry."""
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
+    """A versioned message."""
+
+    v: Literal[1] = 1
+
+
+class Inventory(msgspec.Struct, frozen=True, kw_only=True):
+    """What a device is, as far as choosing a variant needs it."""
+
+    agent: Text = ""
+    arch: Text = ""
+    os: Text = ""
+    cpu_features: tuple[str, ...] = ()
+    ram_mb: Count = 0
+    disk_free_mb: Count = 0
+    runtimes: dict[str, str] = {}
+    """Runtime name (`onnx`, `openvino`, `tflite`) to installed version, best first."""
+
+
+class Conn(Message):
+    """Birth (online) and will (offline) of a connection, retained. `conn` tells them apart."""
+
+    online: bool
+    conn: Id
+    boot: Id = "-"
+    agent: Text = ""
+    bundle: Text | None = None
+    """`name@version` of the active bundle."""
+
+
+class Histogram(msgspec.Struct, frozen=True, kw_only=True):
+    """Counts between fixed edges; `len(counts) == len(edges) + 1`, the ends are open.
+
+    Histograms with the same edges merge by addition.
+    """
+
+    edges: tuple[float, ...]
+    counts: tuple[Count, ...]
+
+
+class Telemetry(Message):
+    """What happened on a device between `start` and `end` (Unix seconds of the device)."""
+
+    boot: Id
+    seq: Count
+    start: float
+    end: float
+    bundle: Text | None = None
+    digest: Text | None = None
+    inferences: Count = 0
+    errors: dict[str, Count] = {}
+    latency_ms: Histogram | None = None
+    confidence: Histogram | None = None
+    classes: dict[str, Count] = {}
+    rss_mb: float = 0.0
+    cpu_percent: float = 0.0
+    temperature_c: float | None = None
+    lost: Count = 0
+    """Rows the device had to throw away before they were acknowledged."""
+
+
+class Event(Message):
+    """Something that happened once: `activated`, `rejected`, `rolled_back`, `inventory`, ..."""
+
+    boot: Id
+    seq: Count
+    ts: float
+    type: Id
+    bundle: Text | None = None
+    digest: Text | None = None
+    reason: Text = ""
+    detail: dict[str, Any] = {}
+
+
+class Ack(Message):
+    """What the fleet has committed: everything up to `upto` but `missing`, of one boot."""
+
+    boot: Id
+    upto: int
+    missing: tuple[int, ...] = ()
+
+
+class JobGet(Message):
+    """Ask for the next job; `token` comes back in the answer."""
+
+    token: Id
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """One update for one device. The server's copy is the truth."""
+
+    job: Id
+    version: Count
+    """Optimistic lock: goes up by one with every accepted update."""
+    status: JobStatus
+    release: Text
+    """`name@version`."""
+    target: Text
+    """Path of the model's target in the image repository."""
+    rollout: Id | None = None
+    probation_s: Count = 5
+    """Seconds the new model must stay healthy before it is committed."""
+    timeout_s: Count = 3600
+
+
+class JobUpdate(Message):
+    """A device's word on its job. `version` must be the version last seen."""
+
+    token: Id
+    job: Id
+    version: Count
+    status: JobStatus
+    state: Text = ""
+    reason: Text = ""
+    detail: dict[str, Any] = {}
+    progress: float = 0.0
+
+
+class JobReply(Message):
+    """Answer to JobGet and JobUpdate: the job as the server has it; None: nothing to do."""
+
+    token: Id
+    job: Job | None = None
+
+
+class Rejected(Message):
+    """Refusal of a request: `version_mismatch`, `unknown_job`, `terminal`, `bad_message`."""
+
+    token: Id
+    code: Id
+    message: Text = ""
+    job: Job | None = None
+
+
+class MetaRequest(Message):
+    """Ask for a metadata file (`timestamp.json`, `3.root.json`) of one repository."""
+
+    xfer: Id
+    repo: Literal["image", "director"]
+    name: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._@-]{1,160}$")]
+
+
+class BlobRequest(Message):
+    """Ask for `n` blocks of 64 KiB from block index `start`, of the blob SHA256 of `size` bytes."""
+
+    xfer: Id
+    sha256: Sha256
+    size: Count
+    start: Count
+    n: Annotated[int, msgspec.Meta(ge=1, le=64)]
+
+
+class Head(Message):
+    """Start of an answer: 200 and the bytes to come, or why there are none (404, 413, 416)."""
+
+    status: int
+    size: Count = 0
+
+
+class EnrollRequest(Message):
+    """First contact over HTTPS: the secret of the token, a CSR and what the device is."""
+
+    secret: Id
+    csr: Annotated[str, msgspec.Meta(max_length=16384)]
+    name: Text = ""
+    """The device id it would like; the server chooses."""
+    inventory: Inventory = Inventory()
+
+
+class EnrollReply(Message):
+    """What an enrolled device needs to connect: identity, broker, director's root."""
+
+    device: Id
+    group: Id
+    certificate: str
+    ca: str
+    broker_host: str
+    broker_port: int
+    director_root: str
+    """The director's root metadata, as text."""
+
+
+M = TypeVar("M")
+
+
+def encode(message: Message) -> bytes:
+    """Return MESSAGE as JSON."""
+    return msgspec.json.encode(message)
+
+
+def decode(data: bytes, kind: type[M]) -> M:
+    """Return DATA as a message of KIND.
+
+    Raises:
+        IntegrityError: too long, not JSON, or not of that kind (reason `bad_message`).
+    """
+    if len(data) > MAX_MESSAGE:
+        raise _bad(kind, f"{len(data)} bytes, at most {MAX_MESSAGE} are read")
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise _bad(kind, str(error)) from error
+
+
+def encode_batch(messages: list[Any]) -> bytes:
+    """Return MESSAGES as one JSON array, deflated where that is shorter."""
+    plain = msgspec.json.encode(messages)
+    packed = zlib.compress(plain, 6)
+    return packed if len(packed) < len(plain) else plain
+
+
+def decode_batch(data: bytes, kind: type[M]) -> list[M]:
+    """Return the messages of a batch; plain JSON starts with `[`, anything else is deflated.
+
+    Raises:
+        IntegrityError: as `decode`, or a deflate stream that is torn or too large.
+    """
+    if len(data) > MAX_MESSAGE:
+        raise _bad(kind, f"{len(data)} bytes, at most {MAX_MESSAGE} are read")
+    return decode(data if data[:1] == b"[" else _inflate(data, kind), list[kind])  # type: ignore[valid-type]
+
+
+def _inflate(data: bytes, kind: type[object]) -> bytes:
+    stream = zlib.decompressobj()
+    try:
+        plain = stream.decompress(data, MAX_MESSAGE)
+    except zlib.error as error:
+        raise _bad(kind, str(error)) from error
+    if not stream.eof:
+        raise _bad(kind, "deflate stream torn or too large")
+    return plain
+
+
+def _bad(kind: Any, why: str) -> IntegrityError:
+    name = getattr(kind, "__name__", str(kind))
+    return IntegrityError(f"not a valid {name} message", why=why, reason="bad_message")

@@ -1,0 +1,1 @@
+"""The edges: one outside thing per file."""

@@ -1,0 +1,1 @@
+"""Code that runs in fresh worker processes, one module per toolchain."""
