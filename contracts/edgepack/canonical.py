@@ -38,7 +38,9 @@ def loads(data: bytes, *, what: str = "document") -> Any:
         value = json.loads(data)
         same = dumps(value) == data
     except (ValueError, RecursionError) as error:
-        raise IntegrityError(f"{what} is not valid JSON", why=str(error), reason="bad_json") from error
+        raise IntegrityError(
+            f"{what} is not valid JSON", why=str(error), reason="bad_json"
+        ) from error
     if not same:
         raise IntegrityError(f"{what} is not in canonical form", reason="not_canonical")
     return value

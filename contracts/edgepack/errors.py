@@ -55,7 +55,11 @@ class EdgepackError(Exception):
     def as_dict(self) -> dict[str, object]:
         """Return the same facts for `--json` and for messages."""
         facts = {"code": self.exit_code, "reason": self.reason, "message": self.what}
-        return facts | ({"why": self.why} if self.why else {}) | ({"fix": self.fix} if self.fix else {})
+        return (
+            facts
+            | ({"why": self.why} if self.why else {})
+            | ({"fix": self.fix} if self.fix else {})
+        )
 
 
 class UsageError(EdgepackError):

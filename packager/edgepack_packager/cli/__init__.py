@@ -1,0 +1,1 @@
+"""The `edgepack` commands of the packager, a file each."""
