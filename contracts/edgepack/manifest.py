@@ -57,7 +57,7 @@ class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """A piece of the manifest; unknown fields are refused, so that nothing is ignored."""
 
 
-class Target(_Part):
+class Target(_Part, frozen=True, kw_only=True):
     """What the bundle runs on."""
 
     runtime: Literal["openvino", "tflite", "onnx"]
@@ -73,7 +73,7 @@ class Target(_Part):
     disk_bytes: Count = 0
 
 
-class Binding(_Part):
+class Binding(_Part, frozen=True, kw_only=True):
     """How a public tensor maps to the runtime's own."""
 
     native_name: str
@@ -81,22 +81,22 @@ class Binding(_Part):
     """`native = public.transpose(permutation)`; None: the same layout."""
 
 
-class TensorSpec(_Part):
+class TensorSpec(_Part, frozen=True, kw_only=True):
     """One input or output under the names, shapes and layouts of the source model."""
 
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
     shape: tuple[Dim, ...]
     """-1 is a dynamic axis."""
     dtype: Literal[
-        "float32", "float16", "float64", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64",
-        "uint64", "bool",
+        "float32", "float16", "float64", "bool",
+        "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64",
     ]  # fmt: skip
     binding: Binding
     layout: str | None = None
     """`NHWC`, `NCHW`, `NC`, ... where it is known."""
 
 
-class Resize(_Part):
+class Resize(_Part, frozen=True, kw_only=True):
     """How an image gets the model's size."""
 
     mode: Literal["stretch", "letterbox", "crop"] = "stretch"
@@ -104,7 +104,7 @@ class Resize(_Part):
     pad: Annotated[int, msgspec.Meta(ge=0, le=255)] = 114
 
 
-class Preprocess(_Part):
+class Preprocess(_Part, frozen=True, kw_only=True):
     """From an image to the input tensor: colour, resize, then `(x / scale - mean) / std`.
 
     `x` is in 0..255; `mean` and `std` are in units after the division by `scale`, one number
@@ -119,7 +119,7 @@ class Preprocess(_Part):
     std: tuple[float, ...] = (1.0,)
 
 
-class Postprocess(_Part):
+class Postprocess(_Part, frozen=True, kw_only=True):
     """From output tensors to an answer."""
 
     decoder: Literal["softmax", "none"] = "none"
@@ -129,7 +129,7 @@ class Postprocess(_Part):
     top_k: Annotated[int, msgspec.Meta(ge=1, le=100)] = 5
 
 
-class Calibration(_Part):
+class Calibration(_Part, frozen=True, kw_only=True):
     """Where the quantisation ranges come from."""
 
     method: str
@@ -139,7 +139,7 @@ class Calibration(_Part):
     tools: dict[str, str] = {}
 
 
-class Metrics(_Part):
+class Metrics(_Part, frozen=True, kw_only=True):
     """The task metric of the source and of this artefact, on the same evaluation set."""
 
     name: str
@@ -151,7 +151,7 @@ class Metrics(_Part):
     limit: float | None = None
 
 
-class Agreement(_Part):
+class Agreement(_Part, frozen=True, kw_only=True):
     """When two answers count as the same decision."""
 
     rule: Literal["top1", "cosine"]
@@ -161,7 +161,7 @@ class Agreement(_Part):
     min_cosine: float = 0.99
 
 
-class Golden(_Part):
+class Golden(_Part, frozen=True, kw_only=True):
     """What the host saw in the device's runtime: inputs and outputs by public name."""
 
     inputs: FilePath
@@ -169,7 +169,7 @@ class Golden(_Part):
     samples: Count
 
 
-class Provenance(_Part):
+class Provenance(_Part, frozen=True, kw_only=True):
     """Where the model comes from."""
 
     source_sha256: Sha256
@@ -178,7 +178,7 @@ class Provenance(_Part):
     steps: tuple[str, ...] = ()
 
 
-class FileEntry(_Part):
+class FileEntry(_Part, frozen=True, kw_only=True):
     """One file of the bundle beside the manifest itself."""
 
     path: FilePath
@@ -187,7 +187,7 @@ class FileEntry(_Part):
     sha256: Sha256
 
 
-class Manifest(_Part):
+class Manifest(_Part, frozen=True, kw_only=True):
     """The contract between whoever built a model and whatever runs it."""
 
     schema: Literal["edgepack.bundle/v1"]

@@ -69,7 +69,7 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True):
     """Runtime name (`onnx`, `openvino`, `tflite`) to installed version, best first."""
 
 
-class Conn(Message):
+class Conn(Message, frozen=True, kw_only=True):
     """Birth (online) and will (offline) of a connection, retained. `conn` tells them apart."""
 
     online: bool
@@ -90,7 +90,7 @@ class Histogram(msgspec.Struct, frozen=True, kw_only=True):
     counts: tuple[Count, ...]
 
 
-class Telemetry(Message):
+class Telemetry(Message, frozen=True, kw_only=True):
     """What happened on a device between `start` and `end` (Unix seconds of the device)."""
 
     boot: Id
@@ -111,7 +111,7 @@ class Telemetry(Message):
     """Rows the device had to throw away before they were acknowledged."""
 
 
-class Event(Message):
+class Event(Message, frozen=True, kw_only=True):
     """Something that happened once: `activated`, `rejected`, `rolled_back`, `inventory`, ..."""
 
     boot: Id
@@ -124,7 +124,7 @@ class Event(Message):
     detail: dict[str, Any] = {}
 
 
-class Ack(Message):
+class Ack(Message, frozen=True, kw_only=True):
     """What the fleet has committed: everything up to `upto` but `missing`, of one boot."""
 
     boot: Id
@@ -132,7 +132,7 @@ class Ack(Message):
     missing: tuple[int, ...] = ()
 
 
-class JobGet(Message):
+class JobGet(Message, frozen=True, kw_only=True):
     """Ask for the next job; `token` comes back in the answer."""
 
     token: Id
@@ -155,7 +155,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     timeout_s: Count = 3600
 
 
-class JobUpdate(Message):
+class JobUpdate(Message, frozen=True, kw_only=True):
     """A device's word on its job. `version` must be the version last seen."""
 
     token: Id
@@ -168,14 +168,14 @@ class JobUpdate(Message):
     progress: float = 0.0
 
 
-class JobReply(Message):
+class JobReply(Message, frozen=True, kw_only=True):
     """Answer to JobGet and JobUpdate: the job as the server has it; None: nothing to do."""
 
     token: Id
     job: Job | None = None
 
 
-class Rejected(Message):
+class Rejected(Message, frozen=True, kw_only=True):
     """Refusal of a request: `version_mismatch`, `unknown_job`, `terminal`, `bad_message`."""
 
     token: Id
@@ -184,7 +184,7 @@ class Rejected(Message):
     job: Job | None = None
 
 
-class MetaRequest(Message):
+class MetaRequest(Message, frozen=True, kw_only=True):
     """Ask for a metadata file (`timestamp.json`, `3.root.json`) of one repository."""
 
     xfer: Id
@@ -192,7 +192,7 @@ class MetaRequest(Message):
     name: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._@-]{1,160}$")]
 
 
-class BlobRequest(Message):
+class BlobRequest(Message, frozen=True, kw_only=True):
     """Ask for `n` blocks of 64 KiB from block index `start`, of the blob SHA256 of `size` bytes."""
 
     xfer: Id
@@ -202,14 +202,14 @@ class BlobRequest(Message):
     n: Annotated[int, msgspec.Meta(ge=1, le=64)]
 
 
-class Head(Message):
+class Head(Message, frozen=True, kw_only=True):
     """Start of an answer: 200 and the bytes to come, or why there are none (404, 413, 416)."""
 
     status: int
     size: Count = 0
 
 
-class EnrollRequest(Message):
+class EnrollRequest(Message, frozen=True, kw_only=True):
     """First contact over HTTPS: the secret of the token, a CSR and what the device is."""
 
     secret: Id
@@ -219,7 +219,7 @@ class EnrollRequest(Message):
     inventory: Inventory = Inventory()
 
 
-class EnrollReply(Message):
+class EnrollReply(Message, frozen=True, kw_only=True):
     """What an enrolled device needs to connect: identity, broker, director's root."""
 
     device: Id
