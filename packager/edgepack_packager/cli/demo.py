@@ -17,10 +17,12 @@ __all__ = ["demo"]
 
 @click.command()
 @click.option("--keep", is_flag=True, help="Leave fleet and agents running and print the URL.")
-@click.option("--data", type=click.Path(path_type=Path), help="Where to work (default: a temporary directory, removed at the end).")  # fmt: skip
+@click.option(
+    "--data", type=click.Path(path_type=Path), help="Where to work; default: a temporary directory."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 def demo(keep: bool, data: Path | None, as_json: bool) -> None:
-    """Train, build, roll out, infer offline, stop a bad version: on real parts, in minutes.
+    r"""Train, build, roll out, infer offline, stop a bad version: on real parts, in minutes.
 
     \b
     Example:
