@@ -1,0 +1,56 @@
+"""What every test gets: no access to the user's keys, a broker if one is installed, and a check
+that no test leaves a process behind."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+MOSQUITTO = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin")
+REQUIRED = os.environ.get("EDGEPACK_REQUIRE_MOSQUITTO") == "1"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("mosquitto") and not MOSQUITTO and not REQUIRED:
+        pytest.skip("the mosquitto broker is not installed (apt-get install mosquitto)")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.option.markexpr:
+        return
+    for item in items:
+        if item.get_closest_marker("soak"):
+            item.add_marker(pytest.mark.skip(reason="long; run by scripts/soak"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_process_left() -> Iterator[None]:
+    """Fail the run if a child of it is still alive at the end."""
+    yield
+    left = [pid for pid in _pids() if _is_ours(pid)]
+    commands = [Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ") for pid in left]
+    assert not left, f"processes left behind: {list(zip(left, commands, strict=True))}"
+
+
+def _pids() -> list[int]:
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+
+
+def _is_ours(pid: int) -> bool:
+    try:
+        _, _, rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
+    except OSError:
+        return False
+    state, parent = rest.split()[:2]
+    return int(parent) == os.getpid() and state != "Z"
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep every test away from the user's keys and settings; caches of toolchains stay shared."""
+    for name in ("EDGEPACK_KEY", "EDGEPACK_PASSPHRASE", "EDGEPACK_FLEET_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("EDGEPACK_FLEET_TOKEN", raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))

@@ -1,0 +1,84 @@
+"""Kill -9 of each part in the middle of a rollout: everything resumes and finishes."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from system.harness import Site, site, wait
+
+pytestmark = [pytest.mark.mosquitto, pytest.mark.system]
+
+
+@pytest.fixture
+def running(tmp_path: Path, releases: dict[str, list[Path]]) -> Iterator[Site]:
+    """A site whose one device runs 1.0.0 and has 3.0.0 waiting in the repository."""
+    with site(tmp_path) as place:
+        place.edgepack("fleet", "groups", "create", "lab")
+        place.publish(releases["1.0.0"])
+        place.publish(releases["3.0.0"])
+        place.add_agent("cam", "onnx")
+        assert place.ended(place.roll_out("digits@1.0.0"))["state"] == "completed"
+        yield place
+
+
+def middle(place: Site, rollout: str) -> None:
+    """Wait until the device has begun the job of ROLLOUT and not ended it."""
+
+    def begun() -> bool:
+        status = {d["status"] for d in place.rollout(rollout)["devices"]}
+        assert "SUCCEEDED" not in status, "too late: the rollout is over"
+        return "IN_PROGRESS" in status
+
+    wait("the device to begin", begun)
+
+
+def finishes(place: Site, rollout: str) -> None:
+    ended = place.ended(rollout, 120)
+    assert ended["state"] == "completed", ended
+    assert place.version("cam") == "3.0.0"
+    assert place.infer("cam") >= 0.9
+
+
+def test_the_agent_is_killed(running: Site) -> None:
+    rollout = running.roll_out("digits@3.0.0", probation=4)
+    middle(running, rollout)
+    running.kill("cam")
+    running.restart("cam")
+    finishes(running, rollout)
+
+
+def test_the_broker_is_killed(running: Site) -> None:
+    rollout = running.roll_out("digits@3.0.0", probation=4)
+    middle(running, rollout)
+    running.kill("broker")
+    running.restart("broker")
+    finishes(running, rollout)
+
+
+def test_the_fleet_is_killed(running: Site) -> None:
+    rollout = running.roll_out("digits@3.0.0", probation=4)
+    middle(running, rollout)
+    running.kill("fleet")
+    running.restart("fleet")
+    running.wait_for_fleet()
+    finishes(running, rollout)
+
+
+def test_the_runner_of_the_old_model_is_killed(running: Site) -> None:
+    rollout = running.roll_out("digits@3.0.0", probation=4)
+    middle(running, rollout)
+    for pid in runners(running):
+        Path(f"/proc/{pid}/comm").read_text()  # it is alive
+        import os
+        import signal
+
+        os.kill(pid, signal.SIGKILL)
+        break
+    finishes(running, rollout)
+
+
+def runners(place: Site) -> list[int]:
+    """Return the processes of the agent's models, oldest first."""
+    agent = place.processes["cam"].pid
+    children = Path(f"/proc/{agent}/task/{agent}/children").read_text().split()
+    return sorted(int(pid) for pid in children)
