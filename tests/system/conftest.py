@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from system.harness import Site, build_release, clean_env, site
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+
 from digits import accuracy, calibration_npz, digits_data, digits_onnx, evaluation_npz, exam_npz
 
 BIN = Path(sysconfig.get_path("scripts"))
@@ -60,8 +61,14 @@ class Done:
         return json.loads(self.stdout)
 
 
-def run(command: str, *args: str | Path, env: dict[str, str], timeout: float = 180) -> Done:
-    words = [str(BIN / command), *map(str, args)]
+def run(
+    command: str,
+    *args: str | Path,
+    env: dict[str, str],
+    timeout: float = 180,
+    bin_dir: Path = BIN,
+) -> Done:
+    words = [str(bin_dir / command), *map(str, args)]
     done = subprocess.run(
         words, env=env, capture_output=True, text=True, timeout=timeout, check=False
     )
@@ -95,6 +102,7 @@ class Agent:
     target: str
     port: int
     home: Path
+    bin_dir: Path = BIN
 
     @property
     def config(self) -> Path:
@@ -117,8 +125,8 @@ class Site:
 
     # -- processes
 
-    def start(self, label: str, *command: str | Path) -> None:
-        words = [str(BIN / command[0]), *map(str, command[1:])]
+    def start(self, label: str, *command: str | Path, bin_dir: Path = BIN) -> None:
+        words = [str(bin_dir / command[0]), *map(str, command[1:])]
         self.commands[label] = words
         self.restart(label)
 
@@ -172,8 +180,9 @@ class Site:
         return done.document
 
     def agent_command(self, name: str, *args: str | Path) -> Done:
-        config = self.agents[name].config
-        return run("edgepack-agent", "--config", config, *args, env=self._env_of(name))
+        agent = self.agents[name]
+        words = ("--config", agent.config, *args)
+        return run("edgepack-agent", *words, env=self._env_of(name), bin_dir=agent.bin_dir)
 
     # -- fleet
 
@@ -225,10 +234,12 @@ class Site:
     def token(self, group: str) -> str:
         return str(self.edgepack("fleet", "tokens", "create", "--group", group)["token"])
 
-    def add_agent(self, name: str, target: str, group: str = "lab", **config: Any) -> Agent:
+    def add_agent(
+        self, name: str, target: str, group: str = "lab", bin_dir: Path = BIN, **config: Any
+    ) -> Agent:
         home = self.root / name
         home.mkdir()
-        agent = Agent(name, target, free_port(), home)
+        agent = Agent(name, target, free_port(), home, bin_dir)
         self.agents[name] = agent
         settings = {
             "data_dir": str(home / "data"),
@@ -243,7 +254,7 @@ class Site:
         root = self.publisher / "metadata" / "1.root.json"
         done = self.agent_command(name, "enroll", self.token(group), "--root", root, "--name", name)
         assert done.code == 0, done.stderr
-        self.start(name, "edgepack-agent", "--config", agent.config, "run")
+        self.start(name, "edgepack-agent", "--config", agent.config, "run", bin_dir=bin_dir)
         wait(f"{name} online", lambda: self.device(name)["online"])
         return agent
 

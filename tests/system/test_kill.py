@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from system.harness import Site, site, wait
 
 pytestmark = [pytest.mark.mosquitto, pytest.mark.system]

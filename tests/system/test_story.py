@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from digits import digits_folder
 from system.harness import Site, wait
 
