@@ -1,0 +1,85 @@
+"""Write the reference pages that are derived from the code; `--check` says which are stale."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from edgepack import manifest, messages
+from edgepack.cli import root
+from edgepack_agent.cli import agent
+from edgepack_agent.config import Config
+
+REFERENCE = Path(__file__).resolve().parent.parent / "docs" / "reference"
+DRAFT = "https://json-schema.org/draft/2020-12/schema"
+
+
+def pages() -> dict[str, str]:
+    """Return every generated page by file name."""
+    return {
+        "cli.md": cli_page(),
+        "manifest.schema.json": as_json(manifest.json_schema()),
+        "messages.schema.json": as_json(messages_schema()),
+        "agent-config.schema.json": as_json(config_schema()),
+    }
+
+
+def as_json(document: dict[str, Any]) -> str:
+    """Return DOCUMENT as it is written to disk."""
+    return json.dumps(document, indent=2, sort_keys=True) + "\n"
+
+
+def messages_schema() -> dict[str, Any]:
+    """Return the JSON Schema of every message, under `$defs`."""
+    names = [n for n in messages.__all__ if n[0].isupper() and n not in {"MAX_MESSAGE", "JobStatus"}]
+    _, schemas = msgspec.json.schema_components([getattr(messages, n) for n in names])
+    return {"$schema": DRAFT, "title": "edgepack messages v1", "$defs": {
+        name: json.loads(json.dumps(schema).replace("#/components/schemas/", "#/$defs/"))
+        for name, schema in schemas.items()
+    }}  # fmt: skip
+
+
+def config_schema() -> dict[str, Any]:
+    """Return the JSON Schema of the agent's configuration file."""
+    return {"$schema": DRAFT, "title": "edgepack agent.yaml"} | msgspec.json.schema(Config)
+
+
+def cli_page() -> str:
+    """Return the reference of both commands, from their own help."""
+    parts = ["# Command line", "", "Written by `scripts/docs.py` from the commands themselves.", ""]
+    for name, command in (("edgepack", root), ("edgepack-agent", agent)):
+        parts += list(sections(click.Context(command, info_name=name)))
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def sections(context: click.Context) -> Iterator[str]:
+    """Yield the help of the command of CONTEXT and of all below it."""
+    context.terminal_width = context.max_content_width = 96
+    yield from (f"## {context.command_path}", "", "```text", context.get_help().rstrip(), "```", "")
+    if isinstance(context.command, click.Group):
+        for name in context.command.list_commands(context):
+            command = context.command.get_command(context, name)
+            if command is not None:
+                yield from sections(click.Context(command, info_name=name, parent=context))
+
+
+def stale() -> list[str]:
+    """Return the pages on disk that are not what the code says."""
+    return [
+        name
+        for name, text in pages().items()
+        if not (REFERENCE / name).exists() or (REFERENCE / name).read_text() != text
+    ]
+
+
+if __name__ == "__main__":
+    if "--check" in sys.argv:
+        found = stale()
+        print(f"stale: {', '.join(found)}; run scripts/docs.py" if found else "docs: current")
+        sys.exit(bool(found))
+    for name, text in pages().items():
+        (REFERENCE / name).write_text(text)
