@@ -24,9 +24,6 @@ from edgepack.errors import IntegrityError
 from edgepack.manifest import Count, Manifest, Name, Precision, Semver
 
 __all__ = [
-    "DEVICE",
-    "ISSUED",
-    "MIN_EPOCH",
     "Approved",
     "DeviceFacts",
     "DirectorWord",
@@ -38,6 +35,7 @@ __all__ = [
     "TrustError",
     "cross_check",
     "exam_path",
+    "exam_target",
     "line_paths",
     "line_role",
     "misfit",
@@ -45,13 +43,6 @@ __all__ = [
     "model_target",
     "parse_model_path",
 ]
-
-DEVICE = "x-edgepack-device"
-"""Field of the director's targets: the one device they are for."""
-ISSUED = "x-edgepack-issued"
-"""Field of everything signed online: when, in Unix seconds. Raises a device's time floor."""
-MIN_EPOCH = "x-edgepack-min-epoch"
-"""Field of a line's role: the lowest epoch its publisher still wants to see running."""
 
 MAX_MODEL_BYTES = 4 * 1024 * 1024
 """Size of a model's OCI manifest; what it lists may be far larger."""
@@ -294,11 +285,25 @@ def model_target(manifest: Manifest, oci_manifest: bytes) -> TargetInfo:
         epoch=manifest.security_epoch,
     )
     digest = hashlib.sha256(oci_manifest).hexdigest()
-    return TargetInfo(custom.path, digest, len(oci_manifest), custom_dict(custom))
+    return TargetInfo(custom.path, digest, len(oci_manifest), _as_read(custom))
 
 
-def custom_dict(custom: ModelCustom | ExamCustom) -> dict[str, Any]:
-    """Return CUSTOM as it reads after a trip through JSON."""
+def exam_target(name: str, exam: bytes, min_score: float, samples: int) -> TargetInfo:
+    """Return the target that the file EXAM is, as acceptance exam of the model line NAME.
+
+    Args:
+        name: The model line.
+        exam: Content of the `.npz` file.
+        min_score: Share of right answers that passes, 0..1, kept to six digits.
+        samples: How many labelled samples it holds.
+    """
+    custom = ExamCustom(min_score=f"{min_score:.6f}", samples=samples)
+    digest = hashlib.sha256(exam).hexdigest()
+    return TargetInfo(exam_path(name), digest, len(exam), _as_read(custom))
+
+
+def _as_read(custom: ModelCustom | ExamCustom) -> dict[str, Any]:
+    """Return CUSTOM as it looks after a trip through JSON, so that it compares with one."""
     facts: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(custom))
     return facts
 
