@@ -1,0 +1,168 @@
+"""mosquitto as this fleet needs it: its configuration, its access list, its start. No client.
+
+A device's certificate is its identity: its common name becomes user name and client id, and the
+access list opens `ep/1/d/<that name>/` and nothing else.
+"""
+
+import os
+import pwd
+import shutil
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgepack.errors import UnsupportedError, UsageError
+from edgepack.topics import PREFIX
+from edgepack_fleet.adapters.files import private_directory, write_atomic
+from edgepack_fleet.adapters.pki import FLEET, Pki
+
+__all__ = [
+    "DEFAULT_PORT",
+    "Address",
+    "BrokerFiles",
+    "find_mosquitto",
+    "known_address",
+    "parse_address",
+    "prepare",
+    "start",
+]
+
+DEFAULT_PORT = 8883
+MAX_PACKET = 384 * 1024
+"""Bytes; the largest message of ours is 256 KiB, a block is 64 KiB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A host and a TCP port."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        """Return `host:port`."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerFiles:
+    """What `prepare` wrote."""
+
+    directory: Path
+    config: Path
+    address: Address
+
+
+def parse_address(text: str, *, what: str = "address") -> Address:
+    """Return the address in TEXT, `HOST:PORT` or `[IPV6]:PORT`.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    host, colon, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not (colon and host and port.isascii() and port.isdigit() and int(port[:6]) <= 65535):
+        raise UsageError(f"not a {what}: {text!r}", fix="write HOST:PORT, e.g. 127.0.0.1:8080")
+    return Address(host, int(port))
+
+
+def prepare(data: Path, pki: Pki, address: Address) -> BrokerFiles:
+    """Write the broker's files below DATA and return them; port 0 becomes a free one."""
+    directory = private_directory(data / "broker")
+    address = address if address.port else Address(address.host, _free_port(address.host))
+    config = directory / "mosquitto.conf"
+    write_atomic(directory / "acl", _acl().encode(), mode=0o600)
+    write_atomic(config, _config(directory, pki, address).encode(), mode=0o600)
+    write_atomic(directory / "address", f"{address}\n".encode())
+    return BrokerFiles(directory, config, address)
+
+
+def known_address(data: Path) -> Address:
+    """Return where the broker of DATA was last told to listen, else the default."""
+    path = data / "broker" / "address"
+    if not path.exists():
+        return Address("127.0.0.1", DEFAULT_PORT)
+    return parse_address(path.read_text().strip())
+
+
+def find_mosquitto() -> str:
+    """Return the path of mosquitto.
+
+    Raises:
+        UnsupportedError: it is not installed.
+    """
+    # Debian keeps it in sbin, which is not on every user's path.
+    path = shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+    if path is None:
+        raise UnsupportedError(
+            "mosquitto is not installed here",
+            fix="apt-get install mosquitto, or `edgepack fleet serve --embedded-broker` for a demo",
+            reason="mosquitto_missing",
+        )
+    return path
+
+
+def start(files: BrokerFiles) -> None:
+    """Become mosquitto with FILES; does not return."""
+    path = find_mosquitto()
+    os.execv(path, [path, "-c", str(files.config)])  # noqa: S606
+
+
+def _free_port(host: str) -> int:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _acl() -> str:
+    return f"""\
+# Written by edgepack on every start; changes are lost.
+user {FLEET}
+topic read {PREFIX}/d/+/up/#
+topic write {PREFIX}/d/+/dn/#
+topic write {PREFIX}/g/+/dn/hint
+
+# Every device, under its own certificate's name only.
+pattern write {PREFIX}/d/%u/up/#
+pattern read {PREFIX}/d/%u/dn/#
+pattern read {PREFIX}/g/+/dn/hint
+"""
+
+
+def _config(directory: Path, pki: Pki, address: Address) -> str:
+    certificate, key = pki.pair("server")
+    return f"""\
+# Written by edgepack on every start; changes are lost.
+per_listener_settings false
+listener {address.port} {address.host}
+allow_anonymous false
+acl_file {directory / "acl"}
+
+# Who connects is who its certificate says.
+cafile {pki.ca_path}
+certfile {certificate}
+keyfile {key}
+crlfile {pki.crl_path}
+require_certificate true
+use_identity_as_username true
+use_username_as_clientid true
+tls_version tlsv1.2
+
+# The defaults drop acknowledged messages in a burst; these hold for a fleet that comes back
+# all at once.
+max_inflight_messages 1000
+max_queued_messages 100000
+max_queued_bytes 268435456
+max_packet_size {MAX_PACKET}
+persistent_client_expiration 14d
+set_tcp_nodelay true
+
+persistence true
+persistence_location {directory}/
+autosave_interval 30
+user {pwd.getpwuid(os.getuid()).pw_name}
+log_dest stderr
+log_type error
+log_type warning
+"""

@@ -1,0 +1,193 @@
+"""The tables of the database: rows only. What a row means is in `core.model`."""
+
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, ForeignKey, Index, Integer, String, Text, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+__all__ = [
+    "ApiToken",
+    "Base",
+    "DeviceRow",
+    "EnrolToken",
+    "EventRow",
+    "GroupRow",
+    "JobRow",
+    "OutboxRow",
+    "RolloutRow",
+    "StreamRow",
+    "TelemetryRow",
+]
+
+Id = String(128)
+RowId = BigInteger().with_variant(Integer, "sqlite")
+"""SQLite counts up by itself only where the type is exactly INTEGER."""
+
+
+class Base(DeclarativeBase):
+    """All tables."""
+
+    type_annotation_map = {dict[str, Any]: JSON, list[Any]: JSON, str: Text}  # noqa: RUF012
+
+
+class GroupRow(Base):
+    """A named set of devices."""
+
+    __tablename__ = "groups"
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    created: Mapped[float]
+
+
+class DeviceRow(Base):
+    """An enrolled device and the last that is known of it."""
+
+    __tablename__ = "devices"
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    group_id: Mapped[str] = mapped_column(ForeignKey("groups.id"), index=True)
+    enrolled: Mapped[float]
+    certificate_serial: Mapped[str]
+    """Hexadecimal."""
+    inventory: Mapped[dict[str, Any]]
+    online: Mapped[bool] = mapped_column(default=False)
+    conn: Mapped[str] = mapped_column(default="")
+    """The connection the last birth spoke of; a will of another one is old news."""
+    boot: Mapped[str] = mapped_column(default="")
+    agent: Mapped[str] = mapped_column(default="")
+    bundle: Mapped[str | None]
+    digest: Mapped[str | None]
+    seen: Mapped[float] = mapped_column(default=0.0)
+    inferences: Mapped[int] = mapped_column(BigInteger, default=0)
+    errors: Mapped[int] = mapped_column(BigInteger, default=0)
+
+
+class RolloutRow(Base):
+    """A rollout; its release is kept as it was when it was created, so that it can be replayed."""
+
+    __tablename__ = "rollouts"
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    number: Mapped[int] = mapped_column(unique=True)
+    """Counts up; the higher number is the newer intent."""
+    group_id: Mapped[str] = mapped_column(ForeignKey("groups.id"), index=True)
+    release: Mapped[str]
+    variants: Mapped[list[Any]]
+    waves: Mapped[str]
+    policy: Mapped[dict[str, Any]]
+    forgiven: Mapped[list[Any]]
+    state: Mapped[str] = mapped_column(index=True)
+    reason: Mapped[str] = mapped_column(default="")
+    created: Mapped[float]
+    updated: Mapped[float]
+    version: Mapped[int] = mapped_column(default=0)
+    """Optimistic lock."""
+
+
+class JobRow(Base):
+    """One update for one device: the truth the device pulls."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        Index("ix_jobs_device_status", "device_id", "status"),
+        Index("ux_jobs_rollout_device", "rollout_id", "device_id", unique=True),
+        Index(
+            "ux_jobs_one_open",
+            "device_id",
+            unique=True,
+            sqlite_where=text("status IN ('QUEUED', 'IN_PROGRESS')"),
+            postgresql_where=text("status IN ('QUEUED', 'IN_PROGRESS')"),
+        ),
+    )
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    device_id: Mapped[str] = mapped_column(ForeignKey("devices.id"))
+    rollout_id: Mapped[str] = mapped_column(ForeignKey("rollouts.id"))
+    wave: Mapped[int]
+    release: Mapped[str]
+    target: Mapped[str]
+    version: Mapped[int] = mapped_column(default=0)
+    status: Mapped[str] = mapped_column(String(16), default="QUEUED")
+    state: Mapped[str] = mapped_column(default="")
+    reason: Mapped[str] = mapped_column(default="")
+    progress: Mapped[float] = mapped_column(default=0.0)
+    detail: Mapped[dict[str, Any]]
+    probation_s: Mapped[int]
+    timeout_s: Mapped[int]
+    created: Mapped[float]
+    updated: Mapped[float]
+
+
+class StreamRow(Base):
+    """Which rows of one boot of one device have arrived."""
+
+    __tablename__ = "streams"
+
+    device_id: Mapped[str] = mapped_column(Id, primary_key=True)
+    boot: Mapped[str] = mapped_column(Id, primary_key=True)
+    upto: Mapped[int] = mapped_column(BigInteger)
+    missing: Mapped[list[Any]]
+    updated: Mapped[float]
+
+
+class TelemetryRow(Base):
+    """One telemetry interval of one device."""
+
+    __tablename__ = "telemetry"
+
+    device_id: Mapped[str] = mapped_column(Id, primary_key=True)
+    boot: Mapped[str] = mapped_column(Id, primary_key=True)
+    seq: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    received: Mapped[float] = mapped_column(index=True)
+    bundle: Mapped[str | None]
+    inferences: Mapped[int] = mapped_column(BigInteger)
+    body: Mapped[dict[str, Any]]
+
+
+class EventRow(Base):
+    """Something that happened once on a device."""
+
+    __tablename__ = "events"
+
+    device_id: Mapped[str] = mapped_column(Id, primary_key=True)
+    boot: Mapped[str] = mapped_column(Id, primary_key=True)
+    seq: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    received: Mapped[float] = mapped_column(index=True)
+    type: Mapped[str]
+    body: Mapped[dict[str, Any]]
+
+
+class OutboxRow(Base):
+    """A message that must reach the broker: written with the decision, removed once sent."""
+
+    __tablename__ = "outbox"
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True, autoincrement=True)
+    topic: Mapped[str]
+    payload: Mapped[bytes]
+    created: Mapped[float]
+
+
+class ApiToken(Base):
+    """A bearer token of the REST interface; only its hash is kept."""
+
+    __tablename__ = "api_tokens"
+
+    digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    name: Mapped[str]
+    role: Mapped[str] = mapped_column(String(16))
+    created: Mapped[float]
+
+
+class EnrolToken(Base):
+    """A device's one-time entrance; only the hash of its secret is kept."""
+
+    __tablename__ = "enrol_tokens"
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    digest: Mapped[str] = mapped_column(String(64), unique=True)
+    group_id: Mapped[str] = mapped_column(ForeignKey("groups.id"))
+    created: Mapped[float]
+    expires: Mapped[float]
+    uses: Mapped[int]
+    used: Mapped[int] = mapped_column(default=0)

@@ -1,0 +1,13 @@
+"""How Alembic runs a step here: on the connection it is given, never on one of its own."""
+
+from alembic import context
+
+from edgepack_fleet.adapters.tables import Base
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=Base.metadata,
+    render_as_batch=True,
+)
+with context.begin_transaction():
+    context.run_migrations()
