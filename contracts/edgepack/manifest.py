@@ -34,17 +34,22 @@ __all__ = [
 
 SCHEMA = "edgepack.bundle/v1"
 
-Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?$")]
+# Patterns end in `(?![\s\S])`, nothing follows: to Python, `$` also matches before a newline.
+Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?(?![\s\S])")]
 Semver = Annotated[
     str,
     msgspec.Meta(
-        pattern=r"^(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)(?:-[0-9A-Za-z.-]+)?(?:\+[0-9A-Za-z.-]+)?$",
+        pattern=r"^(?:(?:0|[1-9][0-9]*)\.){2}(?:0|[1-9][0-9]*)"
+        r"(?:-[0-9A-Za-z.-]+)?(?:\+[0-9A-Za-z.-]+)?(?![\s\S])",
         max_length=64,
     ),
 ]
-Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}(?![\s\S])")]
 FilePath = Annotated[
-    str, msgspec.Meta(pattern=r"^(?!\.)[A-Za-z0-9_.-]+(?:/(?!\.)[A-Za-z0-9_.-]+)*$", max_length=200)
+    str,
+    msgspec.Meta(
+        pattern=r"^(?!\.)[A-Za-z0-9_.-]+(?:/(?!\.)[A-Za-z0-9_.-]+)*(?![\s\S])", max_length=200
+    ),
 ]
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Dim = Annotated[int, msgspec.Meta(ge=-1)]

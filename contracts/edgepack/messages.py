@@ -40,7 +40,7 @@ MAX_MESSAGE = 256 * 1024
 """Bytes a JSON message may have after inflating; more is refused before it is parsed."""
 
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
-Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}(?![\s\S])")]
 Text = Annotated[str, msgspec.Meta(max_length=4096)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
 
@@ -189,7 +189,7 @@ class MetaRequest(Message, frozen=True, kw_only=True):
 
     xfer: Id
     repo: Literal["image", "director"]
-    name: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._@-]{1,160}$")]
+    name: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._@-]{1,160}(?![\s\S])")]
 
 
 class BlobRequest(Message, frozen=True, kw_only=True):
