@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from securesystemslib.signer import CryptoSigner, Signer, SSlibKey
-from tuf.api.exceptions import RepositoryError
+from tuf.api.exceptions import RepositoryError, UnsignedMetadataError
 from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
 
 from edgepack.durable import write_file
@@ -38,6 +38,7 @@ __all__ = [
     "stale",
     "target_file",
     "target_info",
+    "verify",
     "version_after",
 ]
 
@@ -50,6 +51,8 @@ MIN_EPOCH = "x-edgepack-min-epoch"
 
 SNAPSHOT_LIFE = timedelta(days=7)
 TIMESTAMP_LIFE = timedelta(days=1)
+KEEP = 5
+"""Snapshots that stay, for devices in the middle of reading."""
 
 _NAME = re.compile(r"(?:([1-9][0-9]{0,15})\.)?([a-z0-9][a-z0-9._-]{0,120})\.json")
 
@@ -159,6 +162,21 @@ def sign(signed: S, *signers: Signer) -> bytes:
     return metadata.to_bytes()
 
 
+def verify(delegator: Root | Targets, role: str, metadata: Metadata[S]) -> S:
+    """Return what METADATA says, if enough of the keys DELEGATOR names for ROLE signed it.
+
+    Raises:
+        TrustError: they did not (reason `bad_signature`), or ROLE is not known to DELEGATOR.
+    """
+    try:
+        delegator.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
+    except (UnsignedMetadataError, ValueError) as error:
+        raise TrustError(
+            "bad_signature", f"the metadata of {role} is not signed by who must", why=str(error)
+        ) from error
+    return metadata.signed
+
+
 def signer_of(key: ec.EllipticCurvePrivateKey) -> CryptoSigner:
     """Return a TUF signer for KEY. securesystemslib's own loader opens no encrypted file."""
     return CryptoSigner(key, SSlibKey.from_crypto(key.public_key()))
@@ -226,6 +244,7 @@ def seal(
         unrecognized_fields=issued,
     )
     directory.write("timestamp.json", sign(timestamp, keys.timestamp))
+    directory.prune("snapshot", KEEP)
     return version
 
 

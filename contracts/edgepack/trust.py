@@ -31,6 +31,7 @@ __all__ = [
     "ExamTarget",
     "ImageWord",
     "ModelCustom",
+    "Reason",
     "TargetInfo",
     "TrustError",
     "cross_check",

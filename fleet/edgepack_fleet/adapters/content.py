@@ -1,0 +1,94 @@
+"""Blobs by digest in a directory. Does not know what they are or who may have them.
+
+`DIR/sha256/HEX`, as in an OCI layout and in a repository on a USB stick. A blob is there whole
+and right, or not at all.
+"""
+
+import errno
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import BinaryIO
+
+from edgepack.durable import BlobSink, sweep
+from edgepack.errors import BudgetError, UsageError
+
+__all__ = ["ContentStore"]
+
+PIECE = 1024 * 1024
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class ContentStore:
+    """The blobs below DIRECTORY. One process writes; any thread may."""
+
+    def __init__(self, directory: Path) -> None:
+        self._blobs = directory / "sha256"
+        self._blobs.mkdir(parents=True, exist_ok=True)
+        sweep(self._blobs)
+
+    def put(
+        self, sha256: str, stream: BinaryIO | Iterable[bytes], *, limit: int | None = None
+    ) -> int:
+        """Store the blob SHA256 from STREAM and return its size in bytes.
+
+        A blob that is there is left alone; STREAM is still read and checked.
+
+        Args:
+            sha256: Digest the content must have, in hex.
+            stream: A file open for reading, or pieces of bytes.
+            limit: Bytes it may have at most.
+
+        Raises:
+            UsageError: SHA256 is not a digest.
+            IntegrityError: the content has another digest, or is too long.
+            BudgetError: the disk is full (reason `disk_full`); nothing is left behind.
+        """
+        path = self._path(sha256)
+        try:
+            with BlobSink(path, sha256, limit) as sink:
+                for piece in _pieces(stream):
+                    sink.write(piece)
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            raise BudgetError(
+                f"no room for blob {sha256[:12]}",
+                why=error.strerror or str(error),
+                fix=f"make room on the disk of {self._blobs}",
+                reason="disk_full",
+            ) from error
+        return sink.size
+
+    def has(self, sha256: str) -> bool:
+        """Return whether the blob SHA256 is here."""
+        return self.size(sha256) is not None
+
+    def size(self, sha256: str) -> int | None:
+        """Return the size of the blob SHA256 in bytes; None if it is not here."""
+        try:
+            return self._path(sha256).stat().st_size
+        except FileNotFoundError:
+            return None
+
+    def read(self, sha256: str, offset: int = 0, length: int | None = None) -> bytes:
+        """Return LENGTH bytes of the blob SHA256 from OFFSET, fewer at its end.
+
+        Raises:
+            FileNotFoundError: it is not here.
+        """
+        with self._path(sha256).open("rb") as file:
+            file.seek(offset)
+            return file.read(-1 if length is None else length)
+
+    def _path(self, sha256: str) -> Path:
+        if not _DIGEST.fullmatch(sha256):
+            raise UsageError(f"{sha256[:80]!r} is not a SHA-256 in hex", reason="bad_digest")
+        return self._blobs / sha256
+
+
+def _pieces(stream: BinaryIO | Iterable[bytes]) -> Iterable[bytes]:
+    if hasattr(stream, "read"):
+        return iter(lambda: stream.read(PIECE), b"")
+    return stream

@@ -1,0 +1,142 @@
+"""What each device shall run, signed: one small TUF repository per device, one shared root.
+
+Points a device at a model and cannot invent one: the device believes it only as far as the
+image repository agrees. Decides nothing; the fleet's rollouts do.
+"""
+
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from tuf.api.metadata import Root, Targets
+
+from edgepack.errors import UsageError
+from edgepack.metadata import (
+    DEVICE,
+    ISSUED,
+    MetadataDirectory,
+    OnlineKeys,
+    keep_fresh,
+    parse,
+    seal,
+    sign,
+    stale,
+    target_file,
+    target_info,
+    version_after,
+)
+from edgepack.topics import DEVICE_ID
+from edgepack.trust import TargetInfo, TrustError
+from edgepack_fleet.adapters.image_repo import VariantInfo, online_signer
+
+__all__ = ["Director"]
+
+ROOT_LIFE = timedelta(days=365)
+TARGETS_LIFE = timedelta(days=7)
+KEEP = 3
+"""Versions of a role that stay, for devices in the middle of reading."""
+
+
+class Director:
+    """The repositories of all devices in DIRECTORY.
+
+    Args:
+        directory: Gets `root/`, `keys/` and a directory per device.
+        clock: The time, UTC.
+    """
+
+    def __init__(
+        self, directory: Path, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    ) -> None:
+        self._roots = MetadataDirectory(directory / "root")
+        self._devices = directory / "devices"
+        self._root_key = online_signer(directory / "keys" / "root.pem")
+        self._key = online_signer(directory / "keys" / "online.pem")
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._renew_root(self._clock())
+
+    def root(self) -> bytes:
+        """Return the first root, which an enrolling device pins."""
+        return self._roots.read("1.root.json") or b""
+
+    def assign(self, device: str, target: VariantInfo | None) -> None:
+        """Say that DEVICE shall run TARGET; None: no model. Durable when it returns.
+
+        Raises:
+            UsageError: DEVICE cannot be a device's id.
+        """
+        with self._lock:
+            repository = self._repository(device)
+            if not _says(repository, target):
+                self._sign(device, repository, target)
+
+    def metadata(self, device: str, name: str) -> bytes | None:
+        """Return the metadata file NAME for DEVICE; None if there is none of that name.
+
+        The caller has proved that DEVICE is asking. What is past its half-life is signed
+        again first, so that nothing has to be done for a device that is away.
+        """
+        try:
+            if name.endswith(".root.json"):
+                return self._roots.read(name)
+            if name == "timestamp.json":
+                self._refresh(device, self._clock())
+            return self._repository(device).read(name)
+        except (TrustError, UsageError):
+            return None
+
+    def keep_fresh(self, now: datetime | None = None) -> None:
+        """Renew the shared root if it is past its half-life. Devices' files renew when asked."""
+        with self._lock:
+            self._renew_root(now or self._clock())
+
+    def _refresh(self, device: str, now: datetime) -> None:
+        with self._lock:
+            repository = self._repository(device)
+            targets = repository.current().get("targets")
+            signed = parse(targets, Targets).signed if targets else None
+            if signed is None or stale(signed.expires, TARGETS_LIFE, now):
+                wanted = [target_info(file) for file in signed.targets.values()] if signed else []
+                self._sign(device, repository, wanted[0] if wanted else None)
+            else:
+                keep_fresh(repository, OnlineKeys(self._key, self._key), now)
+
+    def _sign(self, device: str, repository: MetadataDirectory, target: TargetInfo | None) -> None:
+        now = self._clock()
+        versions = repository.versions("targets")
+        targets = Targets(
+            version_after(versions[-1] if versions else 0, now),
+            expires=now + TARGETS_LIFE,
+            targets={target.path: target_file(target)} if target else {},
+            unrecognized_fields={DEVICE: device, ISSUED: int(now.timestamp())},
+        )
+        data = sign(targets, self._key)
+        repository.write(f"{targets.version}.targets.json", data)
+        seal(repository, {"targets": data}, OnlineKeys(self._key, self._key), now)
+        repository.prune("targets", KEEP)
+
+    def _renew_root(self, now: datetime) -> None:
+        versions = self._roots.versions("root")
+        last = self._roots.read(f"{versions[-1]}.root.json") if versions else None
+        if last and not stale(parse(last, Root).signed.expires, ROOT_LIFE, now):
+            return
+        root = Root(versions[-1] + 1 if versions else 1, expires=now + ROOT_LIFE)
+        root.add_key(self._root_key.public_key, "root")
+        for role in ("targets", "snapshot", "timestamp"):
+            root.add_key(self._key.public_key, role)
+        self._roots.write(f"{root.version}.root.json", sign(root, self._root_key))
+
+    def _repository(self, device: str) -> MetadataDirectory:
+        if not DEVICE_ID.fullmatch(device):
+            raise UsageError(f"{device[:80]!r} cannot be the id of a device", reason="bad_device")
+        return MetadataDirectory(self._devices / device)
+
+
+def _says(repository: MetadataDirectory, target: TargetInfo | None) -> bool:
+    data = repository.current().get("targets")
+    if data is None:
+        return False
+    said = [target_info(file) for file in parse(data, Targets).signed.targets.values()]
+    return said == ([target] if target else [])
