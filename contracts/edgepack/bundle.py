@@ -77,6 +77,11 @@ class Bundle:
         return self.image.layer(SIGNATURE) is not None
 
     @property
+    def signer(self) -> str | None:
+        """Id of the key that the bundle says signed it; None if it is not signed."""
+        return oms.signer(self._read_limited(SIGNATURE, oci.MAX_DOCUMENT)) if self.signed else None
+
+    @property
     def model_bytes(self) -> int:
         """Sum of the sizes of the model's own files."""
         return tree.model_bytes(self.manifest)

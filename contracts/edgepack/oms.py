@@ -24,7 +24,7 @@ from edgepack.errors import IntegrityError
 from edgepack.keys import key_id
 from edgepack.oci import SIGNATURE
 
-__all__ = ["sign_files", "verify_files"]
+__all__ = ["sign_files", "signer", "verify_files"]
 
 _PAYLOAD_TYPE = "application/vnd.in-toto+json"
 _ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
@@ -67,6 +67,15 @@ def verify_files(
             fix="fetch the bundle again from its publisher",
         )  # fmt: skip
     _verify(raw, payload, public)
+
+
+def signer(signature: bytes) -> str:
+    """Return the id of the key that SIGNATURE says it was made with; nothing is proven yet.
+
+    Raises:
+        IntegrityError: SIGNATURE is not a `model.sig`.
+    """
+    return _hint(canonical.loads(signature, what=SIGNATURE))
 
 
 def _verify(raw: bytes, payload: bytes, public: ec.EllipticCurvePublicKey) -> None:

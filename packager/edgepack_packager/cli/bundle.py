@@ -1,0 +1,215 @@
+"""`edgepack inspect`, `verify` and `unpack`: look at a bundle, check it, take it apart."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+import click
+import msgspec
+
+from edgepack.bundle import Bundle, open_bundle
+from edgepack.cli import print_json
+from edgepack.errors import IntegrityError, UsageError
+from edgepack.keys import key_id, load_public
+from edgepack.manifest import Manifest, TensorSpec
+
+__all__ = ["inspect", "unpack", "verify"]
+
+_FILE = click.Path(path_type=Path)
+_FLAT_ROLES = frozenset({"model", "labels", "asset"})
+_json_flag = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+
+
+@click.command()
+@click.argument("bundle", type=_FILE)
+@_json_flag
+def inspect(bundle: Path, as_json: bool) -> None:
+    """Show what BUNDLE says about itself. Checks its form, not who signed it."""
+    with open_bundle(bundle) as opened:
+        if as_json:
+            print_json(_as_json(opened))
+        else:
+            _print_tables(opened)
+
+
+@click.command()
+@click.argument("bundle", type=_FILE)
+@click.option("--key", type=_FILE, required=True, help="The publisher's NAME.pub.pem.")
+@_json_flag
+def verify(bundle: Path, key: Path, as_json: bool) -> None:
+    """Check BUNDLE's form, digests and signature; exit code 3 if anything is not right."""
+    public = load_public(key)
+    found: dict[str, object] = {"schema": "edgepack.verify/v1", "path": str(bundle)}
+    try:
+        with open_bundle(bundle) as opened:
+            opened.verify(public)
+            facts = {"digest": opened.digest, "key_id": key_id(public)}
+            release = opened.manifest.release
+    except IntegrityError as error:
+        if as_json:
+            print_json(found | {"verified": False, "error": error.as_dict()})
+        raise
+    if as_json:
+        print_json(found | {"verified": True} | facts)
+    else:
+        click.echo(f"verified  {release}  {facts['digest']}\nsigned by {facts['key_id']}")
+
+
+@click.command()
+@click.argument("bundle", type=_FILE)
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--flat", is_flag=True, help="Only model, labels and JSON, without folders.")
+@_json_flag
+def unpack(bundle: Path, directory: Path, flat: bool, as_json: bool) -> None:
+    """Write BUNDLE's files to DIRECTORY as they were signed, with `model.sig`."""
+    with open_bundle(bundle) as opened, _appearing(directory) as part:
+        if flat:
+            _extract_flat(opened, part)
+        else:
+            opened.extract(part)
+        files = sorted(str(path.relative_to(part)) for path in part.rglob("*") if path.is_file())
+    if as_json:
+        print_json({"schema": "edgepack.unpack/v1", "directory": str(directory), "files": files})
+    else:
+        click.echo("\n".join(str(directory / file) for file in files))
+
+
+def _as_json(bundle: Bundle) -> dict[str, object]:
+    return {
+        "schema": "edgepack.inspect/v1",
+        "path": str(bundle.path),
+        "digest": bundle.digest,
+        "size_bytes": bundle.size_bytes,
+        "model_bytes": bundle.model_bytes,
+        "signature": {"signed": bundle.signed, "key_id": bundle.signer},
+        "manifest": msgspec.to_builtins(bundle.manifest),
+    }
+
+
+def _print_tables(bundle: Bundle) -> None:
+    manifest = bundle.manifest
+    _table((), [*_identity(bundle), *_processing(manifest), *_origin(manifest)])
+    tensors = [("input", spec) for spec in manifest.inputs]
+    tensors += [("output", spec) for spec in manifest.outputs]
+    _table(
+        ("", "name", "type", "shape", "layout", "native name"),
+        [_tensor_row(kind, spec) for kind, spec in tensors],
+    )
+    rows = [(entry.path, entry.role, f"{entry.size:,}") for entry in manifest.files]
+    _table(("file", "role", "bytes"), rows)
+
+
+def _identity(bundle: Bundle) -> list[tuple[str, str]]:
+    manifest, target = bundle.manifest, bundle.manifest.target
+    arch = ", ".join(target.arch) or "any"
+    signature = f"by {bundle.signer} (not checked: edgepack verify)" if bundle.signed else "none"
+    return [
+        ("release", f"{manifest.release}  (build {manifest.build_id})"),
+        ("digest", bundle.digest),
+        ("signature", signature),
+        ("task", manifest.task),
+        ("target", f"{target.runtime} >= {target.min_runtime}, on {arch} machines"),
+        ("precision", f"{target.precision}, executed in {target.execution_precision}"),
+        ("size", f"{bundle.size_bytes:,} bytes, model {bundle.model_bytes:,}"),
+        ("security epoch", str(manifest.security_epoch)),
+    ]
+
+
+def _processing(manifest: Manifest) -> list[tuple[str, str]]:
+    pre, post = manifest.preprocess, manifest.postprocess
+    before, after = "none: raw tensors", "none: raw tensors"
+    if pre:
+        resize = f"{pre.resize.mode}, {pre.resize.interpolation}"
+        before = f"{pre.color}, {resize}, (x / {pre.scale:g} - {pre.mean}) / {pre.std}"
+    if post:
+        after = f"{post.decoder} of {post.output or 'the output'}, top {post.top_k}"
+    return [
+        ("preprocess", before),
+        ("postprocess", after),
+        ("labels", f"{len(manifest.labels)}  {', '.join(manifest.labels[:10])}"),
+        ("agreement", f"{manifest.agreement.rule} on {manifest.agreement.output}"),
+    ]
+
+
+def _origin(manifest: Manifest) -> list[tuple[str, str]]:
+    source, metrics, ranges = manifest.provenance, manifest.metrics, manifest.calibration
+    rows = [("source", f"{source.source_format}, sha256 {source.source_sha256}")]
+    if source.steps:
+        rows.append(("steps", " -> ".join(source.steps)))
+    if ranges:
+        rows.append(("calibration", f"{ranges.method}, {ranges.samples} samples"))
+    if metrics:
+        change = f"{metrics.reference:.4f} -> {metrics.this:.4f}"
+        rows.append((metrics.name, f"{change} on {metrics.samples} samples"))
+    return [*rows, ("license", manifest.license or "not stated")]
+
+
+def _tensor_row(kind: str, spec: TensorSpec) -> tuple[str, ...]:
+    shape = " x ".join("?" if size < 0 else str(size) for size in spec.shape)
+    return (
+        kind,
+        spec.name,
+        spec.dtype,
+        shape or "scalar",
+        spec.layout or "",
+        spec.binding.native_name,
+    )
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*columns, box=None, pad_edge=False, show_header=bool(columns))
+    for row in rows:
+        table.add_row(*(Text(_printable(cell), overflow="fold") for cell in row))
+    console = Console(highlight=False)
+    console.print(table, width=console.width if console.is_terminal else 160)
+    console.print()
+
+
+def _printable(text: str) -> str:
+    """Return TEXT without control characters: a bundle's names must not drive the terminal."""
+    return "".join(char if char.isprintable() else "\ufffd" for char in text)
+
+
+def _extract_flat(bundle: Bundle, directory: Path) -> None:
+    (directory / "manifest.json").write_bytes(bundle.manifest_bytes)
+    flat = [entry for entry in bundle.manifest.files if entry.role in _FLAT_ROLES]
+    for entry in flat:
+        target = directory / PurePosixPath(entry.path).name
+        if target.exists():
+            raise UsageError(f"two files would be called {target.name}", fix="leave out --flat")
+        with bundle.open_blob(entry.sha256) as blob, target.open("wb") as file:
+            shutil.copyfileobj(blob, file)
+    if bundle.manifest.labels and not any(entry.role == "labels" for entry in flat):
+        text = "".join(f"{name}\n" for name in bundle.manifest.labels)
+        (directory / "labels.txt").write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def _appearing(directory: Path) -> Iterator[Path]:
+    """Yield a directory to fill, which gets the name DIRECTORY only if all goes well."""
+    target = directory.resolve()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UsageError(
+            f"{directory} exists and is not an empty directory",
+            fix="name a new directory",
+            reason="exists",
+        )
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=".edgepack-", dir=target.parent))
+        try:
+            yield part
+            part.chmod(0o755)
+            part.replace(target)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    except OSError as error:
+        raise UsageError(
+            f"cannot write {directory}", why=error.strerror or str(error), reason="unwritable"
+        ) from error
