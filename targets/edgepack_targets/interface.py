@@ -1,0 +1,208 @@
+"""What a target is: the typed protocols that every plugin follows. Imports no runtime, no numpy.
+
+A `Target` names a runtime. On a device it loads a model and gives a `Session`; on a host it
+also converts and quantises, in a process of its own. Everything outside this package speaks
+public tensors (the source's names, shapes and layouts); what a runtime calls them is its
+`NativeTensor`s, and the manifest's bindings join the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
+
+from edgepack.manifest import Manifest
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = [
+    "MODEL_FILES",
+    "Applied",
+    "Capability",
+    "Effective",
+    "NativeTensor",
+    "Session",
+    "SourceFormat",
+    "Target",
+]
+
+SourceFormat = Literal["saved_model", "onnx", "tflite"]
+
+MODEL_FILES = {
+    "openvino": ("model.xml", "model.bin"),
+    "tflite": ("model.tflite",),
+    "onnx": ("model.onnx",),
+}
+"""The files of a model directory, by runtime; the first is the one that is opened."""
+
+
+@dataclass(frozen=True, slots=True)
+class NativeTensor:
+    """An input or output as the runtime knows it; -1 is a dynamic axis."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class Effective:
+    """What a session really runs with, asked of the runtime after loading."""
+
+    runtime: str
+    version: str
+    precision: str
+    """Of what is not quantised: `f32`, `bf16` or `f16`."""
+    device: str
+    """Device or execution provider, as the runtime calls it."""
+    threads: int
+    """0: the runtime chose and does not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capability:
+    """What a target can do on a host."""
+
+    sources: tuple[SourceFormat, ...]
+    precisions: tuple[str, ...]
+    max_calibration: int
+    """Samples used at most; of more, a seeded choice is taken."""
+
+
+class Applied(TypedDict):
+    """What is really in an artefact, counted in the artefact itself."""
+
+    operators: int
+    """Operators that compute something; (de)quantisation is not counted."""
+    quantized_operators: int
+    """Of these, the ones that read int8 data."""
+    int8_weights: int
+    """Numbers of weights stored as int8 (biases and scales are not weights)."""
+    float_weights: int
+    """Numbers of weights stored as floats."""
+    int8_share: float
+    """`int8_weights` in all weights; 0 without weights."""
+
+
+class Session(Protocol):
+    """A loaded model. `run` may be called from several threads; calls may wait for each other."""
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Return the outputs for INPUTS, both by public name, in public shapes and layouts.
+
+        Nothing is converted silently: a uint8 image for a float32 input is an error. The
+        arrays returned are the caller's own.
+
+        Raises:
+            UsageError: A name is missing or unknown, or a shape or dtype differs.
+        """
+        ...
+
+    @property
+    def effective(self) -> Effective:
+        """What the session really runs with."""
+        ...
+
+    def close(self) -> None:
+        """Give the memory back; harmless to call again. `run` raises RuntimeError afterwards."""
+        ...
+
+
+class Target(Protocol):
+    """One runtime: what a model can run on."""
+
+    @property
+    def name(self) -> str:
+        """The name used in `--target`, bundles and manifests."""
+        ...
+
+    @property
+    def extra(self) -> str:
+        """The extra of the edgepack distribution that installs the runtime."""
+        ...
+
+    def version(self) -> str:
+        """Return the version of the installed runtime, without importing it.
+
+        Raises:
+            UnsupportedError: It is not installed; the message names the extra.
+        """
+        ...
+
+    def capability(self) -> Capability:
+        """Return what the target can do on a host."""
+        ...
+
+    def load(self, model_dir: Path, manifest: Manifest, *, threads: int | None = None) -> Session:
+        """Load the model in MODEL_DIR with the manifest's bindings and execution precision.
+
+        Raises:
+            UnsupportedError: The runtime is missing or too old, or cannot run the precision.
+            IntegrityError: The model cannot be read or is not the one the manifest describes.
+        """
+        ...
+
+    def describe(self, model_dir: Path) -> tuple[list[NativeTensor], list[NativeTensor]]:
+        """Return the native inputs and outputs of the model in MODEL_DIR, in its order.
+
+        Raises:
+            IntegrityError: The model cannot be read.
+        """
+        ...
+
+    def convert(
+        self,
+        source: Path,
+        source_format: str,
+        out_dir: Path,
+        *,
+        shapes: Mapping[str, tuple[int, ...]] | None = None,
+    ) -> None:
+        """Write SOURCE as an fp32 model to OUT_DIR. Host only; run it in a fresh process.
+
+        Args:
+            source: File or SavedModel directory.
+            source_format: One of `capability().sources`.
+            out_dir: An existing directory.
+            shapes: Static shapes by the source's native input name; an unknown batch that is
+                not given becomes 1.
+
+        Raises:
+            UnsupportedError: No such route, or an operator or shape that it cannot take.
+            UsageError: SOURCE cannot be read, or SHAPES do not fit it.
+        """
+        ...
+
+    def quantize(
+        self,
+        model_dir: Path,
+        out_dir: Path,
+        calibration: Mapping[str, NDArray[Any]],
+        *,
+        seed: int = 0,
+        cpu_features: tuple[str, ...] = (),
+    ) -> dict[str, Any]:
+        """Write the fp32 model in MODEL_DIR as static int8 to OUT_DIR. Host only.
+
+        Args:
+            model_dir: What `convert` wrote.
+            out_dir: An existing directory.
+            calibration: One array per native input, in native layout, first axis = samples.
+            seed: Of the choice of samples when there are more than the target uses.
+            cpu_features: What the manifest will require, e.g. `avx512_vnni`.
+
+        Returns:
+            What was done, for the manifest: `method`, `samples`, `seed`, `tools`.
+
+        Raises:
+            UsageError: CALIBRATION does not fit the model.
+            UnsupportedError: The converter is missing or cannot take the model.
+        """
+        ...
+
+    def applied(self, model_dir: Path) -> Applied:
+        """Return what is really in the model in MODEL_DIR. Host only."""
+        ...

@@ -1,0 +1,88 @@
+"""The `onnx` target: ONNX models on onnxruntime's CPU provider. Imports both only when used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from edgepack.manifest import Manifest
+from edgepack_targets.extras import require
+from edgepack_targets.interface import Applied, Capability, NativeTensor, Session, Target
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["ONNX"]
+
+
+class _Onnx:
+    """See `interface.Target`."""
+
+    name: Final = "onnx"
+    extra: Final = "onnx"
+
+    def version(self) -> str:
+        """Return the version of onnxruntime."""
+        return require("onnxruntime", extra=self.extra, wanted_for="the runtime of target `onnx`")
+
+    def capability(self) -> Capability:
+        """Return what the target can do on a host."""
+        return Capability(("onnx",), ("fp32", "int8"), max_calibration=300)
+
+    def load(self, model_dir: Path, manifest: Manifest, *, threads: int | None = None) -> Session:
+        """Load MODEL_DIR/model.onnx."""
+        version = self.version()
+        from edgepack_targets import onnx_session
+
+        return onnx_session.load(model_dir, manifest, version, threads)
+
+    def describe(self, model_dir: Path) -> tuple[list[NativeTensor], list[NativeTensor]]:
+        """Return the native inputs and outputs."""
+        self.version()
+        from edgepack_targets import onnx_session
+
+        return onnx_session.describe(model_dir)
+
+    def convert(
+        self,
+        source: Path,
+        source_format: str,
+        out_dir: Path,
+        *,
+        shapes: Mapping[str, tuple[int, ...]] | None = None,
+    ) -> None:
+        """Write SOURCE in canonical form."""
+        self._require_host()
+        from edgepack_targets import onnx_host
+
+        onnx_host.convert(source, source_format, out_dir, shapes)
+
+    def quantize(
+        self,
+        model_dir: Path,
+        out_dir: Path,
+        calibration: Mapping[str, NDArray[Any]],
+        *,
+        seed: int = 0,
+        cpu_features: tuple[str, ...] = (),
+    ) -> dict[str, Any]:
+        """Quantise with onnxruntime: QDQ, uint8 activations, int8 weights per channel."""
+        self._require_host()
+        from edgepack_targets import onnx_host
+
+        return onnx_host.quantize(model_dir, out_dir, calibration, seed, cpu_features)
+
+    def applied(self, model_dir: Path) -> Applied:
+        """Count what is quantised."""
+        self._require_host()
+        from edgepack_targets import onnx_host
+
+        return onnx_host.applied(model_dir)
+
+    def _require_host(self) -> None:
+        self.version()
+        require("onnx", extra="packager", wanted_for="the converter of target `onnx`")
+
+
+ONNX: Target = _Onnx()

@@ -1,0 +1,95 @@
+"""onnxruntime on a device: loads and runs. Does not need the `onnx` package."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from edgepack.errors import UnsupportedError
+from edgepack.manifest import Manifest
+from edgepack_targets.binding import Binding
+from edgepack_targets.interface import Effective, NativeTensor
+from edgepack_targets.session import BoundSession, check_runtime, only_f32, unreadable
+
+__all__ = ["describe", "load"]
+
+PROVIDER = "CPUExecutionProvider"
+DTYPES = {
+    "tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64",
+    "tensor(bool)": "bool", "tensor(int8)": "int8", "tensor(uint8)": "uint8",
+    "tensor(int16)": "int16", "tensor(uint16)": "uint16", "tensor(int32)": "int32",
+    "tensor(uint32)": "uint32", "tensor(int64)": "int64", "tensor(uint64)": "uint64",
+}  # fmt: skip
+# The C++ severity "error": warnings about graph patterns mean nothing to who runs a device.
+QUIET = 3
+
+
+class OnnxSession(BoundSession):
+    """A loaded ONNX model."""
+
+    def __init__(self, session: ort.InferenceSession, binding: Binding, effective: Effective):
+        super().__init__(binding, effective)
+        self._session = session
+        self._names = binding.output_names
+
+    def _infer(self, native: dict[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+        return dict(zip(self._names, self._session.run(self._names, native), strict=True))
+
+    def _release(self) -> None:
+        del self._session
+
+
+def load(model_dir: Path, manifest: Manifest, version: str, threads: int | None) -> OnnxSession:
+    """Return a session on MODEL_DIR/model.onnx; see `interface.Target.load`."""
+    check_runtime(manifest, "onnx", version)
+    only_f32(manifest)
+    session = _open(model_dir, threads or 0)
+    providers = session.get_providers()
+    if providers[:1] != [PROVIDER]:
+        # A provider that is missing is replaced without an exception, so the answer is checked.
+        raise UnsupportedError(
+            f"onnxruntime runs on {providers} here, not on {PROVIDER}", reason="wrong_provider"
+        )
+    binding = Binding(manifest, _describe(session))
+    effective = Effective("onnxruntime", version, "f32", providers[0], threads or 0)
+    return OnnxSession(session, binding, effective)
+
+
+def describe(model_dir: Path) -> tuple[list[NativeTensor], list[NativeTensor]]:
+    """Return the native inputs and outputs of MODEL_DIR/model.onnx."""
+    return _describe(_open(model_dir, 1))
+
+
+def _open(model_dir: Path, threads: int) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = QUIET
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Idle threads that spin would eat the CPU between two frames.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # On ARM with bf16, f32 products could be made in bf16; the default says no, we insist.
+    options.add_session_config_entry("mlas.enable_gemm_fastmath_arm64_bfloat16", "0")
+    path = model_dir / "model.onnx"
+    try:
+        return ort.InferenceSession(str(path), options, providers=[PROVIDER])
+    except Exception as error:  # noqa: BLE001  onnxruntime's errors share no base but this one
+        raise unreadable("onnxruntime", path, error) from error
+
+
+def _describe(session: ort.InferenceSession) -> tuple[list[NativeTensor], list[NativeTensor]]:
+    return (
+        [_native(tensor) for tensor in session.get_inputs()],
+        [_native(tensor) for tensor in session.get_outputs()],
+    )
+
+
+def _native(tensor: Any) -> NativeTensor:
+    if tensor.type not in DTYPES:
+        raise UnsupportedError(
+            f"`{tensor.name}` is a {tensor.type}", why="only numeric tensors are supported",
+            reason="unsupported_dtype",
+        )  # fmt: skip
+    shape = tuple(size if isinstance(size, int) else -1 for size in tensor.shape)
+    return NativeTensor(tensor.name, shape, DTYPES[tensor.type])

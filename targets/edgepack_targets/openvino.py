@@ -1,0 +1,88 @@
+"""The `openvino` target: OpenVINO IR on the CPU plugin. Imports openvino and nncf only when used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from edgepack.manifest import Manifest
+from edgepack_targets.extras import require
+from edgepack_targets.interface import Applied, Capability, NativeTensor, Session, Target
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["OPENVINO"]
+
+
+class _OpenVino:
+    """See `interface.Target`."""
+
+    name: Final = "openvino"
+    extra: Final = "openvino"
+
+    def version(self) -> str:
+        """Return the version of OpenVINO."""
+        return require("openvino", extra=self.extra, wanted_for="the runtime of target `openvino`")
+
+    def capability(self) -> Capability:
+        """Return what the target can do on a host."""
+        return Capability(("saved_model", "onnx", "tflite"), ("fp32", "int8"), max_calibration=300)
+
+    def load(self, model_dir: Path, manifest: Manifest, *, threads: int | None = None) -> Session:
+        """Load MODEL_DIR/model.xml and model.bin."""
+        version = self.version()
+        from edgepack_targets import openvino_session
+
+        return openvino_session.load(model_dir, manifest, version, threads)
+
+    def describe(self, model_dir: Path) -> tuple[list[NativeTensor], list[NativeTensor]]:
+        """Return the native inputs and outputs."""
+        self.version()
+        from edgepack_targets import openvino_session
+
+        return openvino_session.describe(model_dir)
+
+    def convert(
+        self,
+        source: Path,
+        source_format: str,
+        out_dir: Path,
+        *,
+        shapes: Mapping[str, tuple[int, ...]] | None = None,
+    ) -> None:
+        """Convert SOURCE to an uncompressed IR."""
+        self._require_host()
+        from edgepack_targets import openvino_host
+
+        openvino_host.convert(source, source_format, out_dir, shapes)
+
+    def quantize(
+        self,
+        model_dir: Path,
+        out_dir: Path,
+        calibration: Mapping[str, NDArray[Any]],
+        *,
+        seed: int = 0,
+        cpu_features: tuple[str, ...] = (),
+    ) -> dict[str, Any]:
+        """Quantise with NNCF."""
+        self._require_host()
+        from edgepack_targets import openvino_host
+
+        return openvino_host.quantize(model_dir, out_dir, calibration, seed, cpu_features)
+
+    def applied(self, model_dir: Path) -> Applied:
+        """Count what is quantised."""
+        self._require_host()
+        from edgepack_targets import openvino_host
+
+        return openvino_host.applied(model_dir)
+
+    def _require_host(self) -> None:
+        self.version()
+        require("nncf", extra="packager", wanted_for="the converter of target `openvino`")
+
+
+OPENVINO: Target = _OpenVino()

@@ -1,0 +1,120 @@
+"""OpenVINO on a device: loads and runs an IR on the CPU. Never imports a converter."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import openvino as ov
+from numpy.typing import NDArray
+
+from edgepack.errors import UnsupportedError
+from edgepack.manifest import Manifest
+from edgepack_targets.binding import Binding
+from edgepack_targets.interface import Effective, NativeTensor
+from edgepack_targets.session import (
+    BoundSession,
+    check_runtime,
+    unreadable,
+    unsupported_precision,
+)
+
+__all__ = ["describe", "load", "natives"]
+
+DEVICE = "CPU"
+# What a manifest calls a precision and what the plugin reports for it.
+PRECISIONS = {"f32": ov.Type.f32, "bf16": ov.Type.bf16, "f16": ov.Type.f16}
+DTYPES = {
+    ov.Type.f32: "float32", ov.Type.f16: "float16", ov.Type.f64: "float64",
+    ov.Type.boolean: "bool", ov.Type.i8: "int8", ov.Type.u8: "uint8", ov.Type.i16: "int16",
+    ov.Type.u16: "uint16", ov.Type.i32: "int32", ov.Type.u32: "uint32", ov.Type.i64: "int64",
+    ov.Type.u64: "uint64",
+}  # fmt: skip
+
+
+class OpenVinoSession(BoundSession):
+    """A compiled IR with one inference request."""
+
+    def __init__(self, compiled: ov.CompiledModel, binding: Binding, effective: Effective):
+        super().__init__(binding, effective)
+        self._request = compiled.create_infer_request()
+        self._ports = {name: compiled.output(name) for name in binding.output_names}
+
+    def _infer(self, native: dict[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+        # Inputs are read in place; outputs are copies, since the request reuses its own.
+        results = self._request.infer(native, share_inputs=True, share_outputs=False)
+        return {name: results[port] for name, port in self._ports.items()}
+
+    def _release(self) -> None:
+        del self._request, self._ports
+
+
+def load(model_dir: Path, manifest: Manifest, version: str, threads: int | None) -> OpenVinoSession:
+    """Return a session on MODEL_DIR/model.xml; see `interface.Target.load`."""
+    check_runtime(manifest, "openvino", version)
+    core = ov.Core()
+    model = _read(core, model_dir)
+    compiled = _compile(core, model, model_dir, manifest, threads)
+    effective = _effective(compiled, version)
+    if effective.precision != manifest.target.execution_precision:
+        raise unsupported_precision(manifest, effective.precision)
+    return OpenVinoSession(compiled, Binding(manifest, natives(model)), effective)
+
+
+def describe(model_dir: Path) -> tuple[list[NativeTensor], list[NativeTensor]]:
+    """Return the native inputs and outputs of MODEL_DIR/model.xml."""
+    return natives(_read(ov.Core(), model_dir))
+
+
+def natives(model: ov.Model) -> tuple[list[NativeTensor], list[NativeTensor]]:
+    """Return the inputs and outputs of MODEL."""
+    return [_native(port) for port in model.inputs], [_native(port) for port in model.outputs]
+
+
+def _read(core: ov.Core, model_dir: Path) -> ov.Model:
+    path = model_dir / "model.xml"
+    try:
+        return core.read_model(path, model_dir / "model.bin")
+    except (RuntimeError, OSError) as error:
+        raise unreadable("OpenVINO", path, error) from error
+
+
+def _compile(
+    core: ov.Core, model: ov.Model, model_dir: Path, manifest: Manifest, threads: int | None
+) -> ov.CompiledModel:
+    wanted = manifest.target.execution_precision
+    if wanted not in PRECISIONS:
+        raise unsupported_precision(manifest, "f32")
+    # Without the precision hint the plugin takes bf16 or f16 wherever the CPU has it.
+    config: dict[str, Any] = {
+        "INFERENCE_PRECISION_HINT": PRECISIONS[wanted],
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        "CACHE_DIR": "",
+    }
+    if threads:
+        config["INFERENCE_NUM_THREADS"] = threads
+    try:
+        return core.compile_model(model, DEVICE, config)
+    except RuntimeError as error:
+        raise unreadable("OpenVINO", model_dir / "model.xml", error) from error
+
+
+def _effective(compiled: ov.CompiledModel, version: str) -> Effective:
+    hint = compiled.get_property("INFERENCE_PRECISION_HINT")
+    precision = next((name for name, kind in PRECISIONS.items() if kind == hint), str(hint))
+    threads = int(compiled.get_property("INFERENCE_NUM_THREADS"))
+    devices = ",".join(compiled.get_property("EXECUTION_DEVICES"))
+    return Effective("openvino", version, precision, devices, threads)
+
+
+def _native(port: Any) -> NativeTensor:
+    # A tensor may have several names in no fixed order; the first by alphabet is ours.
+    name = min(port.get_names())
+    kind = port.get_element_type()
+    if kind not in DTYPES:
+        raise UnsupportedError(
+            f"`{name}` is a {kind.get_type_name()}", why="only numeric tensors are supported",
+            reason="unsupported_dtype",
+        )  # fmt: skip
+    sizes = (-1 if size.is_dynamic else size.get_length() for size in port.get_partial_shape())
+    return NativeTensor(name, tuple(sizes), DTYPES[kind])

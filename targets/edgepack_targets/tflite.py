@@ -1,0 +1,88 @@
+"""The `tflite` target: TFLite models on LiteRT with XNNPACK. Imports both only when used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from edgepack.manifest import Manifest
+from edgepack_targets.extras import require
+from edgepack_targets.interface import Applied, Capability, NativeTensor, Session, Target
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["TFLITE"]
+
+
+class _TfLite:
+    """See `interface.Target`."""
+
+    name: Final = "tflite"
+    extra: Final = "tflite"
+
+    def version(self) -> str:
+        """Return the version of LiteRT."""
+        return require("ai-edge-litert", extra=self.extra, wanted_for="the runtime of target `tflite`")
+
+    def capability(self) -> Capability:
+        """Return what the target can do on a host."""
+        return Capability(("tflite",), ("fp32", "int8"), max_calibration=300)
+
+    def load(self, model_dir: Path, manifest: Manifest, *, threads: int | None = None) -> Session:
+        """Load MODEL_DIR/model.tflite."""
+        version = self.version()
+        from edgepack_targets import tflite_session
+
+        return tflite_session.load(model_dir, manifest, version, threads)
+
+    def describe(self, model_dir: Path) -> tuple[list[NativeTensor], list[NativeTensor]]:
+        """Return the native inputs and outputs."""
+        self.version()
+        from edgepack_targets import tflite_session
+
+        return tflite_session.describe(model_dir)
+
+    def convert(
+        self,
+        source: Path,
+        source_format: str,
+        out_dir: Path,
+        *,
+        shapes: Mapping[str, tuple[int, ...]] | None = None,
+    ) -> None:
+        """Check SOURCE and copy it."""
+        self._require_host()
+        from edgepack_targets import tflite_host
+
+        tflite_host.convert(source, source_format, out_dir, shapes)
+
+    def quantize(
+        self,
+        model_dir: Path,
+        out_dir: Path,
+        calibration: Mapping[str, NDArray[Any]],
+        *,
+        seed: int = 0,
+        cpu_features: tuple[str, ...] = (),
+    ) -> dict[str, Any]:
+        """Quantise with ai-edge-quantizer: int8 inside, float inputs and outputs."""
+        self._require_host()
+        from edgepack_targets import tflite_host
+
+        return tflite_host.quantize(model_dir, out_dir, calibration, seed, cpu_features)
+
+    def applied(self, model_dir: Path) -> Applied:
+        """Count what is quantised."""
+        self._require_host()
+        from edgepack_targets import tflite_host
+
+        return tflite_host.applied(model_dir)
+
+    def _require_host(self) -> None:
+        self.version()
+        require("ai-edge-quantizer", extra="packager", wanted_for="the quantiser of target `tflite`")
+
+
+TFLITE: Target = _TfLite()
