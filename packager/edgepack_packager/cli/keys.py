@@ -18,7 +18,7 @@ from edgepack.keys import (
     load_public,
 )
 
-__all__ = ["ask_passphrase", "keys", "signing_key"]
+__all__ = ["ask_passphrase", "keys", "new_passphrase", "signing_key"]
 
 
 @click.group()
@@ -35,7 +35,7 @@ def create(file: Path, no_passphrase: bool, as_json: bool) -> None:
 
     The passphrase comes from EDGEPACK_PASSPHRASE or is asked for.
     """
-    passphrase = None if no_passphrase else _new_passphrase()
+    passphrase = None if no_passphrase else new_passphrase()
     public = create_keypair(file, passphrase)
     facts = {
         "private": str(file),
@@ -67,7 +67,12 @@ def ask_passphrase() -> bytes:
     return _prompt(confirm=False)
 
 
-def _new_passphrase() -> bytes:
+def new_passphrase() -> bytes:
+    """Return the passphrase for a new key: `EDGEPACK_PASSPHRASE`, else asked for twice.
+
+    Raises:
+        UsageError: it is not set and there is no terminal.
+    """
     given = os.environ.get(ENV_PASSPHRASE)
     return given.encode() if given is not None else _prompt(confirm=True)
 

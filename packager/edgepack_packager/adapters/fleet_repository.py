@@ -1,0 +1,104 @@
+"""A fleet's image repository over its REST API. Signs nothing; the fleet signs its own roles."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, BinaryIO
+
+import httpx
+
+from edgepack.errors import EdgepackError, IntegrityError, UnreachableError, UsageError
+from edgepack_packager.adapters.published import pieces
+
+__all__ = ["FleetRepository"]
+
+PREFIX = "/api/v1/repo"
+TIMEOUT = httpx.Timeout(30.0, connect=5.0)
+
+
+class FleetRepository:
+    """The image repository of the fleet at URL, as someone whose TOKEN is an operator's."""
+
+    def __init__(self, url: str, token: str) -> None:
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._url = url.rstrip("/")
+        self._client = httpx.Client(
+            base_url=self._url + PREFIX, headers=headers, timeout=TIMEOUT, follow_redirects=False
+        )
+
+    def online_keys(self) -> dict[str, Any]:
+        """Return the fleet's public snapshot and timestamp keys, as TUF writes them.
+
+        Raises:
+            UnreachableError: the fleet does not answer.
+            UsageError: it refuses the token.
+        """
+        answer = self._ask("GET", "/online-keys").json()
+        return answer if isinstance(answer, dict) else {}
+
+    def metadata(self, name: str) -> bytes | None:
+        """Return the metadata file NAME; None if there is none."""
+        response = self._ask("GET", f"/metadata/{name}", missing=True)
+        return None if response.status_code == httpx.codes.NOT_FOUND else response.content
+
+    def has(self, sha256: str, size: int) -> bool:
+        """Return whether the blob SHA256 is there; the fleet knows no blob of another SIZE."""
+        response = self._ask("HEAD", f"/blobs/{sha256}", missing=True)
+        return response.status_code != httpx.codes.NOT_FOUND
+
+    def put(self, sha256: str, size: int, file: BinaryIO) -> None:
+        """Send the blob SHA256 of SIZE bytes from FILE."""
+        headers = {"Content-Length": str(size), "Content-Type": "application/octet-stream"}
+        self._ask("PUT", f"/blobs/{sha256}", content=pieces(file), headers=headers)
+
+    def commit(self, files: Mapping[str, bytes], roles: Mapping[str, bytes]) -> int:
+        """Push FILES; the fleet checks them and signs its own roles around all of ROLES."""
+        texts = {name: data.decode() for name, data in files.items()}
+        answer = self._ask("POST", "/publish", json={"metadata": texts}).json()
+        snapshot = answer.get("snapshot") if isinstance(answer, dict) else None
+        if not isinstance(snapshot, int):
+            raise self._unreachable("it gave an answer that makes no sense")
+        return snapshot
+
+    def _ask(self, method: str, path: str, *, missing: bool = False, **more: Any) -> httpx.Response:
+        with self._as_our_errors():
+            response = self._client.request(method, path, **more)
+        if response.is_success or (missing and response.status_code == httpx.codes.NOT_FOUND):
+            return response
+        raise self._refusal(response)
+
+    @contextmanager
+    def _as_our_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (httpx.TransportError, httpx.InvalidURL) as error:
+            raise self._unreachable(str(error)) from error
+
+    def _unreachable(self, why: str) -> UnreachableError:
+        return UnreachableError(
+            f"the fleet at {self._url} does not answer",
+            why=why,
+            fix="check --repo or --fleet, and that `edgepack fleet serve` runs",
+        )
+
+    def _refusal(self, response: httpx.Response) -> EdgepackError:
+        problem = _problem(response)
+        why, reason = str(problem.get("why", "")), str(problem.get("reason", ""))
+        what = str(problem.get("detail") or problem.get("message") or response.reason_phrase)
+        if response.status_code in {httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN}:
+            return UsageError(
+                f"the fleet at {self._url} refuses the token",
+                why=what,
+                fix="give an operator's token: --token, or EDGEPACK_FLEET_TOKEN",
+                reason="unauthorized",
+            )
+        if response.is_server_error:
+            return self._unreachable(f"{response.status_code}: {what}")
+        return IntegrityError(f"the fleet refuses: {what}", why=why, reason=reason)
+
+
+def _problem(response: httpx.Response) -> dict[str, Any]:
+    try:
+        problem = response.json()
+    except ValueError:
+        return {}
+    return problem if isinstance(problem, dict) else {}

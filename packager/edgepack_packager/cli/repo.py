@@ -1,0 +1,145 @@
+"""`edgepack repo`: make a publisher's home, publish bundles. The work is in `repository`."""
+
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgepack.cli import print_json
+from edgepack.errors import UsageError
+from edgepack.keys import load_public
+from edgepack.trust import TargetInfo
+from edgepack_packager import repository as publisher
+from edgepack_packager.adapters.published import DirectoryRepository, Published
+from edgepack_packager.adapters.publisher_home import PublisherHome
+from edgepack_packager.cli.keys import ask_passphrase, new_passphrase
+
+if TYPE_CHECKING:
+    from edgepack_packager.adapters.fleet_repository import FleetRepository
+
+__all__ = ["repo"]
+
+ENV_HOME = "EDGEPACK_PUBLISHER"
+ENV_TOKEN = "EDGEPACK_FLEET_TOKEN"  # noqa: S105  the variable's name, not a secret
+
+token_option = click.option(
+    "--token", default="", envvar=ENV_TOKEN, help="Operator's token of the fleet."
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+
+
+@click.group()
+def repo() -> None:
+    """Keep the signed repository that devices trust."""
+
+
+@repo.command()
+@click.argument("home", required=False, type=click.Path(path_type=Path))
+@click.option("--fleet", metavar="URL", help="Take the online keys of this fleet.")
+@token_option
+@click.option("--no-passphrase", is_flag=True, help="Leave the private keys unencrypted.")
+@json_option
+def init(
+    home: Path | None, fleet: str | None, token: str, no_passphrase: bool, as_json: bool
+) -> None:
+    """Make a publisher's HOME: offline keys and the root that devices pin.
+
+    With --fleet the fleet signs snapshot and timestamp; without it HOME can do so itself, for
+    a repository in a directory. The passphrase comes from EDGEPACK_PASSPHRASE or is asked for.
+    """
+    place = home or _default_home()
+    online = _fleet(fleet, token).online_keys() if fleet else None
+    passphrase = None if no_passphrase else new_passphrase()
+    digest = publisher.init(place, passphrase, datetime.now(UTC), online)
+    root = place / "metadata" / "1.root.json"
+    if as_json:
+        facts = {"home": str(place), "root": str(root), "root_sha256": digest}
+        print_json({"schema": "edgepack.repo/v1", **facts, "encrypted": passphrase is not None})
+        return
+    click.echo(f"publisher's home  {place}")
+    click.echo(f"root              {root}  (devices enrol with --root FILE)")
+    click.echo(f"root sha256       {digest}  (or with --root-sha256 HEX)")
+    click.echo("Move keys/root-1, root-2 and root-3 to three safe places.", err=True)
+
+
+@repo.command()
+@click.argument("bundles", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--repo", "where", required=True, metavar="DIR|URL", help="Where to publish.")
+@click.option("--home", type=click.Path(path_type=Path), help="The publisher's home.")
+@token_option
+@click.option("--key", type=click.Path(path_type=Path), help="Public key every bundle must match.")
+@click.option("--exam", type=click.Path(path_type=Path), help="Acceptance exam of the line, .npz.")
+@click.option("--min-score", type=click.FloatRange(0, 1), help="Share of the exam to get right.")
+@click.option("--min-epoch", type=click.IntRange(0), help="Revoke everything below this epoch.")
+@click.option("--valid-for", type=click.IntRange(1, 90), default=1, show_default=True,
+              metavar="DAYS", help="How long devices believe a directory repository.")  # fmt: skip
+@json_option
+def publish(
+    bundles: tuple[Path, ...],
+    where: str,
+    home: Path | None,
+    token: str,
+    key: Path | None,
+    exam: Path | None,
+    min_score: float | None,
+    min_epoch: int | None,
+    valid_for: int,
+    as_json: bool,
+) -> None:
+    """Sign BUNDLES into the repository of a fleet (URL) or into a directory (DIR).
+
+    What is published under a version never changes; publishing it again repairs what is
+    missing. --exam sets the acceptance exam that every later version must pass on the device.
+    """
+    if (exam is None) != (min_score is None):
+        raise UsageError("--exam and --min-score go together", reason="usage")
+    now = datetime.now(UTC)
+    owner = PublisherHome(home or _default_home(), ask_passphrase)
+    request = publisher.PublishRequest(
+        bundles, load_public(key) if key else None, exam, min_score or 0.0, min_epoch
+    )
+    place = _place(where, token, owner, now, timedelta(days=valid_for))
+    done = publisher.publish(owner, place, request, now)
+    if as_json:
+        print_json(_document(done, where))
+        return
+    for target in done.targets:
+        click.echo(f"{target.path}  sha256:{target.sha256[:12]}")
+    click.echo(f"{done.uploaded_bytes / 1e6:.1f} MB sent to {where}", err=True)
+
+
+def _document(done: publisher.Publication, where: str) -> dict[str, Any]:
+    return {
+        "schema": "edgepack.publish/v1",
+        "repo": where,
+        "releases": sorted({_release(t) for t in done.targets if t.path.endswith(".json")}),
+        "targets": [{"path": t.path, "digest": f"sha256:{t.sha256}"} for t in done.targets],
+        "snapshot": done.snapshot,
+        "uploaded_bytes": done.uploaded_bytes,
+    }
+
+
+def _release(target: TargetInfo) -> str:
+    return target.model.release
+
+
+def _place(
+    where: str, token: str, home: PublisherHome, now: datetime, life: timedelta
+) -> Published:
+    if where.startswith(("http://", "https://")):
+        return _fleet(where, token)
+    return DirectoryRepository(Path(where), home.online_keys(), now, life)
+
+
+def _fleet(url: str, token: str) -> "FleetRepository":
+    from edgepack_packager.adapters.fleet_repository import FleetRepository  # imports httpx
+
+    return FleetRepository(url, token)
+
+
+def _default_home() -> Path:
+    named = os.environ.get(ENV_HOME)
+    config = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
+    return Path(named) if named else Path(config) / "edgepack" / "publisher"

@@ -1,0 +1,132 @@
+"""The roles a publisher signs, as the next version of what they were. Pure; signs nothing."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+
+from securesystemslib.signer import Key
+from tuf.api.metadata import DelegatedRole, Delegations, Root, Targets
+
+from edgepack.errors import UsageError
+from edgepack.metadata import MIN_EPOCH, stale, target_file, target_info
+from edgepack.trust import TargetInfo, line_paths, line_role
+
+__all__ = ["delegates", "first_root", "first_targets", "next_line", "with_line"]
+
+ROOT_LIFE = timedelta(days=365)
+TARGETS_LIFE = timedelta(days=90)
+ROOT_THRESHOLD = 2
+
+
+def first_root(roots: Sequence[Key], others: Mapping[str, Key], now: datetime) -> Root:
+    """Return root 1: two of ROOTS sign for itself, one key each for the OTHERS, by role."""
+    root = Root(1, expires=now + ROOT_LIFE, consistent_snapshot=True)
+    for key in roots:
+        root.add_key(key, "root")
+    root.roles["root"].threshold = ROOT_THRESHOLD
+    for role, key in others.items():
+        root.add_key(key, role)
+    return root
+
+
+def first_targets(now: datetime) -> Targets:
+    """Return the top role of a repository that has no model line yet."""
+    return Targets(1, expires=now + TARGETS_LIFE, delegations=Delegations({}, {}))
+
+
+def delegates(targets: Targets, name: str) -> bool:
+    """Return whether TARGETS delegates the model line NAME."""
+    return bool(targets.delegations and line_role(name) in (targets.delegations.roles or {}))
+
+
+def with_line(targets: Targets, name: str, key: Key, now: datetime) -> Targets | None:
+    """Return the next TARGETS, which delegates the line NAME to KEY; None if nothing is to do.
+
+    Raises:
+        UsageError: another key signs that line (reason `wrong_key`).
+    """
+    role = line_role(name)
+    if delegates(targets, name):
+        if key.keyid not in targets.get_delegated_role(role).keyids:
+            raise UsageError(
+                f"the line {name} is signed by another key than the one here",
+                fix=f"get keys/{role}.pem from whoever published {name} first",
+                reason="wrong_key",
+            )
+        if not stale(targets.expires, TARGETS_LIFE, now):
+            return None
+    following = _copy(targets, now)
+    delegations = following.delegations or Delegations({}, {})
+    following.delegations = delegations
+    if not delegates(targets, name):
+        roles = dict(delegations.roles or {})
+        roles[role] = DelegatedRole(role, [], 1, True, line_paths(name))
+        delegations.roles = roles
+        following.add_key(key, role)
+    return following
+
+
+def next_line(
+    line: Targets | None, wanted: Sequence[TargetInfo], min_epoch: int | None, now: datetime
+) -> Targets | None:
+    """Return the next version of LINE, which lists WANTED too; None if nothing is to do.
+
+    Args:
+        line: What is published; None for a new line.
+        wanted: Models, and the exam if it is to be set.
+        min_epoch: Epoch floor from now on; None keeps it.
+        now: The time, UTC.
+
+    Raises:
+        UsageError: a model of that path is published with other content, the floor would
+            fall, or a wanted model is below it.
+    """
+    following = _copy(line, now) if line else Targets(1, expires=now + TARGETS_LIFE)
+    for target in wanted:
+        _add(following, target)
+    _set_floor(following, min_epoch)
+    _check_floor(following, wanted)
+    same = line is not None and (
+        line.targets == following.targets
+        and line.unrecognized_fields == following.unrecognized_fields
+    )
+    tired = line is None or stale(line.expires, TARGETS_LIFE, now)
+    return None if same and not tired else following
+
+
+def _copy(targets: Targets, now: datetime) -> Targets:
+    copy = Targets.from_dict(targets.to_dict())
+    copy.version, copy.expires = targets.version + 1, now + TARGETS_LIFE
+    return copy
+
+
+def _add(line: Targets, target: TargetInfo) -> None:
+    known = line.targets.get(target.path)
+    is_exam = target.path.endswith("/exam.npz")
+    if known is not None and not is_exam and target_info(known) != target:
+        raise UsageError(
+            f"{target.model.release} is published already, with other content",
+            why=f"{target.path} is {known.hashes.get('sha256', '')[:12]}, "
+            f"the bundle is {target.sha256[:12]}",
+            fix="what devices have seen never changes: publish it as the next version",
+            reason="already_published",
+        )
+    line.targets[target.path] = target_file(target)
+
+
+def _set_floor(line: Targets, min_epoch: int | None) -> None:
+    floor = line.unrecognized_fields.get(MIN_EPOCH, 0)
+    if min_epoch is not None and min_epoch < floor:
+        raise UsageError(f"the epoch floor is {floor} and never falls", reason="epoch_below_floor")
+    line.unrecognized_fields[MIN_EPOCH] = floor if min_epoch is None else min_epoch
+
+
+def _check_floor(line: Targets, wanted: Sequence[TargetInfo]) -> None:
+    floor = line.unrecognized_fields[MIN_EPOCH]
+    for target in wanted:
+        if not target.path.endswith("/exam.npz") and target.model.epoch < floor:
+            raise UsageError(
+                f"no device would run {target.model.release}",
+                why=f"its security epoch is {target.model.epoch}, the line's floor is {floor}",
+                fix="build it with a higher security epoch",
+                reason="epoch_below_floor",
+            )
