@@ -11,9 +11,9 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgepack.durable import write_file
 from edgepack.errors import UnsupportedError, UsageError
 from edgepack.topics import PREFIX
-from edgepack_fleet.adapters.files import private_directory, write_atomic
 from edgepack_fleet.adapters.pki import FLEET, Pki
 
 __all__ = [
@@ -68,12 +68,13 @@ def parse_address(text: str, *, what: str = "address") -> Address:
 
 def prepare(data: Path, pki: Pki, address: Address) -> BrokerFiles:
     """Write the broker's files below DATA and return them; port 0 becomes a free one."""
-    directory = private_directory(data / "broker")
+    directory = data / "broker"
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     address = address if address.port else Address(address.host, _free_port(address.host))
     config = directory / "mosquitto.conf"
-    write_atomic(directory / "acl", _acl().encode(), mode=0o600)
-    write_atomic(config, _config(directory, pki, address).encode(), mode=0o600)
-    write_atomic(directory / "address", f"{address}\n".encode())
+    write_file(directory / "acl", _acl().encode(), mode=0o600)
+    write_file(config, _config(directory, pki, address).encode(), mode=0o600)
+    write_file(directory / "address", f"{address}\n".encode())
     return BrokerFiles(directory, config, address)
 
 

@@ -21,9 +21,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from edgepack.durable import write_file
 from edgepack.errors import IntegrityError, UsageError
 from edgepack.topics import DEVICE_ID
-from edgepack_fleet.adapters.files import private_directory, write_atomic
+from edgepack_fleet.adapters.lock import alone
 
 __all__ = ["FLEET", "Issued", "Pki"]
 
@@ -58,14 +59,17 @@ class Pki:
     def __init__(
         self, directory: Path, hosts: tuple[str, ...] = (), now: datetime | None = None
     ) -> None:
-        self.directory = private_directory(directory)
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.directory = directory
         self.ca_path = directory / "ca.pem"
         self.crl_path = directory / "crl.pem"
         self._now = now or datetime.now(UTC)
-        self._ca_key, self._ca = self._load_ca()
-        self._ensure("server", self._server_names(hosts), ExtendedKeyUsageOID.SERVER_AUTH)
-        self._ensure(FLEET, (), ExtendedKeyUsageOID.CLIENT_AUTH)
-        self._write_crl(self._revoked())
+        # Broker and fleet may start at the same moment on a new directory.
+        with alone(directory):
+            self._ca_key, self._ca = self._load_ca()
+            self._ensure("server", _server_names(hosts), ExtendedKeyUsageOID.SERVER_AUTH)
+            self._ensure(FLEET, (), ExtendedKeyUsageOID.CLIENT_AUTH)
+            self._write_crl(self._revoked())
 
     @property
     def ca_pem(self) -> str:
@@ -98,14 +102,15 @@ class Pki:
 
     def revoke(self, serial: str) -> None:
         """Put the certificate with SERIAL (hexadecimal) on the revocation list."""
-        self._write_crl(self._revoked() | {int(serial, 16)})
+        with alone(self.directory):
+            self._write_crl(self._revoked() | {int(serial, 16)})
 
     def _load_ca(self) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
         key_path = self.directory / "ca.key"
         if not self.ca_path.exists():
             # The key first: a certificate without its key is what must never be left behind.
             key = _new_key(key_path)
-            write_atomic(self.ca_path, self._self_sign(key))
+            write_file(self.ca_path, self._self_sign(key))
         return _read_pair(self.ca_path, key_path)
 
     def _self_sign(self, key: ec.EllipticCurvePrivateKey) -> bytes:
@@ -119,9 +124,6 @@ class Pki:
         )
         return certificate.public_bytes(serialization.Encoding.PEM)
 
-    def _server_names(self, hosts: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(sorted({"localhost", "127.0.0.1", "::1", socket.gethostname(), *hosts}))
-
     def _ensure(self, name: str, names: tuple[str, ...], usage: x509.ObjectIdentifier) -> None:
         """Make certificate and key NAME unless there is one that serves a while yet."""
         certificate_path, key_path = self.pair(name)
@@ -132,7 +134,7 @@ class Pki:
                 return
         key = _new_key(key_path)
         certificate = self._sign(name, key.public_key(), usage, names, SERVER_DAYS, self._now)
-        write_atomic(certificate_path, certificate.public_bytes(serialization.Encoding.PEM))
+        write_file(certificate_path, certificate.public_bytes(serialization.Encoding.PEM))
 
     def _sign(
         self,
@@ -197,7 +199,11 @@ class Pki:
                 .build()
             )
         crl = builder.sign(self._ca_key, hashes.SHA256())
-        write_atomic(self.crl_path, crl.public_bytes(serialization.Encoding.PEM))
+        write_file(self.crl_path, crl.public_bytes(serialization.Encoding.PEM))
+
+
+def _server_names(hosts: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(sorted({"localhost", "127.0.0.1", "::1", socket.gethostname(), *hosts}))
 
 
 def _csr_key(csr_pem: str) -> ec.EllipticCurvePublicKey:
@@ -225,7 +231,7 @@ def _new_key(path: Path) -> ec.EllipticCurvePrivateKey:
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
-    write_atomic(path, pem, mode=0o600)
+    write_file(path, pem, mode=0o600)
     return key
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from edgepack.messages import Inventory, JobStatus
+from edgepack.trust import TargetInfo
 
 __all__ = [
     "FAILURES",
@@ -15,7 +16,6 @@ __all__ = [
     "Release",
     "Rollout",
     "RolloutState",
-    "Variant",
     "Wave",
 ]
 
@@ -47,28 +47,13 @@ class Device:
 
 
 @dataclass(frozen=True, slots=True)
-class Variant:
-    """One bundle of a release: what it runs on, and its target in the image repository."""
-
-    path: str
-    sha256: str
-    size: int
-    runtime: str
-    precision: str = ""
-    min_runtime: str = "0"
-    arch: tuple[str, ...] = ()
-    """Machine names it runs on; empty: any."""
-    cpu_features: tuple[str, ...] = ()
-    epoch: int = 0
-
-
-@dataclass(frozen=True, slots=True)
 class Release:
     """All variants of one model version."""
 
     name: str
     version: str
-    variants: tuple[Variant, ...] = ()
+    variants: tuple[TargetInfo, ...] = ()
+    """Each is a target of the image repository: path, digest, size and signed facts."""
 
     @property
     def id(self) -> str:

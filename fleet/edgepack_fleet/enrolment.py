@@ -1,0 +1,181 @@
+"""How a stranger becomes a device: one-time tokens, and the exchange of one for a certificate.
+
+A token counts as used only when a certificate was issued for it, in one transaction. The name of
+an existing device cannot be taken over: the fleet chooses, and only takes a free one.
+"""
+
+import base64
+import hashlib
+import hmac
+import json
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import msgspec
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from edgepack.errors import UsageError
+from edgepack.messages import EnrollReply, EnrollRequest
+from edgepack.topics import DEVICE_ID
+from edgepack_fleet.adapters.broker import Address
+from edgepack_fleet.adapters.database import Database
+from edgepack_fleet.adapters.director import Director
+from edgepack_fleet.adapters.pki import FLEET, Issued, Pki
+from edgepack_fleet.adapters.tables import DeviceRow, EnrolToken, GroupRow
+
+__all__ = ["Enrolment", "NewToken", "RefusedError", "token_text"]
+
+
+class RefusedError(UsageError):
+    """The token does not let anybody in; `reason` says why."""
+
+    default_reason = "token_invalid"
+
+
+@dataclass(frozen=True, slots=True)
+class NewToken:
+    """A token just made; its secret is nowhere else."""
+
+    id: str
+    secret: str
+    group: str
+    expires: float
+    """Unix seconds."""
+    uses: int
+
+
+def token_text(token: NewToken, url: str, ca_sha256: str) -> str:
+    """Return TOKEN as the one string a technician carries to a device.
+
+    Args:
+        token: The token.
+        url: Base URL of the device listener.
+        ca_sha256: SHA-256 of the fleet CA's certificate (DER), in hex.
+    """
+    facts = {"url": url, "secret": token.secret, "ca": ca_sha256, "group": token.group}
+    packed = json.dumps(facts, separators=(",", ":")).encode()
+    return "ep1." + base64.urlsafe_b64encode(packed).decode().rstrip("=")
+
+
+class Enrolment:
+    """Makes tokens and takes them.
+
+    Args:
+        database: Where devices and hashes of tokens are kept.
+        pki: Issues the certificates.
+        director: Its root goes to every new device.
+        broker: Where devices connect to.
+        clock: Unix seconds.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        pki: Pki,
+        director: Director,
+        broker: Callable[[], Address],
+        clock: Callable[[], float],
+    ) -> None:
+        self._database, self._pki, self._director = database, pki, director
+        self._broker, self._clock = broker, clock
+
+    def create_token(self, group: str, ttl_s: float, uses: int) -> NewToken:
+        """Return a new token for USES devices of GROUP, good for TTL_S seconds.
+
+        Raises:
+            UsageError: there is no such group.
+        """
+        now = self._clock()
+        token = NewToken(secrets.token_hex(4), secrets.token_urlsafe(32), group, now + ttl_s, uses)
+        with self._database.write() as session:
+            if session.get(GroupRow, group) is None:
+                raise UsageError(
+                    f"no group {group!r}",
+                    fix=f"edgepack fleet groups create {group}",
+                    reason="unknown_group",
+                )
+            session.add(
+                EnrolToken(
+                    id=token.id,
+                    digest=_digest(token.secret),
+                    group_id=group,
+                    created=now,
+                    expires=token.expires,
+                    uses=uses,
+                )
+            )
+        return token
+
+    def enroll(self, request: EnrollRequest) -> EnrollReply:
+        """Return identity, broker and director's root for a new device.
+
+        Raises:
+            RefusedError: the token is unknown, expired or used up.
+            IntegrityError: the certificate request cannot be accepted.
+        """
+        now = self._clock()
+        with self._database.write() as session:
+            token = self._check(session, request.secret, now)
+            name = _free_name(session, request.name)
+            issued = self._pki.issue(request.csr, name, datetime.fromtimestamp(now, UTC))
+            session.add(_device(issued, token.group_id, request, now))
+            token.used += 1
+            group = token.group_id
+        broker = self._broker()
+        return EnrollReply(
+            device=issued.device,
+            group=group,
+            certificate=issued.pem,
+            ca=self._pki.ca_pem,
+            broker_host=broker.host,
+            broker_port=broker.port,
+            director_root=self._director.root().decode(),
+        )
+
+    def _check(self, session: Session, secret: str, now: float) -> EnrolToken:
+        digest = _digest(secret)
+        token = session.scalar(select(EnrolToken).where(EnrolToken.digest == digest))
+        if token is None or not hmac.compare_digest(token.digest, digest):
+            raise RefusedError("the token is not valid here", fix=_NEW_TOKEN)
+        if token.used >= token.uses:
+            raise RefusedError(
+                "the token has been used already", fix=_NEW_TOKEN, reason="token_used"
+            )
+        if now >= token.expires:
+            raise RefusedError("the token has expired", fix=_NEW_TOKEN, reason="token_expired")
+        return token
+
+
+_NEW_TOKEN = "edgepack fleet tokens create --group GROUP"  # noqa: S105  a command
+
+
+def _digest(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def _device(issued: Issued, group: str, request: EnrollRequest, now: float) -> DeviceRow:
+    return DeviceRow(
+        id=issued.device,
+        group_id=group,
+        enrolled=now,
+        certificate_serial=issued.serial,
+        inventory=msgspec.to_builtins(request.inventory),
+        agent=request.inventory.agent,
+        bundle=None,
+        digest=None,
+    )
+
+
+def _free_name(session: Session, wish: str) -> str:
+    """Return the device id for one that would like to be called WISH."""
+    fits = DEVICE_ID.fullmatch(wish) and wish != FLEET
+    if fits and session.get(DeviceRow, wish) is None:
+        return wish
+    stem = wish[:55].rstrip("-") if fits else "device"
+    while True:
+        name = f"{stem}-{secrets.token_hex(4)}"
+        if session.get(DeviceRow, name) is None:
+            return name

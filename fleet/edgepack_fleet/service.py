@@ -1,0 +1,231 @@
+"""The running fleet: joins database, broker, repositories and decisions. One process, few threads.
+
+`ingest` saves what devices say and answers; `transfer` sends metadata and content; `tick` lets
+rollouts decide and empties the outbox. What must survive a kill is in the database before
+anything about it is said; on every connection the state is told again.
+"""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from sqlalchemy import delete, select
+from sqlalchemy.exc import SQLAlchemyError
+
+from edgepack import topics
+from edgepack_fleet import store
+from edgepack_fleet.access import Access, fleet_secret
+from edgepack_fleet.adapters.broker import Address
+from edgepack_fleet.adapters.content import ContentStore
+from edgepack_fleet.adapters.database import Database
+from edgepack_fleet.adapters.director import Director
+from edgepack_fleet.adapters.image_repo import ImageRepo
+from edgepack_fleet.adapters.mqtt import Identity, Incoming, Link
+from edgepack_fleet.adapters.pki import FLEET, Pki
+from edgepack_fleet.adapters.tables import JobRow, OutboxRow, RolloutRow
+from edgepack_fleet.core.rollout import SERVING
+from edgepack_fleet.enrolment import Enrolment
+from edgepack_fleet.rollouts import Rollouts
+from edgepack_fleet.transfer import KINDS, Transfer
+from edgepack_fleet.uplink import Uplink
+
+__all__ = ["Service", "Settings"]
+
+BATCH = 200
+WAITING = 10_000
+"""Messages that may wait in memory; beyond it the broker keeps them."""
+TICK_S, SHORTEST_TICK_S = 1.0, 0.1
+REFRESH_S = 600.0
+RETRY_S = 1.0
+
+R = TypeVar("R")
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Where the fleet lives and who it talks to."""
+
+    data: Path
+    broker: Address
+    database: str | None = None
+    """SQLAlchemy URL; None: SQLite below `data`."""
+    hosts: tuple[str, ...] = ()
+    """Names and addresses, beside `localhost`, that devices reach us under."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Connected:
+    """In the queue of messages: from here on, they are of a new connection."""
+
+
+class Service:
+    """Everything but HTTP. Made, started and stopped once.
+
+    Args:
+        settings: Where and with whom.
+        clock: Unix seconds.
+
+    Raises:
+        UsageError: the data directory, its keys or its database cannot be used.
+    """
+
+    def __init__(self, settings: Settings, clock: Callable[[], float] = time.time) -> None:
+        data = settings.data
+        data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.settings, self._clock = settings, clock
+        self.database = (
+            Database(settings.database) if settings.database else Database.in_directory(data)
+        )
+        self.database.migrate()
+        self.access = Access(self.database, fleet_secret(data, create=True), clock)
+        self.access.install_bootstrap()
+        self.pki = Pki(data / "pki", settings.hosts)
+        self.content = ContentStore(data / "blobs")
+        self.images = ImageRepo(data / "image", self.content)
+        self.director = Director(data / "director")
+        self.rollouts = Rollouts(self.database, self.director, self.images, clock)
+        self.enrolment = Enrolment(
+            self.database, self.pki, self.director, lambda: settings.broker, clock
+        )
+        self.uplink = Uplink(self.database, clock)
+        self.transfer = Transfer(self.images, self.director, self.content)
+        self._heard_since: float | None = None
+        self._said: queue.Queue[Incoming | _Connected | None] = queue.Queue(WAITING)
+        self._asked: queue.Queue[Incoming | None] = queue.Queue(WAITING)
+        self._wake, self._stopping = threading.Event(), threading.Event()
+        self._threads = [
+            threading.Thread(target=loop, name=f"fleet-{loop.__name__.strip('_')}", daemon=True)
+            for loop in (self._ingest, self._serve_transfers, self._tick)
+        ]
+        identity = Identity(self.pki.ca_path, *self.pki.pair(FLEET))
+        self.link = Link(settings.broker, identity, self._received, self._connection)
+
+    def start(self) -> None:
+        """Connect to the broker and begin to work."""
+        for thread in self._threads:
+            thread.start()
+        self.link.start()
+
+    def stop(self) -> None:
+        """Finish what is begun, disconnect and end."""
+        self._stopping.set()
+        self._wake.set()
+        self._said.put(None)
+        self._asked.put(None)
+        for thread in self._threads:
+            thread.join(10)
+        self.link.stop()
+        self.database.close()
+
+    def poke(self) -> None:
+        """Let rollouts decide now instead of at the next tick."""
+        self._wake.set()
+
+    def _received(self, message: Incoming) -> None:
+        uplink = topics.parse_up(message.topic)
+        if uplink is not None and uplink.kind in KINDS:
+            self._asked.put(message)
+        else:
+            self._said.put(message)
+
+    def _connection(self, up: bool) -> None:
+        self._heard_since = self._clock() if up else None
+        if up:
+            self._said.put(_Connected())
+
+    def _ingest(self) -> None:
+        while (item := self._said.get()) is not None:
+            batch, after = self._gather(item)
+            if batch:
+                self._save(batch)
+            if isinstance(after, _Connected):
+                self._persist(self._welcome)
+            elif after is None:
+                return
+
+    def _gather(
+        self, first: Incoming | _Connected
+    ) -> tuple[list[Incoming], Incoming | _Connected | None]:
+        """Return what has come up to here as one batch, and the item that ended it."""
+        batch: list[Incoming] = []
+        item: Incoming | _Connected | None = first
+        while isinstance(item, Incoming):
+            batch.append(item)
+            if len(batch) == BATCH or self._said.empty():
+                break
+            item = self._said.get()
+        return batch, item
+
+    def _save(self, batch: list[Incoming]) -> None:
+        for answer in self._persist(lambda: self.uplink.ingest(batch)) or ():
+            self.link.publish(answer.topic, answer.payload)
+        if not self._stopping.is_set():
+            for message in batch:
+                self.link.acknowledge(message)
+        self._wake.set()
+
+    def _persist(self, work: Callable[[], R]) -> R | None:
+        """Do WORK on the database, again and again until it succeeds or we stop."""
+        while not self._stopping.is_set():
+            try:
+                return work()
+            except SQLAlchemyError:
+                log.exception("the database does not answer; trying again")
+                self._stopping.wait(RETRY_S)
+        return None
+
+    def _welcome(self) -> None:
+        """After a new connection: learn who is online, and hint again at every waiting job."""
+        self.uplink.everybody_offline()
+        waiting = (
+            select(JobRow.device_id)
+            .join(RolloutRow, RolloutRow.id == JobRow.rollout_id)
+            .where(JobRow.status.in_(store.OPEN), RolloutRow.state.in_(SERVING))
+        )
+        with self.database.write() as session:
+            now = self._clock()
+            session.add_all([store.hint(device, now) for device in session.scalars(waiting)])
+        self._wake.set()
+
+    def _serve_transfers(self) -> None:
+        while (message := self._asked.get()) is not None:
+            try:
+                for piece in self.transfer.answer(message):
+                    self.link.publish(piece.topic, piece.payload, qos=piece.qos)
+            except Exception:  # one request must not stop the others
+                log.exception("a request on %s could not be answered", message.topic)
+            self.link.acknowledge(message)
+
+    def _tick(self) -> None:
+        refreshed = 0.0
+        while not self._stopping.is_set():
+            self._wake.wait(TICK_S)
+            self._wake.clear()
+            try:
+                if self._clock() - refreshed > REFRESH_S:
+                    refreshed = self._clock()
+                    self.images.keep_fresh()
+                    self.director.keep_fresh()
+                self.rollouts.tick(self._heard_since or self._clock())
+                self._empty_outbox()
+            except Exception:  # a thread that ends would stop every rollout, silently
+                log.exception("a tick failed; the next one tries again")
+            self._stopping.wait(SHORTEST_TICK_S)
+
+    def _empty_outbox(self) -> None:
+        """Send what decisions left behind; a row goes only when the broker has its message."""
+        if not self.link.connected:
+            return
+        with self.database.read() as session:
+            rows = session.scalars(select(OutboxRow).order_by(OutboxRow.id).limit(BATCH)).all()
+        sent = self.link.publish_all([(row.topic, row.payload) for row in rows])
+        gone = [row.id for row, taken in zip(rows, sent, strict=True) if taken]
+        if gone:
+            with self.database.write() as session:
+                session.execute(delete(OutboxRow).where(OutboxRow.id.in_(gone)))

@@ -1,0 +1,287 @@
+"""What devices say: read, judged and saved, many at a time in one transaction.
+
+Returns the answers; the caller sends them once the transaction is committed, so that an
+acknowledgement never speaks of something that could still be lost. A message that cannot be
+read is counted, refused where it has a token, and never stops the others.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import msgspec
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from edgepack import messages, topics
+from edgepack.errors import IntegrityError
+from edgepack_fleet import store
+from edgepack_fleet.adapters.database import Database
+from edgepack_fleet.adapters.mqtt import Incoming
+from edgepack_fleet.adapters.tables import (
+    DeviceRow,
+    EventRow,
+    JobRow,
+    RolloutRow,
+    StreamRow,
+    TelemetryRow,
+)
+from edgepack_fleet.core.jobs import Refusal, advance
+from edgepack_fleet.core.rollout import SERVING
+from edgepack_fleet.core.stream import Stream, absorb
+
+__all__ = ["Answer", "Uplink"]
+
+LARGEST = 2**53
+"""Numbers a device may send: beyond this, neither JSON readers nor databases agree."""
+ACTIVE = frozenset({"activated", "rolled_back"})
+"""Events that say which bundle is active now."""
+
+log = logging.getLogger(__name__)
+T = TypeVar("T", messages.Telemetry, messages.Event)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A message for a device."""
+
+    topic: str
+    payload: bytes
+
+
+@dataclass(slots=True)
+class _Turn:
+    """One batch: its session, its time, and what it leaves to say."""
+
+    session: Session
+    now: float
+    answers: list[Answer] = field(default_factory=list)
+    acks: dict[tuple[str, str], Stream] = field(default_factory=dict)
+
+    def say(self, device: str, kind: str, message: messages.Message) -> None:
+        self.answers.append(Answer(topics.down(device, kind), messages.encode(message)))
+
+
+class Uplink:
+    """Reads what devices say into the database.
+
+    Args:
+        database: Where it goes.
+        clock: Unix seconds.
+    """
+
+    def __init__(self, database: Database, clock: Callable[[], float]) -> None:
+        self._database, self._clock = database, clock
+        self.refused: Counter[str] = Counter()
+        """Messages that were not taken, by cause."""
+        self._handlers: dict[str, Callable[[_Turn, DeviceRow, bytes], None]] = {
+            "conn": _conn,
+            "tele": _telemetry,
+            "evt": _events,
+            "job/get": _job_get,
+            "job/update": _job_update,
+        }
+
+    def everybody_offline(self) -> None:
+        """Forget who is online: the broker tells us again, by the births it has retained."""
+        with self._database.write() as session:
+            for row in session.scalars(select(DeviceRow).where(DeviceRow.online)):
+                row.online = False
+
+    def ingest(self, batch: Sequence[Incoming]) -> list[Answer]:
+        """Save what BATCH says and return the answers to send.
+
+        A message the database refuses for its own sake is dropped and counted; the rest is saved.
+
+        Raises:
+            SQLAlchemyError: the database does not work at all; nothing is saved.
+        """
+        try:
+            return self._save(batch)
+        except Exception:  # whatever it is, it must not stop the other messages
+            if len(batch) == 1:
+                self._check_database()
+                log.exception("a message on %s could not be saved", batch[0].topic)
+                self.refused["not_saved"] += 1
+                return []
+        return [answer for message in batch for answer in self.ingest([message])]
+
+    def _save(self, batch: Iterable[Incoming]) -> list[Answer]:
+        with self._database.write() as session:
+            turn = _Turn(session, self._clock())
+            for message in batch:
+                self._take(turn, message)
+            for (device, boot), stream in turn.acks.items():
+                ack = messages.Ack(boot=boot, upto=stream.upto, missing=stream.missing)
+                turn.say(device, "ack", ack)
+        return turn.answers
+
+    def _take(self, turn: _Turn, message: Incoming) -> None:
+        uplink = topics.parse_up(message.topic)
+        handler = self._handlers.get(uplink.kind) if uplink else None
+        if uplink is None or handler is None:
+            self.refused["unknown_topic"] += 1
+            return
+        device = turn.session.get(DeviceRow, uplink.device)
+        if device is None:
+            self.refused["unknown_device"] += 1
+            return
+        if not message.retained:
+            device.seen = turn.now
+        try:
+            handler(turn, device, message.payload)
+        except IntegrityError as error:
+            self.refused[error.reason] += 1
+            _refuse(turn, uplink, message.payload, error)
+
+    def _check_database(self) -> None:
+        with self._database.write() as session:
+            session.scalar(select(DeviceRow.id).limit(1))
+
+
+class _Token(msgspec.Struct):
+    token: messages.Id
+
+
+def _refuse(turn: _Turn, uplink: topics.Uplink, payload: bytes, error: IntegrityError) -> None:
+    """Answer a request that cannot be read, if at least its token can."""
+    if not uplink.kind.startswith("job/"):
+        return
+    try:
+        token = messages.decode(payload, _Token).token
+    except IntegrityError:
+        return
+    said = messages.Rejected(token=token, code="bad_message", message=(error.why or error.what))
+    turn.say(uplink.device, f"{uplink.kind}/rejected", said)
+
+
+def _conn(_turn: _Turn, device: DeviceRow, payload: bytes) -> None:
+    """Take a birth; take a will only if it is of the connection the last birth spoke of."""
+    if not payload:
+        return  # somebody cleared the retained message
+    conn = messages.decode(payload, messages.Conn)
+    if conn.online:
+        device.online, device.conn, device.boot = True, conn.conn, conn.boot
+        device.agent, device.bundle = conn.agent, conn.bundle
+    elif conn.conn == device.conn:
+        device.online = False
+
+
+def _telemetry(turn: _Turn, device: DeviceRow, payload: bytes) -> None:
+    for row in _fresh(turn, device, _rows(payload, messages.Telemetry)):
+        body = msgspec.to_builtins(row)
+        device.inferences += row.inferences
+        device.errors += sum(row.errors.values())
+        turn.session.add(
+            TelemetryRow(
+                device_id=device.id,
+                boot=row.boot,
+                seq=row.seq,
+                received=turn.now,
+                bundle=row.bundle,
+                inferences=row.inferences,
+                body=body,
+            )
+        )
+
+
+def _events(turn: _Turn, device: DeviceRow, payload: bytes) -> None:
+    for row in _fresh(turn, device, _rows(payload, messages.Event)):
+        turn.session.add(
+            EventRow(
+                device_id=device.id,
+                boot=row.boot,
+                seq=row.seq,
+                received=turn.now,
+                type=row.type,
+                body=msgspec.to_builtins(row),
+            )
+        )
+        _learn(device, row)
+
+
+def _learn(device: DeviceRow, event: messages.Event) -> None:
+    """Update what is known of DEVICE by EVENT."""
+    if event.type in ACTIVE and event.bundle is not None:
+        device.bundle, device.digest = event.bundle, event.digest
+    if event.type == "inventory":
+        try:
+            inventory = msgspec.convert(event.detail, messages.Inventory)
+        except msgspec.ValidationError:
+            log.warning("%s sent an inventory that cannot be read", device.id)
+            return
+        device.inventory = msgspec.to_builtins(inventory)
+
+
+def _rows(payload: bytes, kind: type[T]) -> list[T]:
+    """Return the rows of a batch, or the one row of a single message."""
+    single = payload[:1] == b"{"
+    rows = [messages.decode(payload, kind)] if single else messages.decode_batch(payload, kind)
+    if any(_too_large(row) for row in rows):
+        raise IntegrityError("a number is too large", reason="bad_message")
+    return rows
+
+
+def _too_large(row: messages.Telemetry | messages.Event) -> bool:
+    numbers = [row.seq]
+    if isinstance(row, messages.Telemetry):
+        numbers += [row.inferences, *row.errors.values()]
+    return max(numbers) > LARGEST
+
+
+def _fresh(turn: _Turn, device: DeviceRow, rows: Sequence[T]) -> list[T]:
+    """Return those of ROWS that have not arrived before, and note what to acknowledge."""
+    found: list[T] = []
+    for boot in dict.fromkeys(row.boot for row in rows):
+        mine = {row.seq: row for row in rows if row.boot == boot}
+        stored = turn.session.get(StreamRow, (device.id, boot))
+        before = Stream(stored.upto, tuple(stored.missing)) if stored else Stream()
+        after, fresh = absorb(before, mine)
+        if stored is None:
+            stored = StreamRow(device_id=device.id, boot=boot)
+            turn.session.add(stored)
+        stored.upto, stored.missing, stored.updated = after.upto, list(after.missing), turn.now
+        turn.acks[device.id, boot] = after
+        found += [row for seq, row in mine.items() if seq in fresh]
+    return found
+
+
+def _job_get(turn: _Turn, device: DeviceRow, payload: bytes) -> None:
+    request = messages.decode(payload, messages.JobGet)
+    found = turn.session.execute(
+        select(JobRow, RolloutRow.state)
+        .join(RolloutRow, RolloutRow.id == JobRow.rollout_id)
+        .where(JobRow.device_id == device.id, JobRow.status.in_(store.OPEN))
+    ).first()
+    job = None
+    # What waits in a paused rollout stays there; what has begun may go on.
+    if found is not None and (found[0].status == "IN_PROGRESS" or found[1] in SERVING):
+        job = store.job_message(found[0])
+    turn.say(device.id, "job/get/accepted", messages.JobReply(token=request.token, job=job))
+
+
+def _job_update(turn: _Turn, device: DeviceRow, payload: bytes) -> None:
+    update = messages.decode(payload, messages.JobUpdate)
+    job = turn.session.get(JobRow, update.job)
+    if job is None or job.device_id != device.id:
+        refusal = messages.Rejected(token=update.token, code="unknown_job")
+        turn.say(device.id, "job/update/rejected", refusal)
+        return
+    result = advance(store.job_state(job), update)
+    if isinstance(result, Refusal):
+        refusal = messages.Rejected(
+            token=update.token,
+            code=result.code,
+            message=result.message,
+            job=store.job_message(job),
+        )
+        turn.say(device.id, "job/update/rejected", refusal)
+        return
+    store.apply_job(job, result, turn.now)
+    job.detail = update.detail
+    if result.status == "SUCCEEDED":
+        device.bundle = job.release
+    reply = messages.JobReply(token=update.token, job=store.job_message(job))
+    turn.say(device.id, "job/update/accepted", reply)
