@@ -1,5 +1,6 @@
 """ONNX on a host: makes a model static and canonical, and quantises it with onnxruntime."""
 
+import math
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -139,9 +140,7 @@ def _make_static(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) 
     if known == static:
         return
     for value in inputs:
-        for size, wanted in zip(
-            value.type.tensor_type.shape.dim, static[value.name], strict=True
-        ):
+        for size, wanted in zip(value.type.tensor_type.shape.dim, static[value.name], strict=True):
             size.dim_value = wanted
     for value in model.graph.output:
         _forget_unknown(value)
@@ -179,7 +178,4 @@ def _write(model: onnx.ModelProto, out_dir: Path) -> None:
 
 
 def _count(weight: TensorProto) -> int:
-    count = 1
-    for size in weight.dims:
-        count *= size
-    return count
+    return math.prod(weight.dims)

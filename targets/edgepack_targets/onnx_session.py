@@ -74,7 +74,7 @@ def _open(model_dir: Path, threads: int) -> ort.InferenceSession:
     path = model_dir / "model.onnx"
     try:
         return ort.InferenceSession(str(path), options, providers=[PROVIDER])
-    except Exception as error:  # noqa: BLE001  onnxruntime's errors share no base but this one
+    except Exception as error:  # onnxruntime's errors have no other common base
         raise unreadable("onnxruntime", path, error) from error
 
 

@@ -1,4 +1,4 @@
-"""The `openvino` target: OpenVINO IR on the CPU plugin. Imports openvino and nncf only when used."""
+"""The `openvino` target: OpenVINO IR on the CPU plugin. Imports it and NNCF only when used."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class _OpenVino:
         self._require_host()
         from edgepack_targets import openvino_host
 
-        return openvino_host.quantize(model_dir, out_dir, calibration, seed, cpu_features)
+        return openvino_host.quantize(model_dir, out_dir, calibration, seed)
 
     def applied(self, model_dir: Path) -> Applied:
         """Count what is quantised."""

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import openvino as ov
 from numpy.typing import NDArray
 
 from edgepack.errors import UnsupportedError
@@ -17,6 +16,10 @@ from edgepack_targets.session import (
     unreadable,
     unsupported_precision,
 )
+from edgepack_targets.silence import no_telemetry
+
+with no_telemetry():
+    import openvino as ov
 
 __all__ = ["describe", "load", "natives"]
 

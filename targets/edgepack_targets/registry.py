@@ -38,7 +38,7 @@ def find(name: str) -> Target:
 
 def _load(entry: EntryPoint) -> Target:
     try:
-        return cast(Target, entry.load())
+        return cast("Target", entry.load())
     except (ImportError, AttributeError) as error:
         raise UnsupportedError(
             f"the plugin of target `{entry.name}` cannot be loaded",

@@ -50,7 +50,9 @@ class Samples:
 
     def _cut(self, name: str, index: int) -> Array:
         array = self._arrays[name]
-        return np.ascontiguousarray(array[index : index + 1] if self._batched[name] else array[index])
+        return np.ascontiguousarray(
+            array[index : index + 1] if self._batched[name] else array[index]
+        )
 
 
 def _check(inputs: Sequence[NativeTensor], arrays: Mapping[str, Array]) -> int:

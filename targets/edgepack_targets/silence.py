@@ -1,18 +1,19 @@
-"""Keeps a converter from talking: no usage statistics over the network. Hides no error."""
+"""Keeps runtimes and converters from talking to the network and the terminal. Hides no error."""
 
+import io
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
-__all__ = ["no_telemetry"]
+__all__ = ["no_output", "no_telemetry"]
 
 
 @contextmanager
 def no_telemetry() -> Iterator[None]:
-    """Keep OpenVINO's tools from sending usage statistics while they are imported and used.
+    """Keep OpenVINO from sending usage statistics while it is imported and used.
 
-    They report each conversion to an analytics service unless they believe to be in CI, which
-    is their only switch that needs no file in the user's home directory.
+    The first import and every conversion are reported to an analytics service, and files are
+    left in the user's home, unless it believes to be in CI: its only switch that needs no file.
     """
     before = os.environ.get("CI")
     os.environ["CI"] = "true"
@@ -23,3 +24,10 @@ def no_telemetry() -> Iterator[None]:
             del os.environ["CI"]
         else:
             os.environ["CI"] = before
+
+
+@contextmanager
+def no_output() -> Iterator[None]:
+    """Drop what a library prints: stdout is for results, and progress is ours to show."""
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        yield

@@ -24,7 +24,9 @@ class _TfLite:
 
     def version(self) -> str:
         """Return the version of LiteRT."""
-        return require("ai-edge-litert", extra=self.extra, wanted_for="the runtime of target `tflite`")
+        return require(
+            "ai-edge-litert", extra=self.extra, wanted_for="the runtime of target `tflite`"
+        )
 
     def capability(self) -> Capability:
         """Return what the target can do on a host."""
@@ -71,7 +73,7 @@ class _TfLite:
         self._require_host()
         from edgepack_targets import tflite_host
 
-        return tflite_host.quantize(model_dir, out_dir, calibration, seed, cpu_features)
+        return tflite_host.quantize(model_dir, out_dir, calibration, seed)
 
     def applied(self, model_dir: Path) -> Applied:
         """Count what is quantised."""
@@ -82,7 +84,9 @@ class _TfLite:
 
     def _require_host(self) -> None:
         self.version()
-        require("ai-edge-quantizer", extra="packager", wanted_for="the quantiser of target `tflite`")
+        require(
+            "ai-edge-quantizer", extra="packager", wanted_for="the quantiser of target `tflite`"
+        )
 
 
 TFLITE: Target = _TfLite()

@@ -14,7 +14,7 @@ from edgepack_targets.binding import Binding
 from edgepack_targets.interface import Effective, NativeTensor
 from edgepack_targets.session import BoundSession, check_runtime, only_f32, unreadable
 
-__all__ = ["describe", "load", "open_model"]
+__all__ = ["describe", "load", "natives", "open_model"]
 
 Details = dict[str, dict[str, Any]]
 
@@ -45,14 +45,14 @@ def load(model_dir: Path, manifest: Manifest, version: str, threads: int | None)
     check_runtime(manifest, "tflite", version)
     only_f32(manifest)
     interpreter = open_model(model_dir / "model.tflite", threads)
-    binding = Binding(manifest, _natives(interpreter))
+    binding = Binding(manifest, natives(interpreter))
     effective = Effective("litert", version, "f32", "CPU (XNNPACK)", threads or 0)
     return TfLiteSession(interpreter, binding, effective)
 
 
 def describe(model_dir: Path) -> tuple[list[NativeTensor], list[NativeTensor]]:
     """Return the native inputs and outputs of MODEL_DIR/model.tflite."""
-    return _natives(open_model(model_dir / "model.tflite", 1))
+    return natives(open_model(model_dir / "model.tflite", 1))
 
 
 def open_model(path: Path, threads: int | None) -> Interpreter:
@@ -89,7 +89,8 @@ def _details(interpreter: Interpreter) -> tuple[Details, Details]:
     )
 
 
-def _natives(interpreter: Interpreter) -> tuple[list[NativeTensor], list[NativeTensor]]:
+def natives(interpreter: Interpreter) -> tuple[list[NativeTensor], list[NativeTensor]]:
+    """Return the inputs and outputs of INTERPRETER by the names of its signature."""
     inputs, outputs = _details(interpreter)
     return _list(inputs), _list(outputs)
 
