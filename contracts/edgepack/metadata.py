@@ -54,7 +54,7 @@ TIMESTAMP_LIFE = timedelta(days=1)
 KEEP = 5
 """Snapshots that stay, for devices in the middle of reading."""
 
-_NAME = re.compile(r"(?:([1-9][0-9]{0,15})\.)?([a-z0-9][a-z0-9._-]{0,120})\.json")
+_NAME = re.compile(r"(?:([1-9][0-9]{0,15})\.)?([a-z][a-z0-9._-]{0,120})\.json")
 
 S = TypeVar("S", Root, Timestamp, Snapshot, Targets)
 

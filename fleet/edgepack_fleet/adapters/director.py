@@ -21,6 +21,7 @@ from edgepack.metadata import (
     parse,
     seal,
     sign,
+    split_name,
     stale,
     target_file,
     target_info,
@@ -79,7 +80,7 @@ class Director:
         again first, so that nothing has to be done for a device that is away.
         """
         try:
-            if name.endswith(".root.json"):
+            if split_name(name)[1] == "root":
                 return self._roots.read(name)
             if name == "timestamp.json":
                 self._refresh(device, self._clock())

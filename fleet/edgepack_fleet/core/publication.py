@@ -95,8 +95,9 @@ def _newest(files: Mapping[str, bytes]) -> dict[str, tuple[int, bytes]]:
 
 
 def _next_root(current: bytes | None, files: Mapping[str, bytes], now: datetime) -> Root:
+    names = {split_name(name): name for name in files}
     chain = sorted(
-        (split_name(name)[0] or 0, name) for name in files if name.endswith(".root.json")
+        (version or 0, name) for (version, role), name in names.items() if role == "root"
     )
     root = parse(current, Root).signed if current else None
     for version, name in chain:
