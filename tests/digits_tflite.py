@@ -10,8 +10,9 @@ from typing import Any
 import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as tfl
-from digits import FILTERS, HIDDEN, INPUT, OUTPUT, SIDE, digits_net
 from numpy.typing import NDArray
+
+from digits import FILTERS, HIDDEN, INPUT, OUTPUT, SIDE, digits_net
 
 Op = tfl.BuiltinOperator
 Options = tfl.BuiltinOptions
