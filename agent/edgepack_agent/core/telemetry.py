@@ -1,0 +1,102 @@
+"""Beats of a runner added up to one row per interval. Counts only ever add, so sums stay exact.
+
+Takes what a runner says as it comes, and drops what is not a count.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from edgepack.messages import Histogram, Telemetry
+
+__all__ = ["Level", "Tally", "add_rows"]
+
+Level = Literal["off", "health", "metrics"]
+
+
+@dataclass(slots=True)
+class Tally:
+    """What one bundle did since `start` (Unix seconds)."""
+
+    bundle: str
+    digest: str
+    start: float
+    inferences: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+    classes: Counter[str] = field(default_factory=Counter)
+    latency: Histogram | None = None
+    confidence: Histogram | None = None
+    rss_mb: float = 0.0
+    cpu_percent: float = 0.0
+
+    def add(self, beat: Mapping[str, Any]) -> None:
+        """Add what happened since the last BEAT."""
+        stats = beat.get("stats", {})
+        self.inferences += stats.get("inferences", 0)
+        self.errors.update(stats.get("errors", {}))
+        self.classes.update(stats.get("classes", {}))
+        self.latency = _sum(self.latency, _histogram(stats.get("latency_ms")))
+        self.confidence = _sum(self.confidence, _histogram(stats.get("confidence")))
+        self.rss_mb = max(self.rss_mb, beat.get("rss_mb", 0.0))
+        self.cpu_percent = max(self.cpu_percent, beat.get("cpu_percent", 0.0))
+
+    def row(self, boot: str, seq: int, end: float, level: Level, lost: int = 0) -> Telemetry:
+        """Return the row for the time up to END (Unix seconds), as much as LEVEL allows."""
+        metrics = level == "metrics"
+        return Telemetry(
+            boot=boot,
+            seq=seq,
+            start=self.start,
+            end=end,
+            bundle=self.bundle,
+            digest=self.digest,
+            inferences=self.inferences,
+            errors=dict(self.errors),
+            latency_ms=self.latency if metrics else None,
+            confidence=self.confidence if metrics else None,
+            classes=dict(self.classes) if metrics else {},
+            rss_mb=round(self.rss_mb, 1),
+            cpu_percent=round(self.cpu_percent, 1),
+            lost=lost,
+        )
+
+
+def add_rows(older: Telemetry, newer: Telemetry) -> Telemetry | None:
+    """Return both rows as one under NEWER's number; None if they are not about the same thing."""
+    if (older.boot, older.digest) != (newer.boot, newer.digest):
+        return None
+    histograms = ((older.latency_ms, newer.latency_ms), (older.confidence, newer.confidence))
+    if any(a and b and a.edges != b.edges for a, b in histograms):
+        return None
+    return Telemetry(
+        boot=newer.boot,
+        seq=newer.seq,
+        start=older.start,
+        end=newer.end,
+        bundle=newer.bundle,
+        digest=newer.digest,
+        inferences=older.inferences + newer.inferences,
+        errors=dict(Counter(older.errors) + Counter(newer.errors)),
+        latency_ms=_sum(older.latency_ms, newer.latency_ms),
+        confidence=_sum(older.confidence, newer.confidence),
+        classes=dict(Counter(older.classes) + Counter(newer.classes)),
+        rss_mb=max(older.rss_mb, newer.rss_mb),
+        cpu_percent=max(older.cpu_percent, newer.cpu_percent),
+        temperature_c=newer.temperature_c,
+        lost=older.lost + newer.lost,
+    )
+
+
+def _histogram(raw: Any) -> Histogram | None:
+    if not isinstance(raw, Mapping) or not raw.get("counts"):
+        return None
+    return Histogram(edges=tuple(raw["edges"]), counts=tuple(raw["counts"]))
+
+
+def _sum(a: Histogram | None, b: Histogram | None) -> Histogram | None:
+    if a is None or b is None or a.edges != b.edges:
+        return b or a
+    return Histogram(
+        edges=a.edges, counts=tuple(x + y for x, y in zip(a.counts, b.counts, strict=True))
+    )
