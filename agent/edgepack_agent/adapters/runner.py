@@ -1,0 +1,192 @@
+"""The supervisor's handle on a runner process: starts, commands, hears, ends it. Judges nothing.
+
+One thread per runner starts the process, reads its events, waits for its end and then reports
+`exited`, exactly once and last. The same thread does all of that because the kernel kills the
+runner when the thread that started it ends (see `kernel.die_with_parent`).
+"""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from edgepack.errors import EdgepackError, IntegrityError
+from edgepack_agent.runner.wire import Lines, read_event, write_line
+
+__all__ = ["Event", "Runner"]
+
+Event = dict[str, Any]
+_STDERR = 2
+_LAST_WORDS_S = 5.0
+
+
+class Runner:
+    """A running runner, or one that has exited.
+
+    Attributes:
+        slot: The directory it serves.
+    """
+
+    def __init__(
+        self,
+        slot: Path,
+        sockets: Sequence[socket.socket],
+        on_event: Callable[["Runner", Event], None],
+        threads: int | None,
+        state: Path | None,
+    ) -> None:
+        self.slot = slot
+        self._on_event = on_event
+        self._sending = threading.Lock()
+        self._control, self._far = socket.socketpair()
+        self._inherited = [self._far.fileno(), *(listener.fileno() for listener in sockets)]
+        self._command = _command_line(self._inherited, slot, threads, state)
+        self._started: Future[subprocess.Popen[bytes]] = Future()
+        self._thread = threading.Thread(target=self._live, name=f"runner {slot.name}", daemon=True)
+
+    @classmethod
+    def start(
+        cls,
+        slot: Path,
+        sockets: Sequence[socket.socket],
+        on_event: Callable[["Runner", Event], None],
+        *,
+        threads: int | None = None,
+        state: Path | None = None,
+    ) -> "Runner":
+        """Start a runner for SLOT; `loaded` or `failed` will be its first event.
+
+        Args:
+            slot: Directory with an extracted bundle.
+            sockets: Bound and listening; the runner inherits them and uses them when told to.
+            on_event: Called with the runner and each event, from the runner's own thread. Must
+                return soon, and not call `stop`.
+            threads: Of the runtime; None leaves it to the runtime.
+            state: Directory for the results of sources; None: they are not written.
+
+        Raises:
+            EdgepackError: the process could not be started.
+        """
+        runner = cls(slot, sockets, on_event, threads, state)
+        runner._thread.start()
+        try:
+            runner._started.result()
+        except OSError as error:
+            raise EdgepackError(
+                "the runner process could not be started", why=str(error), reason="runner_start"
+            ) from error
+        return runner
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether `exited` is still to come."""
+        return self._thread.is_alive()
+
+    def send(self, command: Mapping[str, Any]) -> None:
+        """Send COMMAND, e.g. `{"cmd": "accept"}`; never blocks.
+
+        A runner that is gone ignores it (its `exited` event tells); one that does not read its
+        commands is killed.
+        """
+        data = write_line(dict(command))
+        try:
+            with self._sending:
+                sent = self._control.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            return
+        if sent < len(data):
+            self.kill()
+
+    def kill(self) -> None:
+        """End the process at once."""
+        self._process.kill()
+
+    def stop(self, grace_s: float) -> None:
+        """Ask the process to finish, kill it after GRACE_S seconds; return when it is gone."""
+        self.send({"cmd": "stop"})
+        self._thread.join(grace_s)
+        if self._thread.is_alive():
+            self.kill()
+            self._thread.join()
+
+    @property
+    def _process(self) -> subprocess.Popen[bytes]:
+        return self._started.result()
+
+    def _live(self) -> None:
+        try:
+            with self._far:
+                process = self._spawn()
+        except OSError as error:
+            self._control.close()
+            self._started.set_exception(error)
+            return
+        self._started.set_result(process)
+        try:
+            for event in self._events():
+                self._on_event(self, event)
+        finally:
+            code = _reap(process)
+            with self._sending:
+                self._control.close()
+            self._on_event(self, {"evt": "exited", "code": code})
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            self._command,
+            pass_fds=self._inherited,
+            stdin=subprocess.DEVNULL,
+            stdout=_STDERR,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        )
+
+    def _events(self) -> Iterator[Event]:
+        lines = Lines()
+        while data := _receive(self._control):
+            try:
+                yield from map(read_event, lines.feed(data))
+            except IntegrityError:
+                self.kill()
+                return
+
+
+def _receive(control: socket.socket) -> bytes:
+    """Return what came; nothing once the other side is gone."""
+    with contextlib.suppress(ConnectionError):
+        return control.recv(65536)
+    return b""
+
+
+def _reap(process: subprocess.Popen[bytes]) -> int:
+    """Return the exit code of PROCESS, which has hung up and gets a moment to end."""
+    try:
+        return process.wait(_LAST_WORDS_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
+
+
+def _command_line(
+    inherited: Sequence[int], slot: Path, threads: int | None, state: Path | None
+) -> list[str]:
+    control, *listeners = map(str, inherited)
+    # -P: the working directory is not a place to import from.
+    line = [sys.executable, "-P", "-X", "faulthandler", "-m", "edgepack_agent.runner"]
+    line += ["--control-fd", control, "--slot", str(slot)]
+    for listener in listeners:
+        line += ["--listen-fd", listener]
+    line += ["--threads", str(threads)] if threads else []
+    return line + (["--state", str(state)] if state else [])

@@ -1,0 +1,1 @@
+"""The runner process: loads one slot, answers inference requests, reports. Updates nothing."""

@@ -1,0 +1,200 @@
+"""The runner's life: load, obey, beat, end. Joins the parts; each decision is in one of them."""
+
+import asyncio
+import logging
+import math
+import os
+import signal
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgepack.errors import EdgepackError
+from edgepack_agent.runner import kernel, wire
+from edgepack_agent.runner.api import DEADLINE_S, Api
+from edgepack_agent.runner.engine import Engine, QueueFullError
+from edgepack_agent.runner.model import Model
+from edgepack_agent.runner.server import Server
+from edgepack_agent.runner.slot import open_slot
+from edgepack_agent.runner.sources import Feed, Look, Results
+from edgepack_agent.runner.statistics import Statistics
+
+__all__ = ["Driver", "Options"]
+
+log = logging.getLogger(__name__)
+
+_BEAT_S = 1.0
+_STALL_S = 2.0
+"""Without progress of the inference thread for this long, the beat stops."""
+_PATIENCE_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the runner was started with."""
+
+    control: socket.socket
+    listeners: tuple[socket.socket, ...]
+    slot: Path
+    threads: int | None
+    state: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """What there is once the model is."""
+
+    model: Model
+    server: Server
+    feed: Feed
+
+
+class Driver:
+    """A runner from its first to its last word."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._statistics = Statistics()
+        self._engine = Engine()
+        self._commands: asyncio.Queue[wire.Command] = asyncio.Queue()
+        self._stopping = asyncio.Event()
+        self._clock = (time.monotonic(), time.process_time())
+        self._loaded: _Loaded | None = None
+        self._draining: asyncio.Task[None] | None = None
+
+    async def run(self) -> int:
+        """Live until told to stop; return the exit code."""
+        control = self._options.control
+        reader, self._up = await asyncio.open_unix_connection(sock=control)
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._stopping.set)
+        lives = [self._hear(reader), self._live(), self._stopping.wait()]
+        done, _ = await asyncio.wait(
+            [loop.create_task(life) for life in lives], return_when=asyncio.FIRST_COMPLETED
+        )
+        error = next((task.exception() for task in done if task.exception()), None)
+        if error is None:
+            await self._finish()
+        else:
+            self._say(_failure(error))
+        await self._up.drain()
+        return 1 if error else 0
+
+    async def _hear(self, reader: asyncio.StreamReader) -> None:
+        lines = wire.Lines()
+        while data := await reader.read(65536):
+            for line in lines.feed(data):
+                command = wire.read_command(line)
+                if isinstance(command, wire.Stop):
+                    self._stopping.set()
+                self._commands.put_nowait(command)
+        os._exit(0)  # the supervisor is gone: nobody wants an answer, nobody would stop us
+
+    async def _live(self) -> None:
+        loaded = self._loaded = await self._load()
+        self._say_loaded(loaded.model)
+        beating = asyncio.create_task(self._beat())
+        try:
+            while True:
+                await self._obey(await self._commands.get(), loaded)
+        finally:
+            beating.cancel()
+
+    async def _load(self) -> _Loaded:
+        options, engine, statistics = self._options, self._engine, self._statistics
+
+        def load() -> Model:
+            slot = open_slot(options.slot)
+            return Model(slot, options.threads, statistics, engine.progressed)
+
+        model = await asyncio.wrap_future(engine.submit(load, math.inf))
+        api = Api(model, engine, statistics, lambda: not server.accepting)
+        server = Server(api, options.listeners)
+        results = Results(options.state / "results.jsonl" if options.state else None)
+        return _Loaded(model, server, Feed(self._look(model), results, statistics))
+
+    async def _obey(self, command: wire.Command, loaded: _Loaded) -> None:
+        match command:
+            case wire.Check(exam, min_score):
+                path = Path(exam) if exam else None
+                work = self._engine.submit(lambda: loaded.model.check(path, min_score), math.inf)
+                self._say({"evt": "checked"} | await asyncio.wrap_future(work))
+            case wire.Accept():
+                loaded.server.accept()
+                loaded.feed.start()
+                self._say({"evt": "accepting"})
+            case wire.Drain():
+                loaded.feed.stop()
+                self._draining = asyncio.create_task(self._drain(loaded.server))
+            case wire.Sources(sources):
+                loaded.feed.replace(sources)
+
+    async def _drain(self, server: Server) -> None:
+        await server.drain(DEADLINE_S)
+        if not server.accepting:
+            self._say_beat()
+            self._say({"evt": "drained"})
+
+    async def _finish(self) -> None:
+        """Answer what is under way and tell the last counts."""
+        if self._loaded:
+            self._loaded.feed.stop()
+            await self._loaded.server.drain(DEADLINE_S)
+            self._say_beat()
+
+    def _look(self, model: Model) -> Look:
+        """Return what the sources' threads, which have time, show their images to."""
+
+        def look(image: bytes) -> dict[str, Any]:
+            while True:
+                try:
+                    return self._engine.submit(lambda: model.look(image), math.inf).result()
+                except QueueFullError:
+                    time.sleep(_PATIENCE_S)
+
+        return look
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(_BEAT_S)
+            if self._engine.stalled_s < _STALL_S:
+                self._say_beat()
+
+    def _say_beat(self) -> None:
+        now = (time.monotonic(), time.process_time())
+        wall, used = now[0] - self._clock[0], now[1] - self._clock[1]
+        self._clock = now
+        self._say(
+            {
+                "evt": "beat",
+                "rss_mb": round(kernel.rss_mb(), 1),
+                "cpu_percent": round(100 * used / max(wall, 1e-3), 1),
+                "stats": self._statistics.take(),
+            }
+        )
+
+    def _say(self, event: dict[str, Any]) -> None:
+        self._up.write(wire.write_line(event))
+
+    def _say_loaded(self, model: Model) -> None:
+        effective = model.effective
+        self._say(
+            {
+                "evt": "loaded",
+                "runtime": model.manifest.target.runtime,
+                "version": effective.version,
+                "precision": effective.precision,
+                "digest": model.digest,
+                "release": model.manifest.release,
+            }
+        )
+
+
+def _failure(error: BaseException) -> dict[str, Any]:
+    if isinstance(error, EdgepackError):
+        why = f": {error.why}" if error.why else ""
+        return {"evt": "failed", "reason": error.reason, "message": f"{error.what}{why}"}
+    log.error("the runner failed", exc_info=error)
+    return {"evt": "failed", "reason": "runner_error", "message": type(error).__name__}

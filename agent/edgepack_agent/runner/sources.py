@@ -1,0 +1,150 @@
+"""Images that no one asks about: folders that are watched, and the log of what was seen in them.
+
+Each file is shown to the model once, in the order of names, and again if it changes. A file
+that cannot be used is counted and skipped; nothing here ends the watching but being told to.
+"""
+
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from edgepack_agent.runner.protocol import RequestError
+from edgepack_agent.runner.statistics import Statistics
+from edgepack_agent.runner.wire import Source
+
+__all__ = ["Feed", "Look", "Results"]
+
+log = logging.getLogger(__name__)
+
+Look = Callable[[bytes], dict[str, Any]]
+"""Shows an encoded image to the model and returns what is to be written down."""
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
+_MAX_FILE = 64 * 2**20
+_MAX_LOG = 2**20
+
+
+class Results:
+    """A JSON-lines file with one predecessor (`.1`), bounded in size.
+
+    Args:
+        path: None writes nothing.
+        limit: Bytes after which the file becomes the predecessor.
+    """
+
+    def __init__(self, path: Path | None, limit: int = _MAX_LOG) -> None:
+        self._path, self._limit = path, limit
+        self._lock = threading.Lock()
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Write ROW as the last line.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        if self._path is None:
+            return
+        with self._lock:
+            with self._path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+                full = file.tell() >= self._limit
+            if full:
+                self._path.replace(self._path.with_name(self._path.name + ".1"))
+
+
+class Feed:
+    """The sources of one runner: threads that exist while they are on."""
+
+    def __init__(self, look: Look, results: Results, statistics: Statistics) -> None:
+        self._look, self._results, self._statistics = look, results, statistics
+        self._folders: list[_Folder] = []
+        self._stop = threading.Event()
+        self._on = False
+
+    def replace(self, sources: Iterable[Source]) -> None:
+        """Feed from SOURCES instead; one that stays the same goes on where it was."""
+        known = {folder.source: folder for folder in self._folders}
+        self._folders = [known.get(source) or _Folder(source) for source in sources]
+        if self._on:
+            self.stop()
+            self.start()
+
+    def start(self) -> None:
+        """Begin to look."""
+        self._on, self._stop = True, threading.Event()
+        for folder in self._folders:
+            name = f"source {folder.source.name}"
+            args = (folder, self._stop)
+            threading.Thread(target=self._watch, args=args, name=name, daemon=True).start()
+
+    def stop(self) -> None:
+        """Stop looking; an image that is being looked at is finished."""
+        self._on = False
+        self._stop.set()
+
+    def _watch(self, folder: "_Folder", stop: threading.Event) -> None:
+        while not stop.is_set():
+            try:
+                for path in folder.fresh():
+                    if stop.is_set():
+                        return
+                    folder.mark(path)
+                    self._show(folder, path)
+            except OSError as error:
+                self._count("source_missing", folder, error)
+            stop.wait(folder.source.every_s)
+
+    def _show(self, folder: "_Folder", path: Path) -> None:
+        start = time.time()
+        try:
+            found = self._look(_read(path))
+            self._results.append(
+                {"ts": round(start, 3), "source": folder.source.name, "file": path.name} | found
+            )
+        except RequestError as error:
+            self._count(error.reason, folder, error)
+        except OSError as error:
+            self._count("source_io", folder, error)
+        except Exception as error:  # noqa: BLE001 - one image must not end the watching
+            self._count("runtime_error", folder, error)
+
+    def _count(self, reason: str, folder: "_Folder", error: Exception) -> None:
+        self._statistics.failed(reason)
+        log.warning("source %s: %s: %s", folder.source.name, reason, error)
+
+
+class _Folder:
+    """What of a folder has been shown: name to (size, time of change)."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        kind, _, path = source.source.partition(":")
+        self._path = Path(path if kind == "dir" else source.source)
+        self._seen: dict[str, tuple[int, int]] = {}
+
+    def fresh(self) -> list[Path]:
+        """Return the files not yet marked, in the order of names; forget those that are gone."""
+        now = {
+            entry.name: (entry.stat().st_size, entry.stat().st_mtime_ns)
+            for entry in os.scandir(self._path)
+            if entry.is_file() and Path(entry.name).suffix.lower() in _SUFFIXES
+        }
+        self._seen = {name: mark for name, mark in self._seen.items() if name in now}
+        return [self._path / name for name in sorted(now) if self._seen.get(name) != now[name]]
+
+    def mark(self, path: Path) -> None:
+        """Take PATH for shown as it is now."""
+        stat = path.stat()
+        self._seen[path.name] = (stat.st_size, stat.st_mtime_ns)
+
+
+def _read(path: Path) -> bytes:
+    with path.open("rb") as file:
+        data = file.read(_MAX_FILE + 1)
+    if len(data) > _MAX_FILE:
+        raise RequestError(413, f"{path.name} has more than {_MAX_FILE} bytes", "too_large")
+    return data

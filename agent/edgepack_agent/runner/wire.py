@@ -1,0 +1,137 @@
+"""What supervisor and runner say to each other: one JSON object a line. Opens no socket.
+
+Commands go down, events come up. The supervisor speaks plain objects; the runner reads them as
+the structs below, so that a wrong command is refused and not half understood.
+
+    check    {exam: path | null, min_score}        -> checked {golden, exam} | failed
+    accept   {}                                    -> accepting
+    drain    {}                                    -> drained
+    sources  {sources: [{name, source, every_s}]}
+    stop     {}                                    -> the process ends
+
+Unasked come `loaded`, `failed` (the last word of a runner) and a `beat` about once a second
+while the inference thread makes progress.
+"""
+
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import msgspec
+
+from edgepack.errors import IntegrityError
+
+__all__ = [
+    "MAX_LINE",
+    "Accept",
+    "Check",
+    "Command",
+    "Drain",
+    "Lines",
+    "Source",
+    "Sources",
+    "Stop",
+    "read_command",
+    "read_event",
+    "write_line",
+]
+
+MAX_LINE = 256 * 1024
+"""Bytes one line may have; a peer that sends more is broken."""
+
+
+class _Command(msgspec.Struct, frozen=True, tag_field="cmd", forbid_unknown_fields=True):
+    """What the supervisor asks for."""
+
+
+class Check(_Command, frozen=True, tag="check"):
+    """Answer the golden vectors and, if there is one, the exam."""
+
+    exam: str | None = None
+    min_score: float = 0.0
+
+
+class Accept(_Command, frozen=True, tag="accept"):
+    """Take connections and feed sources."""
+
+
+class Drain(_Command, frozen=True, tag="drain"):
+    """Take no more of either, answer what is under way, stay loaded."""
+
+
+class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where images come from besides requests."""
+
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+    source: str
+    """`dir:PATH`."""
+    every_s: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+    """Seconds between two looks for new images."""
+
+
+class Sources(_Command, frozen=True, tag="sources"):
+    """Feed from exactly these from now on."""
+
+    sources: tuple[Source, ...] = ()
+
+
+class Stop(_Command, frozen=True, tag="stop"):
+    """Finish what is under way and end."""
+
+
+Command = Check | Accept | Drain | Sources | Stop
+_COMMANDS: msgspec.json.Decoder[Command] = msgspec.json.Decoder(Command)
+_EVENTS = msgspec.json.Decoder(dict[str, Any])
+
+
+class Lines:
+    """Cuts a stream of bytes into lines."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Yield the lines that DATA completes, without their ends.
+
+        Raises:
+            IntegrityError: a line is longer than `MAX_LINE`.
+        """
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if max(map(len, (*lines, self._rest))) > MAX_LINE:
+            raise _bad(f"a line has more than {MAX_LINE} bytes")
+        yield from lines
+
+
+def read_command(line: bytes) -> Command:
+    """Return the command in LINE.
+
+    Raises:
+        IntegrityError: it is none.
+    """
+    try:
+        return _COMMANDS.decode(line)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise _bad(str(error)) from error
+
+
+def read_event(line: bytes) -> dict[str, Any]:
+    """Return the event in LINE.
+
+    Raises:
+        IntegrityError: it is none.
+    """
+    try:
+        event = _EVENTS.decode(line)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise _bad(str(error)) from error
+    if not isinstance(event.get("evt"), str):
+        raise _bad("the event has no name")
+    return event
+
+
+def write_line(message: dict[str, Any]) -> bytes:
+    """Return MESSAGE as a line."""
+    return msgspec.json.encode(message) + b"\n"
+
+
+def _bad(why: str) -> IntegrityError:
+    return IntegrityError("the control channel carries nonsense", why=why, reason="bad_command")

@@ -1,0 +1,159 @@
+"""Extracted digits bundles for the ONNX runtime, as a device has them, and handles that remember.
+
+Slots are built once per process with the real bundle writer and reader and copied per test.
+"""
+
+import json
+import queue
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import onnxruntime
+
+from digits import INPUT, LABELS, OUTPUT, digits_data, digits_onnx
+from edgepack.bundle import open_bundle, write_bundle
+from edgepack.manifest import (
+    Agreement,
+    Binding,
+    Golden,
+    Manifest,
+    Postprocess,
+    Preprocess,
+    Provenance,
+    Target,
+    TensorSpec,
+)
+from edgepack_agent.adapters.runner import Event, Runner
+
+DEADLINE_S = 30.0
+
+
+def digits_manifest(version: str = "1.0.0") -> Manifest:
+    """Return the manifest of a digits bundle, `files` and `build_id` still to be filled in."""
+    return Manifest(
+        schema="edgepack.bundle/v1",
+        name="digits",
+        version=version,
+        build_id="",
+        task="classify",
+        target=Target(
+            runtime="onnx", min_runtime="1.20", precision="fp32", execution_precision="f32"
+        ),
+        inputs=(_spec(INPUT, (1, 1, 16, 16), "NCHW"),),
+        outputs=(_spec(OUTPUT, (1, 10), "NC"),),
+        agreement=Agreement(rule="top1", output=OUTPUT),
+        golden=Golden(inputs="golden/inputs.npz", outputs="golden/outputs.npz", samples=8),
+        provenance=Provenance(source_sha256="0" * 64, source_format="onnx"),
+        files=(),
+        preprocess=Preprocess(input=INPUT, color="gray"),
+        postprocess=Postprocess(decoder="softmax", output=OUTPUT, activation="softmax", top_k=3),
+        labels=LABELS,
+    )
+
+
+def _spec(name: str, shape: tuple[int, ...], layout: str) -> TensorSpec:
+    binding = Binding(native_name=name)
+    return TensorSpec(name=name, shape=shape, dtype="float32", binding=binding, layout=layout)
+
+
+@cache
+def digits_bundle(version: str = "1.0.0", wrong_labels: float = 0.0) -> Path:
+    """Return an unsigned digits bundle."""
+    home = Path(tempfile.mkdtemp(prefix="edgepack-slots-"))
+    model = digits_onnx(home / "model.onnx", wrong_labels, batch=1)
+    inputs = digits_data()[1].head(8).inputs
+    np.savez(home / "inputs.npz", **{INPUT: inputs})
+    np.savez(home / "outputs.npz", **{OUTPUT: np.concatenate([raw(model, i) for i in inputs])})
+    (home / "labels.txt").write_text("\n".join(LABELS) + "\n")
+    files = {
+        "model/model.onnx": model,
+        "golden/inputs.npz": home / "inputs.npz",
+        "golden/outputs.npz": home / "outputs.npz",
+        "labels.txt": home / "labels.txt",
+    }
+    return write_bundle(home, digits_manifest(version), files).path
+
+
+def digits_slot(directory: Path, version: str = "1.0.0", wrong_labels: float = 0.0) -> Path:
+    """Extract a digits bundle to DIRECTORY and return it."""
+    with open_bundle(digits_bundle(version, wrong_labels)) as bundle:
+        bundle.extract(directory)
+    return directory
+
+
+def raw(model: Path, image: np.ndarray) -> np.ndarray:
+    """Return what onnxruntime itself answers for one IMAGE (1, 16, 16)."""
+    return _session(model).run(None, {INPUT: image[None]})[0]
+
+
+@cache
+def _session(model: Path) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+
+
+class Heard:
+    """A runner's handle with a memory of its events."""
+
+    def __init__(
+        self, slot: Path, sockets: Sequence[socket.socket] = (), state: Path | None = None
+    ) -> None:
+        self.events: queue.Queue[Event] = queue.Queue()
+        self.past: list[Event] = []
+        self.runner = Runner.start(
+            slot, sockets, lambda _, event: self.events.put(event), threads=1, state=state
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.runner.kill()
+        self.runner.stop(0)
+
+    def tell(self, cmd: str, **fields: Any) -> None:
+        self.runner.send({"cmd": cmd, **fields})
+
+    def wait(self, name: str, when: Callable[[Event], bool] = lambda _: True) -> Event:
+        """Return the next event NAME for which WHEN holds; fail if the runner ends before."""
+        deadline = time.monotonic() + DEADLINE_S
+        while True:
+            event = self.events.get(timeout=deadline - time.monotonic())
+            self.past.append(event)
+            if event["evt"] == name and when(event):
+                return event
+            assert event["evt"] not in {"failed", "exited"}, event
+
+    def accepting(self) -> Self:
+        self.wait("loaded")
+        self.tell("accept")
+        self.wait("accepting")
+        return self
+
+
+def listen(path: Path | None = None) -> socket.socket:
+    """Return a listening socket, on 127.0.0.1 or on the unix socket PATH."""
+    if path is None:
+        return socket.create_server(("127.0.0.1", 0))
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen(128)
+    return listener
+
+
+def copy_of(slot: Path, directory: Path) -> Path:
+    return Path(shutil.copytree(slot, directory))
+
+
+def rewrite_manifest(slot: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change the manifest in SLOT and write it canonically, as an attacker would."""
+    path = slot / "manifest.json"
+    document = json.loads(path.read_bytes())
+    change(document)
+    path.write_text(json.dumps(document, sort_keys=True, separators=(",", ":")))
