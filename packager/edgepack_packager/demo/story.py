@@ -32,7 +32,7 @@ TARGETS = ("openvino", "tflite", "onnx")
 GROUP_OF = {"openvino": "line-a", "tflite": "line-a", "onnx": "line-b"}
 EXAM_LIMIT = 0.9
 BAD_SHARE = 0.45
-"""Share of shuffled training labels of version 2: leaves about 60 % accuracy."""
+"""Share of wrong training labels of version 2: leaves about 60 % accuracy."""
 ROLLOUT_S = 120.0
 ENDED = {"completed", "paused", "cancelled", "reverted"}
 
@@ -83,14 +83,14 @@ class Story:
         """
         self.start_fleet()
         self.enrol_devices()
-        self.release("1.0.0", shuffle=0.0, seed=1)
+        self.release("1.0.0", wrong=0.0, seed=1)
         self.roll_out("1.0.0", expect="completed")
         self.infer_everywhere()
         self.infer_offline()
-        self.release("2.0.0", shuffle=BAD_SHARE, seed=2)
+        self.release("2.0.0", wrong=BAD_SHARE, seed=2)
         self.roll_out("2.0.0", expect="paused", groups=["line-a"])
         self.infer_everywhere()
-        self.release("3.0.0", shuffle=0.0, seed=3)
+        self.release("3.0.0", wrong=0.0, seed=3)
         self.roll_out("3.0.0", expect="completed")
         self.infer_everywhere()
 
@@ -186,12 +186,12 @@ class Story:
 
     # -- releases and rollouts
 
-    def release(self, version: str, *, shuffle: float, seed: int) -> None:
+    def release(self, version: str, *, wrong: float, seed: int) -> None:
         """Train VERSION, build an int8 bundle for each target and publish them."""
         folder = self.home / "models" / version
-        told = f" on labels of which {shuffle:.0%} are shuffled" if shuffle else ""
+        told = f" on labels of which {wrong:.0%} are wrong" if wrong else ""
         self.tell(f"training {MODEL} {version}{told}")
-        train(folder, shuffle_share=shuffle, seed=seed)
+        train(folder, wrong_share=wrong, seed=seed)
         self.tell(f"building int8 bundles of {version} for {', '.join(TARGETS)}")
         built = self.edgepack(
             "build", folder / "model.keras", *_each("--target", TARGETS), "--precision", "int8",
