@@ -22,7 +22,7 @@ from tuf.ngclient.fetcher import FetcherInterface
 
 from edgepack.durable import sync_directory
 from edgepack.errors import UnreachableError
-from edgepack.metadata import DEVICE, ISSUED, MIN_EPOCH, target_info
+from edgepack.metadata import DEVICE, ISSUED, MIN_EPOCH, split_name, target_info
 from edgepack.trust import (
     Approved,
     DeviceFacts,
@@ -274,8 +274,9 @@ class _CacheChannel:
         self._directory = directory
 
     def metadata(self, repo: str, name: str, max_length: int) -> bytes | None:
-        directory = self._directory / repo
-        path = directory / ("root_history" if name.endswith(".root.json") else ".") / name
+        _, role = split_name(name)
+        cached = f"root_history/{name}" if role == Root.type else f"{role}.json"
+        path = self._directory / repo / cached
         return path.read_bytes()[: max_length + 1] if path.is_file() else None
 
 
