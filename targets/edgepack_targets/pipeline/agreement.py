@@ -37,7 +37,7 @@ def agree(rule: Agreement, expected: Mapping[str, Array], got: Mapping[str, Arra
         UsageError: An output is missing, or has another shape, or there are no samples.
     """
     left, right = _rows(rule.output, expected, got)
-    finite: NDArray[np.bool_] = np.isfinite(np.hstack([left, right])).all(axis=1)
+    finite = np.asarray(np.isfinite(np.hstack([left, right])).all(axis=1))
     angles = np.where(finite, cosine(left, np.where(finite[:, None], right, 0)), -1.0)
     same = top1(left) == top1(right) if rule.rule == "top1" else angles >= rule.min_cosine
     share = float((same & finite).mean())
@@ -47,7 +47,7 @@ def agree(rule: Agreement, expected: Mapping[str, Array], got: Mapping[str, Arra
 
 def top1(rows: Array) -> NDArray[np.intp]:
     """Return the index of the highest entry of each sample, the first one of equals."""
-    return np.argmax(rows.reshape(len(rows), -1), axis=1)
+    return np.asarray(rows.reshape(len(rows), -1).argmax(axis=1))
 
 
 def cosine(left: Array, right: Array) -> NDArray[np.float64]:

@@ -1,0 +1,395 @@
+"""The suite that any target plugin, ours or a stranger's, runs against itself. Needs no pytest.
+
+A plugin's author gives a `Subject`: the plugin, a trained fp32 model that it converted, and
+what the source model answers. Each check in `CHECKS` takes the subject and an empty directory
+and raises AssertionError with a sentence. With pytest:
+
+    @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+    def test_conformance(check, subject, tmp_path):
+        check(subject, tmp_path)
+"""
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version as distribution_version
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from edgepack.errors import EdgepackError, IntegrityError, UnsupportedError, UsageError
+from edgepack.manifest import Binding, Manifest, TensorSpec
+from edgepack_targets import registry
+from edgepack_targets.binding import native_layout
+from edgepack_targets.interface import MODEL_FILES, Session, Target
+from edgepack_targets.pipeline.agreement import agree
+from edgepack_targets.pipeline.feed import run_samples
+
+__all__ = ["CHECKS", "Check", "Subject"]
+
+Array = NDArray[Any]
+MIN_FP32_COSINE = 0.99999
+MIN_INT8_SHARE = 0.95
+"""Of samples with the same decision in int8 as in the source; an accuracy gate is stricter."""
+SMALLER = 0.35
+"""int8 files are at most this share of fp32 ones, for a model of mostly weights."""
+CALLS = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is put to the test."""
+
+    target: Target
+    distribution: str
+    """Of the runtime, whose version the target must report."""
+    model_dir: Path
+    """An fp32 model of at least 100,000 weights, as `convert` wrote it."""
+    manifest: Manifest
+    """Its manifest; bindings and execution precision must be right, files need not be."""
+    samples: Mapping[str, Array]
+    """At least 32 inputs by public name, first axis = samples."""
+    expected: Mapping[str, Array]
+    """What the source model answers to them."""
+    calibration: Mapping[str, Array]
+    """By public name, in public layout."""
+
+    def load(self, manifest: Manifest | None = None, model_dir: Path | None = None) -> Session:
+        """Return a session on one thread."""
+        where = model_dir or self.model_dir
+        return self.target.load(where, manifest or self.manifest, threads=1)
+
+    def first(self) -> dict[str, Array]:
+        """Return the first sample with a batch axis of 1."""
+        return {name: array[:1] for name, array in self.samples.items()}
+
+    def native_calibration(self) -> dict[str, Array]:
+        """Return the calibration samples as `Target.quantize` takes them."""
+        return {
+            spec.binding.native_name: native_layout(spec, self.calibration[spec.name])
+            for spec in self.manifest.inputs
+        }
+
+
+Check = Callable[[Subject, Path], None]
+
+
+def is_registered(subject: Subject, _: Path) -> None:
+    """The plugin is found by its name, and its name is that of its manifests."""
+    assert registry.find(subject.target.name) is subject.target, "another plugin has this name"
+    assert subject.target.name in MODEL_FILES, "the manifest has no such runtime"
+
+
+def knows_its_version(subject: Subject, _: Path) -> None:
+    """The reported version is the installed distribution's."""
+    installed = distribution_version(subject.distribution)
+    assert subject.target.version() == installed, f"it is {installed}"
+    assert registry.installed()[subject.target.name] == installed, "the inventory differs"
+
+
+def describes_what_is_bound(subject: Subject, _: Path) -> None:
+    """Every native input and the bound outputs are described with the types of the manifest."""
+    inputs, outputs = subject.target.describe(subject.model_dir)
+    bound = {spec.binding.native_name: spec.dtype for spec in subject.manifest.inputs}
+    assert {native.name: native.dtype for native in inputs} == bound, "inputs differ"
+    dtypes = {native.name: native.dtype for native in outputs}
+    for spec in subject.manifest.outputs:
+        assert dtypes.get(spec.binding.native_name) == spec.dtype, f"output {spec.name} differs"
+
+
+def speaks_public_names_and_layouts(subject: Subject, _: Path) -> None:
+    """A session takes and returns the public names, shapes and dtypes."""
+    session = subject.load()
+    outputs = session.run(subject.first())
+    session.close()
+    for spec in subject.manifest.outputs:
+        got = outputs[spec.name]
+        wanted = tuple(max(size, 1) for size in spec.shape)
+        assert (got.shape, got.dtype.name) == (wanted, spec.dtype), f"{spec.name}: {got.shape}"
+    assert len(outputs) == len(subject.manifest.outputs), "there are more outputs than public ones"
+
+
+def answers_like_the_source(subject: Subject, _: Path) -> None:
+    """fp32 gives the source's answers: the same decisions, nearly the same numbers."""
+    session = subject.load()
+    got = run_samples(session, subject.manifest, subject.samples)
+    session.close()
+    rule = msgspec.structs.replace(
+        subject.manifest.agreement, min_share=1.0, min_cosine=MIN_FP32_COSINE
+    )
+    verdict = agree(rule, subject.expected, got)
+    assert verdict.passed, f"share {verdict.share}, cosine {verdict.cosine}"
+
+
+def permutes(subject: Subject, _: Path) -> None:
+    """Public layouts that differ from the native ones change nothing but the layout."""
+    plain = subject.load()
+    expected = plain.run(subject.first())
+    plain.close()
+    turned = _turned(subject.manifest)
+    session = subject.load(turned)
+    got = session.run(
+        {
+            spec.name: np.ascontiguousarray(subject.samples[spec.name][:1].T)
+            for spec in subject.manifest.inputs
+        }
+    )
+    session.close()
+    for name, array in expected.items():
+        assert np.array_equal(got[name].T, array), f"{name} differs"
+
+
+def reports_what_it_runs_with(subject: Subject, _: Path) -> None:
+    """`effective` has the version, the precision that was asked for, a device and threads."""
+    session = subject.load()
+    effective = session.effective
+    session.close()
+    assert effective.version == subject.target.version(), "the version differs"
+    assert effective.precision == subject.manifest.target.execution_precision, effective.precision
+    assert effective.device, "no device"
+    assert effective.threads == 1, "the number of threads was not set"
+
+
+def refuses_wrong_inputs(subject: Subject, _: Path) -> None:
+    """A wrong name, shape, dtype or kind is one error that lists what is expected."""
+    session = subject.load()
+    spec, good = subject.manifest.inputs[0], subject.first()
+    array = good[spec.name]
+    other = "uint8" if spec.dtype != "uint8" else "float32"
+    wrong: dict[str, dict[str, Any]] = {
+        "a missing input": {},
+        "an unknown input": good | {"edgepack-unknown": array},
+        "a wrong shape": good | {spec.name: array[..., None]},
+        "a wrong size": good | {spec.name: np.concatenate([array, array], axis=-1)},
+        "a wrong dtype": good | {spec.name: array.astype(other)},
+        "a list": good | {spec.name: array.tolist()},
+    }
+    for what, inputs in wrong.items():
+        error = _refused(UsageError, what, partial(session.run, inputs))
+        for part in (spec.name, spec.dtype, str(spec.shape[-1])):
+            assert part in error.fix, f"{what}: the message does not say `{part}`"
+    session.run(good)
+    session.close()
+
+
+def is_deterministic(subject: Subject, _: Path) -> None:
+    """Two sessions give the same bits, in any order of samples."""
+    first, second = subject.load(), subject.load()
+    once = run_samples(first, subject.manifest, subject.samples)
+    flipped = {name: array[::-1] for name, array in subject.samples.items()}
+    again = run_samples(second, subject.manifest, flipped)
+    first.close()
+    second.close()
+    for name, array in once.items():
+        assert np.array_equal(array, again[name][::-1]), f"{name} differs"
+
+
+def keeps_earlier_answers(subject: Subject, _: Path) -> None:
+    """An answer is the caller's own: the next call does not change it, nor the input."""
+    session = subject.load()
+    inputs = subject.first()
+    before = {name: array.copy() for name, array in inputs.items()}
+    answer = session.run(inputs)
+    kept = {name: array.copy() for name, array in answer.items()}
+    session.run({name: array[1:2] for name, array in subject.samples.items()})
+    session.close()
+    assert all(np.array_equal(kept[name], array) for name, array in answer.items()), "it changed"
+    assert all(np.array_equal(before[n], array) for n, array in inputs.items()), "input changed"
+
+
+def takes_any_memory_order(subject: Subject, _: Path) -> None:
+    """Inputs that are views, transposed or read-only give the same answer."""
+    session = subject.load()
+    expected = session.run(subject.first())
+    odd = {name: np.asfortranarray(array[:1]) for name, array in subject.samples.items()}
+    for array in odd.values():
+        array.flags.writeable = False
+    got = session.run(odd)
+    session.close()
+    assert all(np.array_equal(got[name], array) for name, array in expected.items()), "it differs"
+
+
+def may_be_called_from_threads(subject: Subject, _: Path) -> None:
+    """Calls from several threads give the answers of calls one after the other."""
+    session = subject.load()
+    count = len(next(iter(subject.samples.values())))
+    feeds = [
+        {name: array[i % count : i % count + 1] for name, array in subject.samples.items()}
+        for i in range(CALLS)
+    ]
+    expected = [session.run(feed) for feed in feeds]
+    with ThreadPoolExecutor(4) as pool:
+        got = list(pool.map(session.run, feeds))
+    session.close()
+    for one, other in zip(expected, got, strict=True):
+        assert all(np.array_equal(one[name], other[name]) for name in one), "an answer differs"
+
+
+def closes(subject: Subject, _: Path) -> None:
+    """A closed session can be closed again and refuses to run."""
+    session = subject.load()
+    session.close()
+    session.close()
+    try:
+        session.run(subject.first())
+    except RuntimeError:
+        return
+    raise AssertionError("a closed session ran")
+
+
+def refuses_what_it_cannot_run(subject: Subject, tmp_path: Path) -> None:
+    """A damaged or missing model, a foreign binding, a too old runtime: one clear error each."""
+    target = subject.manifest.target
+    newer = msgspec.structs.replace(target, min_runtime="99999.0")
+    other = msgspec.structs.replace(target, execution_precision="no-such")
+    stranger = Binding(native_name="edgepack-unknown")
+    unbound = msgspec.structs.replace(subject.manifest.outputs[0], binding=stranger)
+    replace = msgspec.structs.replace
+    cases: list[tuple[str, type[EdgepackError], Manifest, Path]] = [
+        ("missing", IntegrityError, subject.manifest, tmp_path),
+        ("damaged", IntegrityError, subject.manifest, _damaged(subject, tmp_path / "damaged")),
+        ("too old", UnsupportedError, replace(subject.manifest, target=newer), subject.model_dir),
+        ("precision", UnsupportedError, replace(subject.manifest, target=other), subject.model_dir),
+        (
+            "unbound",
+            IntegrityError,
+            replace(subject.manifest, outputs=(unbound,)),
+            subject.model_dir,
+        ),
+    ]
+    for what, kind, manifest, model_dir in cases:
+        _refused(kind, what, partial(subject.load, manifest, model_dir))
+
+
+def quantizes(subject: Subject, tmp_path: Path) -> None:
+    """int8 is really int8, is much smaller, and decides like the source."""
+    done = subject.target.quantize(subject.model_dir, tmp_path, subject.native_calibration())
+    assert done["samples"] > 0, "no samples were used"
+    assert {"method", "seed", "tools"} <= done.keys(), "what was done is not reported"
+    before = subject.target.applied(subject.model_dir)
+    after = subject.target.applied(tmp_path)
+    assert before["quantized_operators"] == 0, "fp32 claims quantised operators"
+    assert after["quantized_operators"] > 0, "no operator is quantised"
+    assert after["int8_share"] > 0.9, f"only {after['int8_share']:.0%} of the weights are int8"
+    assert _size(tmp_path) <= SMALLER * _size(subject.model_dir), "the files are too large"
+    session = subject.load(model_dir=tmp_path)
+    got = run_samples(session, subject.manifest, subject.samples)
+    session.close()
+    rule = msgspec.structs.replace(
+        subject.manifest.agreement, min_share=MIN_INT8_SHARE, min_cosine=-1.0
+    )
+    verdict = agree(rule, subject.expected, got)
+    assert verdict.passed, f"only {verdict.share:.0%} of the decisions are the source's"
+
+
+def quantizes_the_same_again(subject: Subject, tmp_path: Path) -> None:
+    """The same calibration and seed give the same bytes."""
+    for name in ("once", "again"):
+        (tmp_path / name).mkdir()
+        subject.target.quantize(subject.model_dir, tmp_path / name, subject.native_calibration())
+    once, again = _files(tmp_path / "once"), _files(tmp_path / "again")
+    assert once.keys() == again.keys(), "other files"
+    assert once == again, "other bytes"
+
+
+def refuses_wrong_calibration(subject: Subject, tmp_path: Path) -> None:
+    """Calibration with a wrong name, shape, dtype or without samples is one clear error."""
+    good = subject.native_calibration()
+    name, array = next(iter(good.items()))
+    wrong = {
+        "a missing input": {},
+        "an unknown input": good | {"edgepack-unknown": array},
+        "a wrong shape": good | {name: array[..., None]},
+        "a wrong dtype": good | {name: array.astype(np.int64)},
+        "no samples": {key: value[:0] for key, value in good.items()},
+    }
+    for what, calibration in wrong.items():
+        error = _refused(
+            UsageError,
+            what,
+            partial(subject.target.quantize, subject.model_dir, tmp_path, calibration),
+        )
+        assert name in error.fix, f"{what}: the message does not say what is expected"
+    assert not _files(tmp_path), "something was written"
+
+
+def refuses_a_route_it_has_not(subject: Subject, tmp_path: Path) -> None:
+    """A source format that is not in `capability` is refused, and nothing is written."""
+    source = subject.model_dir / MODEL_FILES[subject.target.name][0]
+    _refused(
+        UnsupportedError,
+        "an unknown route",
+        partial(subject.target.convert, source, "no-such-format", tmp_path),
+    )
+    assert not _files(tmp_path), "something was written"
+
+
+CHECKS: tuple[Check, ...] = (
+    is_registered,
+    knows_its_version,
+    describes_what_is_bound,
+    speaks_public_names_and_layouts,
+    answers_like_the_source,
+    permutes,
+    reports_what_it_runs_with,
+    refuses_wrong_inputs,
+    is_deterministic,
+    keeps_earlier_answers,
+    takes_any_memory_order,
+    may_be_called_from_threads,
+    closes,
+    refuses_what_it_cannot_run,
+    quantizes,
+    quantizes_the_same_again,
+    refuses_wrong_calibration,
+    refuses_a_route_it_has_not,
+)
+
+
+def _refused(kind: type[EdgepackError], what: str, call: Callable[[], object]) -> EdgepackError:
+    """Return the error that CALL raises; it must be a KIND."""
+    try:
+        call()
+    except kind as error:
+        return error
+    raise AssertionError(f"{what} was accepted")
+
+
+def _turned(manifest: Manifest) -> Manifest:
+    """Return MANIFEST with all axes of all public tensors in reverse order."""
+    return msgspec.structs.replace(
+        manifest,
+        inputs=tuple(_turn(spec) for spec in manifest.inputs),
+        outputs=tuple(_turn(spec) for spec in manifest.outputs),
+    )
+
+
+def _turn(spec: TensorSpec) -> TensorSpec:
+    last = len(spec.shape) - 1
+    order = spec.binding.permutation or tuple(range(last + 1))
+    binding = Binding(
+        native_name=spec.binding.native_name, permutation=tuple(last - axis for axis in order)
+    )
+    return msgspec.structs.replace(spec, shape=spec.shape[::-1], binding=binding)
+
+
+def _damaged(subject: Subject, directory: Path) -> Path:
+    """Return DIRECTORY with a model of which the main file is cut in half."""
+    directory.mkdir()
+    names = MODEL_FILES[subject.target.name]
+    for name in names:
+        data = (subject.model_dir / name).read_bytes()
+        (directory / name).write_bytes(data[: len(data) // 2] if name == names[0] else data)
+    return directory
+
+
+def _files(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir() if path.is_file()}
+
+
+def _size(directory: Path) -> int:
+    return sum(len(data) for data in _files(directory).values())
