@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sysconfig
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -74,7 +74,7 @@ class Processes:
     ) -> None:
         self.stop()
 
-    def start(self, label: str, command: Sequence[str | Path]) -> subprocess.Popen[bytes]:
+    def start(self, label: str, *command: str | Path) -> subprocess.Popen[bytes]:
         """Start COMMAND with its output in LABEL.log."""
         with (self._logs / f"{label}.log").open("ab") as log:
             process = subprocess.Popen(

@@ -10,6 +10,7 @@ import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from edgepack_packager.demo.processes import (
     program,
     wait_for,
 )
-from edgepack_packager.demo.training import train
+from edgepack_packager.demo.training import train_digits
 
 __all__ = ["Device", "Story"]
 
@@ -119,13 +120,15 @@ class Story:
         if mosquitto_is_here():
             port = _free_port()
             self.tell(f"starting mosquitto (TLS, access list) on 127.0.0.1:{port} and the fleet")
-            broker = [program("edgepack"), "fleet", "broker", "--data", data]
-            self.processes.start("broker", [*broker, "--listen", f"127.0.0.1:{port}"])
+            self.processes.start(
+                "broker", program("edgepack"), "fleet", "broker", "--data", data,
+                "--listen", f"127.0.0.1:{port}",
+            )  # fmt: skip
             serve += ["--broker", f"mqtts://127.0.0.1:{port}"]
         else:
             self.tell("mosquitto is not installed: starting the fleet with the embedded broker")
             serve += ["--embedded-broker"]
-        self.processes.start("fleet", serve)
+        self.processes.start("fleet", *serve)
         endpoints = wait_for("the fleet to listen", lambda: _read_json(data / "endpoints.json"), 60)
         self.url = endpoints["http"]
         self.env["EDGEPACK_FLEET_URL"] = self.url
@@ -163,8 +166,7 @@ class Story:
 
     def _run_agent(self, device: Device) -> None:
         config = self.home / device.id / "agent.yaml"
-        command = [program("edgepack-agent"), "--config", config, "run"]
-        self.processes.start(device.id, command)
+        self.processes.start(device.id, program("edgepack-agent"), "--config", config, "run")
 
     def _config(self, device: Device) -> str:
         lines = [
@@ -191,7 +193,7 @@ class Story:
         folder = self.home / "models" / version
         told = f" on labels of which {wrong:.0%} are wrong" if wrong else ""
         self.tell(f"training {MODEL} {version}{told}")
-        train(folder, wrong_share=wrong, seed=seed)
+        train_digits(folder, wrong_share=wrong, seed=seed)
         self.tell(f"building int8 bundles of {version} for {', '.join(TARGETS)}")
         built = self.edgepack(
             "build", folder / "model.keras", *_each("--target", TARGETS), "--precision", "int8",
@@ -216,9 +218,7 @@ class Story:
                 "fleet", "rollouts", "create", release, "--group", group, "--waves", "1,100%",
                 "--max-failures", "1", "--probation", "2",
             )  # fmt: skip
-            ended = wait_for(
-                f"{release} in {group}", lambda m=made: self._ended(m["id"]), ROLLOUT_S
-            )
+            ended = wait_for(f"{release} in {group}", partial(self._ended, made["id"]), ROLLOUT_S)
             self.tell(f"  {ended['state']}: {ended['reason'] or 'every device runs it'}")
             self.rollouts.append({k: ended[k] for k in ("release", "state", "reason")})
             if ended["state"] != expect:

@@ -17,7 +17,7 @@ from edgepack_packager.adapters import toolchains
 from edgepack_packager.adapters.datasets import write_npz
 from edgepack_packager.adapters.worker import run_step
 
-__all__ = ["INPUT", "train", "train_digits"]
+__all__ = ["train_digits"]
 
 INPUT = "image"
 SIDE = 16
@@ -80,9 +80,6 @@ def train_digits(
     run_step(where, "digits.train", args, out_dir.resolve(), timeout_s=TIMEOUT_S, say=say)
     data.unlink()
     return out_dir / "model.keras"
-
-
-train = train_digits
 
 
 def _digits() -> Digits:
