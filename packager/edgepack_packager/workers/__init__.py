@@ -1,1 +1,1 @@
-"""Code that runs in fresh worker processes, one module per toolchain."""
+"""What runs in a worker process: one step, then it ends. Knows no plan and no bundle."""

@@ -1,0 +1,130 @@
+"""What a user says about a model in files and flags: recipe, labels, preprocessing. Checks form."""
+
+import json
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import msgspec
+import yaml
+
+from edgepack.errors import UnsupportedError, UsageError
+from edgepack.manifest import Postprocess, Preprocess
+from edgepack_packager.core.recipe import TASKS, ModelCard, Task
+
+__all__ = ["EMPTY", "preprocess", "read_labels", "read_recipe", "task"]
+
+EMPTY = ModelCard()
+T = TypeVar("T")
+SECTIONS = {"task", "labels", "license", "preprocess", "postprocess"}
+
+
+def task(word: str) -> Task:
+    """Return WORD as a task.
+
+    Raises:
+        UsageError: there is no such task.
+    """
+    if word not in TASKS:
+        raise UsageError(
+            f"there is no task {word}", fix=f"choose from: {', '.join(TASKS)}", reason="bad_task"
+        )
+    return cast(Task, word)
+
+
+def read_labels(path: Path) -> tuple[str, ...]:
+    """Return the labels in PATH, one per line.
+
+    Raises:
+        UsageError: unreadable or empty.
+    """
+    labels = tuple(line.strip() for line in _text(path).splitlines() if line.strip())
+    if not labels:
+        raise UsageError(f"{path} holds no labels", reason="no_labels")
+    return labels
+
+
+def preprocess(said: str) -> Preprocess:
+    """Return the preprocessing in SAID: JSON itself, or the path of a YAML or JSON file.
+
+    Raises:
+        UsageError: unreadable, or it names an unknown setting.
+    """
+    text = said if said.lstrip().startswith("{") else _text(Path(said))
+    return _preprocess(_load(text, "--preprocess"))
+
+
+def read_recipe(path: Path) -> ModelCard:
+    """Return the `model:` section of the recipe in PATH.
+
+    Raises:
+        UsageError: unreadable, or it has an unknown key.
+        UnsupportedError: it has `steps:`.
+    """
+    recipe = _load(_text(path), str(path))
+    if "steps" in recipe:
+        raise UnsupportedError(
+            f"{path}: `steps:` is not there yet",
+            fix="leave it out; flags choose targets and precisions",
+            reason="recipe_steps",
+        )
+    _refuse_unknown(recipe, {"model"}, str(path))
+    model = recipe.get("model") or {}
+    _refuse_unknown(model, SECTIONS, f"{path}: model")
+    shown = model.get("postprocess")
+    return ModelCard(
+        task=task(str(model["task"])) if "task" in model else None,
+        labels=_labels(model.get("labels"), path),
+        license=model.get("license"),
+        preprocess=_preprocess(model["preprocess"]) if "preprocess" in model else None,
+        postprocess=_part(shown, Postprocess, "postprocess") if shown is not None else None,
+    )
+
+
+def _labels(said: Any, recipe: Path) -> tuple[str, ...]:
+    """Return labels given as a list, or as a file beside the recipe."""
+    if isinstance(said, str):
+        return read_labels(recipe.parent / said)
+    return tuple(str(label) for label in said or ())
+
+
+def _preprocess(said: Any) -> Preprocess:
+    # The only input need not be named; which one it is, is known once the model is open.
+    given = {"input": ""} | said if isinstance(said, dict) else said
+    for key in ("mean", "std"):
+        if isinstance(given, dict) and isinstance(given.get(key), int | float):
+            given = given | {key: [given[key]]}
+    return _part(given, Preprocess, "preprocess")
+
+
+def _part(said: Any, kind: type[T], what: str) -> T:
+    try:
+        return msgspec.convert(said, kind)
+    except msgspec.ValidationError as error:
+        raise UsageError(
+            f"the {what} settings are not right", why=str(error), reason=f"bad_{what}"
+        ) from error
+
+
+def _refuse_unknown(section: Any, known: set[str], where: str) -> None:
+    if not isinstance(section, dict) or section.keys() - known:
+        extra = sorted(map(str, section.keys() - known)) if isinstance(section, dict) else []
+        raise UsageError(
+            f"{where} is not right",
+            why=f"unknown: {', '.join(extra)}" if extra else "it is not a mapping",
+            fix=f"known keys: {', '.join(sorted(known))}",
+            reason="bad_recipe",
+        )
+
+
+def _load(text: str, where: str) -> Any:
+    try:
+        return json.loads(text) if text.lstrip().startswith("{") else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError) as error:
+        raise UsageError(f"{where} cannot be read", why=str(error), reason="bad_recipe") from error
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read", why=str(error), reason="no_file") from error

@@ -1,0 +1,161 @@
+"""Toolchains: isolated, pinned environments for converters that do not live together.
+
+One directory per set of pins, named by their hash. An environment is installed beside its
+place, marked as complete and then renamed, so that an interrupted installation never counts.
+Converts nothing.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import venv
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+from edgepack.errors import UnreachableError, UnsupportedError, UsageError
+from edgepack_packager.adapters.worker import Interpreter
+
+__all__ = ["TOOLCHAINS", "Toolchain", "find_toolchain", "install", "interpreter", "toolchains_dir"]
+
+MARKER = "edgepack-toolchain"
+
+
+@dataclass(frozen=True, slots=True)
+class Toolchain:
+    """A named set of pinned packages."""
+
+    name: str
+    purpose: str
+    pins: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        """Return the name of its directory: pins and Python decide."""
+        said = "\n".join((*sorted(self.pins), "python%d.%d" % sys.version_info[:2]))
+        return f"{self.name}-{hashlib.sha256(said.encode()).hexdigest()[:16]}"
+
+    @property
+    def override(self) -> str:
+        """Return the environment variable that names a Python to use instead."""
+        return f"EDGEPACK_{self.name.upper()}_PYTHON"
+
+
+TOOLCHAINS = {
+    "tf": Toolchain(
+        name="tf",
+        purpose="Keras and SavedModel to TFLite, ONNX and OpenVINO",
+        pins=(
+            "tensorflow-cpu==2.21.0",
+            "keras==3.15.1",
+            "tf2onnx==1.17.0",
+            "onnx==1.23.2",
+            "numpy==2.4.6",
+        ),
+    )
+}
+
+
+def toolchains_dir() -> Path:
+    """Return where toolchains live: EDGEPACK_TOOLCHAINS, else the user's cache directory."""
+    named = os.environ.get("EDGEPACK_TOOLCHAINS")
+    return Path(named) if named else Path(platformdirs.user_cache_dir("edgepack")) / "toolchains"
+
+
+def find_toolchain(name: str) -> Toolchain:
+    """Return the toolchain NAME.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    if name not in TOOLCHAINS:
+        raise UsageError(
+            f"there is no toolchain {name}",
+            fix=f"choose one of: {', '.join(TOOLCHAINS)}",
+            reason="unknown_toolchain",
+        )
+    return TOOLCHAINS[name]
+
+
+def interpreter(toolchain: Toolchain) -> Interpreter | None:
+    """Return the Python of TOOLCHAIN, or None if it is not installed."""
+    named = os.environ.get(toolchain.override)
+    if named:
+        return Interpreter(toolchain.name, Path(named))
+    home = toolchains_dir() / toolchain.key
+    return Interpreter(toolchain.name, _python(home)) if (home / MARKER).is_file() else None
+
+
+def install(
+    toolchain: Toolchain, say: Callable[[str], None] = lambda _: None
+) -> tuple[Interpreter, bool]:
+    """Return the Python of TOOLCHAIN, installing it first if need be, and whether that was needed.
+
+    Raises:
+        UnreachableError: pip could not install the pins.
+        UnsupportedError: the directory cannot be written.
+    """
+    found = interpreter(toolchain)
+    if found:
+        return found, False
+    home = toolchains_dir() / toolchain.key
+    try:
+        home.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".installing-", dir=home.parent) as folder:
+            _fill(toolchain, Path(folder) / "env", say)
+            _place(Path(folder) / "env", home)
+    except OSError as error:
+        raise UnsupportedError(
+            f"the toolchain {toolchain.name} cannot be written to {home.parent}",
+            why=str(error),
+            fix="set EDGEPACK_TOOLCHAINS to a directory with 2 GB of room",
+            reason="toolchain_directory",
+        ) from error
+    return Interpreter(toolchain.name, _python(home)), True
+
+
+def _fill(toolchain: Toolchain, env: Path, say: Callable[[str], None]) -> None:
+    say(f"creating the environment of toolchain {toolchain.name}")
+    venv.create(env, with_pip=True, symlinks=True)
+    _pip(env, ("install", "--no-compile", *toolchain.pins), toolchain, say)
+    _pip(env, ("check",), toolchain, say)
+    (env / MARKER).write_text("\n".join(toolchain.pins) + "\n")
+
+
+def _pip(
+    env: Path, args: Sequence[str], toolchain: Toolchain, say: Callable[[str], None]
+) -> None:
+    """Run the environment's pip with the user's own index settings."""
+    command = [str(_python(env)), "-m", "pip", "--disable-pip-version-check", "--no-input", *args]
+    tail: list[str] = []
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    ) as process:
+        for line in process.stdout or ():
+            tail = [*tail[-5:], line.strip()]
+            say(line.strip()[:100])
+    if process.returncode:
+        raise UnreachableError(
+            f"pip could not install the toolchain {toolchain.name}",
+            why=" | ".join(tail),
+            fix="check pip's index settings and the network, then: "
+            f"edgepack toolchain install {toolchain.name}",
+            reason="toolchain_install",
+        )
+
+
+def _place(env: Path, home: Path) -> None:
+    """Move the finished environment to its place; another process may have been faster."""
+    if (home / MARKER).is_file():
+        return
+    shutil.rmtree(home, ignore_errors=True)
+    env.rename(home)
+
+
+def _python(env: Path) -> Path:
+    return env / "bin" / "python"

@@ -1,0 +1,218 @@
+"""What a bundle says about itself, from what was asked and what was found. Pure.
+
+The manifest is drafted before the artefact is run, because the device's runtime is given it,
+and completed with what the run showed.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import msgspec
+
+from edgepack.errors import UsageError
+from edgepack.manifest import (
+    SCHEMA,
+    Agreement,
+    Calibration,
+    FileEntry,
+    Golden,
+    Manifest,
+    Metrics,
+    Postprocess,
+    Preprocess,
+    Provenance,
+    Target,
+    TensorSpec,
+)
+from edgepack_packager.core.binding import Public
+from edgepack_packager.core.recipe import ModelCard, Recipe, Task, Variant
+
+__all__ = ["Artefact", "Interface", "complete", "draft", "interface_of"]
+
+GOLDEN = ("golden/inputs.npz", "golden/outputs.npz")
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """The model as its users see it: the same for every target."""
+
+    inputs: tuple[Public, ...]
+    outputs: tuple[Public, ...]
+    task: Task
+    main: Public
+    """The output that decisions are read from."""
+    preprocess: Preprocess | None = None
+    postprocess: Postprocess | None = None
+    labels: tuple[str, ...] = ()
+
+    @property
+    def classes(self) -> int:
+        """Number of entries of the main output."""
+        size = 1
+        for axis in self.main.shape[1:]:
+            size *= axis
+        return size
+
+
+@dataclass(frozen=True, slots=True)
+class Artefact:
+    """One converted model: how it is bound, and what made it."""
+
+    variant: Variant
+    runtime_version: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    files: tuple[FileEntry, ...]
+    source_sha256: str
+    source_format: str
+    steps: tuple[str, ...]
+    tools: dict[str, str]
+    applied: dict[str, Any] = field(default_factory=dict)
+    calibration: Calibration | None = None
+
+    @property
+    def model_bytes(self) -> int:
+        """Size of the model's files."""
+        return sum(entry.size for entry in self.files)
+
+
+def interface_of(
+    inputs: Sequence[Public], outputs: Sequence[Public], recipe: Recipe, *, normalised: bool
+) -> Interface:
+    """Return the public interface of a model.
+
+    Args:
+        inputs: As the source names them.
+        outputs: As the source names them.
+        recipe: Says task, labels, pre- and postprocessing.
+        normalised: Whether the main output already sums to 1 like probabilities.
+
+    Raises:
+        UsageError: what the recipe says does not fit the model.
+    """
+    card = recipe.card
+    main = _main_output(outputs, card)
+    guessed: Task = "classify" if card.labels or (recipe.evaluated and recipe.metric == "top1") else "raw"
+    task = card.task or guessed
+    face = Interface(
+        inputs=tuple(inputs),
+        outputs=tuple(outputs),
+        task=task,
+        main=main,
+        preprocess=_preprocess(inputs, card),
+        postprocess=card.postprocess,
+        labels=card.labels,
+    )
+    if task != "classify":
+        return face
+    _check_classes(face)
+    answer = card.postprocess or Postprocess(
+        decoder="softmax",
+        output=main.name,
+        activation="none" if normalised else "softmax",
+        top_k=min(5, face.classes),
+    )
+    return Interface(face.inputs, face.outputs, task, main, face.preprocess, answer, face.labels)
+
+
+def _main_output(outputs: Sequence[Public], card: ModelCard) -> Public:
+    wanted = card.postprocess.output if card.postprocess else ""
+    named = [output for output in outputs if output.name == wanted]
+    if wanted and not named:
+        raise UsageError(
+            f"postprocess names the output {wanted}, which is not there",
+            fix=f"outputs are: {', '.join(o.name for o in outputs)}",
+            reason="unknown_output",
+        )
+    return (named or list(outputs))[0]
+
+
+def _preprocess(inputs: Sequence[Public], card: ModelCard) -> Preprocess | None:
+    if card.preprocess is None:
+        return None
+    chosen = card.preprocess.input or inputs[0].name
+    if chosen not in {public.name for public in inputs}:
+        raise UsageError(
+            f"preprocess names the input {chosen}, which is not there",
+            fix=f"inputs are: {', '.join(i.name for i in inputs)}",
+            reason="unknown_input",
+        )
+    return msgspec.structs.replace(card.preprocess, input=chosen)
+
+
+def _check_classes(face: Interface) -> None:
+    if face.classes < 2:
+        raise UsageError(
+            f"output {face.main.name} {list(face.main.shape)} has no classes to choose from",
+            fix="--task raw, or --metric file.py:function",
+            reason="not_a_classifier",
+        )
+    if face.labels and len(face.labels) != face.classes:
+        raise UsageError(
+            f"there are {len(face.labels)} labels for {face.classes} classes",
+            fix="one label per line, in the order of the output",
+            reason="label_count",
+        )
+
+
+def draft(recipe: Recipe, face: Interface, artefact: Artefact) -> Manifest:
+    """Return the manifest that the device's runtime is given to run ARTEFACT."""
+    rule = "top1" if face.task == "classify" else "cosine"
+    return Manifest(
+        schema=SCHEMA,
+        name=recipe.name,
+        version=recipe.version,
+        build_id="",
+        task=face.task,
+        target=Target(
+            runtime=cast(Any, artefact.variant.target),
+            min_runtime=".".join(artefact.runtime_version.split(".")[:2]),
+            precision=cast(Any, artefact.variant.precision),
+            execution_precision="f32",
+            disk_bytes=artefact.model_bytes,
+        ),
+        inputs=tuple(_with_layout(spec, face.preprocess) for spec in artefact.inputs),
+        outputs=artefact.outputs,
+        agreement=Agreement(rule=rule, output=face.main.name),
+        golden=Golden(inputs=GOLDEN[0], outputs=GOLDEN[1], samples=0),
+        provenance=Provenance(
+            source_sha256=artefact.source_sha256,
+            source_format=artefact.source_format,
+            tools=artefact.tools,
+            steps=artefact.steps,
+        ),
+        files=artefact.files,
+        preprocess=face.preprocess,
+        postprocess=face.postprocess,
+        labels=face.labels,
+        calibration=artefact.calibration,
+        license=recipe.card.license,
+    )
+
+
+def _with_layout(spec: TensorSpec, preprocess: Preprocess | None) -> TensorSpec:
+    """Say the layout of an image input: the axis with 1 or 3 entries holds the colours."""
+    if preprocess is None or spec.name != preprocess.input or len(spec.shape) != 4:
+        return spec
+    channels = 1 if preprocess.color == "gray" else 3
+    last, first = spec.shape[3] == channels, spec.shape[1] == channels
+    if not (last or first):
+        raise UsageError(
+            f"input {spec.name} {list(spec.shape)} does not take {preprocess.color} images",
+            fix='set "color" in the preprocess settings to "gray" or "rgb"',
+            reason="bad_preprocess",
+        )
+    return msgspec.structs.replace(spec, layout="NHWC" if last else "NCHW")
+
+
+def complete(
+    manifest: Manifest, *, samples: int, min_cosine: float, metrics: Mapping[str, Any] | None
+) -> Manifest:
+    """Return MANIFEST with what running the artefact showed."""
+    return msgspec.structs.replace(
+        manifest,
+        golden=msgspec.structs.replace(manifest.golden, samples=samples),
+        agreement=msgspec.structs.replace(manifest.agreement, min_cosine=min_cosine),
+        metrics=Metrics(**metrics) if metrics else None,
+    )

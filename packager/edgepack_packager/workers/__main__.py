@@ -1,0 +1,89 @@
+"""Worker side of the protocol: run one step, tell what happened, end. Decides nothing.
+
+    python -m edgepack_packager.workers REQUEST.json FD
+
+REQUEST.json is `{"step": "tf.export", "args": {...}, "out": DIR}`. Events are JSON lines on
+the file descriptor FD: `progress` {text}, then one of `done` {result} or `error` {class, what,
+why, fix, reason}. Standard output and error belong to the converters and are kept as a log.
+
+This module and those under `edgepack_packager.workers` that a toolchain runs import the standard
+library, `edgepack.errors`, numpy and that toolchain's own packages, because nothing else is there.
+"""
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NoReturn, TextIO
+
+from edgepack.errors import EdgepackError
+
+MODULES = frozenset({"tf", "digits", "onnx_source", "convert", "observe", "score", "probe"})
+NETWORK = frozenset({"socket.connect", "socket.getaddrinfo", "socket.sendto"})
+
+Step = Callable[[dict[str, Any], Path, Callable[[str], None]], dict[str, Any]]
+
+
+def _stay_offline() -> None:
+    """Refuse every connection: a converter has no business on the network."""
+
+    def hook(event: str, _: tuple[Any, ...]) -> None:
+        if event in NETWORK:
+            raise PermissionError("a worker has no network")
+
+    sys.addaudithook(hook)
+
+
+def _find(step: str) -> Step:
+    module, _, name = step.partition(".")
+    if module not in MODULES or name.startswith("_"):
+        raise LookupError(f"no step {step}")
+    found: Step = getattr(import_module(f"edgepack_packager.workers.{module}"), name)
+    return found
+
+
+def _send(channel: TextIO, event: str, **facts: Any) -> None:
+    channel.write(json.dumps({"event": event} | facts) + "\n")
+    channel.flush()
+
+
+def _crash(error: Exception) -> dict[str, str]:
+    first = str(error).strip().splitlines()
+    return {"class": type(error).__name__, "what": first[0][:400] if first else ""}
+
+
+def _run(request: dict[str, Any], channel: TextIO) -> int:
+    try:
+        result = _find(request["step"])(
+            request["args"], Path(request["out"]), lambda text: _send(channel, "progress", text=text)
+        )
+    except EdgepackError as error:
+        facts = {"what": error.what, "why": error.why, "fix": error.fix, "reason": error.reason}
+        _send(channel, "error", **{"class": type(error).__name__}, **facts)
+        return 1
+    except Exception as error:  # noqa: BLE001  whatever a converter raises is told to the driver
+        traceback.print_exc()
+        _send(channel, "error", **_crash(error))
+        return 1
+    _send(channel, "done", result=result)
+    return 0
+
+
+def main() -> NoReturn:
+    """Run the step that the request file asks for."""
+    request = json.loads(Path(sys.argv[1]).read_text())
+    descriptor = int(sys.argv[2])
+    os.set_inheritable(descriptor, False)
+    _stay_offline()
+    with os.fdopen(descriptor, "w") as channel:
+        code = _run(request, channel)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Some runtimes crash while their threads are torn down; the result is already told.
+    os._exit(code)
+
+
+main()

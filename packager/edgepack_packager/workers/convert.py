@@ -1,0 +1,63 @@
+"""Steps on the host: convert to a target's fp32 model, quantise it. The plugins do the work."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgepack.errors import UnsupportedError
+from edgepack_packager.workers.probe import installed_versions
+from edgepack_targets import registry
+
+__all__ = ["convert", "quantize"]
+
+SOURCES = {"saved_model": "saved_model", "onnx": "model.onnx", "tflite": "model.tflite"}
+TOOLS = {
+    "openvino": ["openvino", "nncf"],
+    "tflite": ["ai-edge-litert", "ai-edge-quantizer"],
+    "onnx": ["onnx", "onnxruntime"],
+}
+
+
+def convert(args: dict[str, Any], out: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """Convert what the step before left in `args["from"]` to OUT, in fp32."""
+    target = registry.find(args["target"])
+    source_format = args["source_format"]
+    say(f"converting for {target.name}")
+    target.convert(Path(args["from"]) / SOURCES[source_format], source_format, out, shapes=None)
+    return _describe(target, out)
+
+
+def quantize(args: dict[str, Any], out: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """Write the fp32 model in `args["from"]` as static int8 to OUT.
+
+    `args["calibration"]` is an npz by native name, in native layout.
+
+    Raises:
+        UnsupportedError: nothing was quantised.
+    """
+    target = registry.find(args["target"])
+    say(f"quantising for {target.name}")
+    with np.load(args["calibration"], allow_pickle=False) as data:
+        samples = dict(data)
+    done = target.quantize(Path(args["from"]), out, samples, seed=args["seed"])
+    result = _describe(target, out) | {"calibration": done}
+    if not result["applied"]["quantized_operators"]:
+        raise UnsupportedError(
+            f"int8 for {target.name} quantised not a single operator",
+            why="the model has none that the quantiser knows",
+            fix="build it as fp32",
+            reason="nothing_quantized",
+        )
+    return result
+
+
+def _describe(target: Any, model_dir: Path) -> dict[str, Any]:
+    inputs, outputs = target.describe(model_dir)
+    return {
+        "inputs": [[n.name, list(n.shape), n.dtype] for n in inputs],
+        "outputs": [[n.name, list(n.shape), n.dtype] for n in outputs],
+        "applied": dict(target.applied(model_dir)),
+        "versions": installed_versions(TOOLS.get(target.name, [])),
+    }

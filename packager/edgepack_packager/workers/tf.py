@@ -1,0 +1,333 @@
+"""Steps of the `tf` toolchain: open a Keras model or SavedModel, export it once, convert, refer.
+
+Every target starts from one SavedModel with static shapes and a single signature, so that a
+source is exported once per build. Quantises nothing and compares nothing.
+"""
+
+import json
+import sys
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgepack.errors import UnsupportedError, UsageError
+
+__all__ = ["export", "onnx", "reference", "tflite"]
+
+Say = Callable[[str], None]
+Tensors = dict[str, Any]
+BATCH = 64
+SIGNATURE = "serving_default"
+FOREIGN_CODE = frozenset(
+    {"PyFunc", "PyFuncStateless", "EagerPyFunc", "ReadFile", "WriteFile", "LoadLibrary"}
+)
+STATE = ("AssignVariable", "AssignAddVariable", "AssignSubVariable", "VarHandleOp")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """An opened model: `call` takes and gives tensors by public name; -1 is an unknown axis."""
+
+    owner: Any
+    call: Callable[[Tensors], Tensors]
+    inputs: dict[str, tuple[tuple[int, ...], str]]
+
+
+def export(args: dict[str, Any], out: Path, say: Say) -> dict[str, Any]:
+    """Write the source as a SavedModel with static shapes to OUT/saved_model; return its tensors.
+
+    Raises:
+        UsageError: the file is broken, or an unknown axis has no `--shape`.
+        UnsupportedError: unsafe or custom layers, several signatures, state.
+    """
+    import tensorflow as tf
+
+    say("opening the model")
+    source = _open(args)
+    shapes = _static(source, args["shapes"])
+    keys = {name: _key(name, "in", i) for i, name in enumerate(source.inputs)}
+    specs = {
+        keys[name]: tf.TensorSpec(shapes[name], source.inputs[name][1], name=keys[name])
+        for name in source.inputs
+    }
+    names: list[str] = []
+
+    def serve(**tensors: Any) -> Tensors:
+        outputs = source.call({name: tensors[key] for name, key in keys.items()})
+        names[:] = outputs
+        return {_key(name, "out", i): value for i, (name, value) in enumerate(outputs.items())}
+
+    say("exporting")
+    module = tf.Module()
+    module.owner = source.owner
+    function = tf.function(serve, autograph=False).get_concrete_function(**specs)
+    _refuse_state(function)
+    tf.saved_model.save(module, str(out / "saved_model"), signatures={SIGNATURE: function})
+    outputs = function.structured_outputs
+    return {
+        "inputs": [_tensor(name, keys[name], specs[keys[name]]) for name in source.inputs],
+        "outputs": [
+            _tensor(name, key, outputs[key])
+            for name, key in ((n, _key(n, "out", i)) for i, n in enumerate(names))
+        ],
+        "versions": _versions(),
+    }
+
+
+def tflite(args: dict[str, Any], out: Path, say: Say) -> dict[str, Any]:
+    """Convert the exported SavedModel to OUT/model.tflite in fp32."""
+    import tensorflow as tf
+
+    say("converting to TFLite")
+    converter = tf.lite.TFLiteConverter.from_saved_model(
+        args["saved_model"], signature_keys=[SIGNATURE]
+    )
+    (out / "model.tflite").write_bytes(converter.convert())
+    return {"versions": _versions()}
+
+
+def onnx(args: dict[str, Any], out: Path, say: Say) -> dict[str, Any]:
+    """Convert the exported SavedModel to OUT/model.onnx in fp32."""
+    import tf2onnx.convert
+
+    say("converting to ONNX")
+    target = str(out / "model.onnx")
+    sys.argv = [
+        "tf2onnx", "--saved-model", args["saved_model"], "--signature_def", SIGNATURE,
+        "--tag", "serve", "--opset", "17", "--output", target,
+    ]  # fmt: skip
+    tf2onnx.convert.main()
+    return {"versions": _versions() | {"tf2onnx": tf2onnx.__version__}}
+
+
+def reference(args: dict[str, Any], out: Path, say: Say) -> dict[str, Any]:
+    """Write what the source framework answers to the samples in `args["samples"]`.
+
+    The samples are an npz, one array per public input, first axis = samples. The answers go to
+    OUT/outputs.npz, one array per public output.
+    """
+    source = _open(args)
+    with np.load(args["samples"], allow_pickle=False) as data:
+        samples = {name: data[name] for name in source.inputs}
+    say("asking the source framework")
+    count = len(next(iter(samples.values())))
+    size = BATCH if all(shape[:1] == (-1,) for shape, _ in source.inputs.values()) else 1
+    parts = [_answer(source, samples, start, size) for start in range(0, count, size)]
+    answers = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    np.savez(out / "outputs.npz", **answers)
+    return {"versions": _versions()}
+
+
+def _answer(source: Source, samples: Mapping[str, Any], start: int, size: int) -> Tensors:
+    import tensorflow as tf
+
+    batch = {name: tf.constant(array[start : start + size]) for name, array in samples.items()}
+    return {name: np.asarray(value) for name, value in source.call(batch).items()}
+
+
+def _versions() -> dict[str, str]:
+    import keras
+    import tensorflow as tf
+
+    return {"tensorflow": tf.__version__, "keras": keras.__version__}
+
+
+def _key(name: str, kind: str, index: int) -> str:
+    """Return NAME where TensorFlow takes it as an argument's name, else a neutral one."""
+    return name if name.isidentifier() else f"{kind}_{index}"
+
+
+def _tensor(name: str, key: str, spec: Any) -> dict[str, Any]:
+    if None in spec.shape.as_list():
+        raise UnsupportedError(
+            f"output {name} has a shape that depends on the data: {spec.shape}",
+            fix="export the model without dynamic axes",
+            reason="dynamic_output",
+        )
+    return {"name": name, "key": key, "shape": spec.shape.as_list(), "dtype": spec.dtype.name}
+
+
+def _static(source: Source, wanted: Mapping[str, list[int]]) -> dict[str, tuple[int, ...]]:
+    """Return a static shape per input: the wanted one, or the own with an unknown batch of 1."""
+    unknown = wanted.keys() - source.inputs.keys()
+    if unknown:
+        raise UsageError(
+            f"--shape names an input that is not there: {', '.join(sorted(unknown))}",
+            fix=f"inputs are: {', '.join(source.inputs)}",
+            reason="unknown_input",
+        )
+    shapes = {
+        name: tuple(wanted[name]) if name in wanted else (1 if own[:1] == (-1,) else own[0], *own[1:])
+        for name, (own, _) in source.inputs.items()
+        if own or name in wanted
+    }
+    for name, shape in shapes.items():
+        own = source.inputs[name][0]
+        fits = len(own) == len(shape) and all(o in {-1, s} for o, s in zip(own, shape, strict=True))
+        if not fits or min(shape) < 1:
+            raise UsageError(
+                f"input {name} needs a shape",
+                why=f"the model says {list(own)} (-1: unknown), chosen is {list(shape)}",
+                fix=f"--shape {name}=" + ",".join("N" if d < 1 else str(d) for d in shape),
+                reason="bad_shape",
+            )
+    return shapes
+
+
+def _open(args: Mapping[str, Any]) -> Source:
+    path = Path(args["source"])
+    return _open_keras(path) if args["kind"] == "keras" else _open_saved(path, args["signature"])
+
+
+def _open_keras(path: Path) -> Source:
+    _refuse_unsafe(path)
+    import keras
+    import tensorflow as tf
+
+    try:
+        model = keras.saving.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:
+        raise _broken_keras(path, error) from error
+    if not getattr(model, "inputs", None):
+        raise UnsupportedError(
+            f"{path.name} has no fixed inputs",
+            why="it is a subclassed model that does not say its input shapes",
+            fix="build it with keras.Input, or export a SavedModel with a signature",
+            reason="no_inputs",
+        )
+    names = [tensor.name for tensor in model.inputs]
+    outputs = list(getattr(model, "output_names", ())) or ["output"]
+
+    def call(tensors: Tensors) -> Tensors:
+        given = tensors[names[0]] if len(names) == 1 else [tensors[name] for name in names]
+        values = tf.nest.flatten(model(given, training=False))
+        return dict(zip(outputs, values, strict=True))
+
+    shapes = {
+        tensor.name: (tuple(-1 if d is None else d for d in tensor.shape), str(tensor.dtype))
+        for tensor in model.inputs
+    }
+    return Source(model, call, shapes)
+
+
+def _broken_keras(path: Path, error: Exception) -> UsageError | UnsupportedError:
+    text = str(error)
+    why = text.strip().splitlines()[0][:300] if text.strip() else type(error).__name__
+    if "safe_mode" in text or "unsafe" in text.lower():
+        return _unsafe(path, why)
+    if "Could not locate" in text or "Could not deserialize class" in text:
+        return UnsupportedError(
+            f"{path.name} has a layer of its own",
+            why=why,
+            fix="export the model as a SavedModel and build from that",
+            reason="custom_layer",
+        )
+    return UsageError(f"{path.name} cannot be opened", why=why, reason="corrupt_model")
+
+
+def _unsafe(path: Path, why: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"{path.name} holds code, and code from a model file is not run",
+        why=why,
+        fix="replace the layer by a built-in one, or export a SavedModel yourself",
+        reason="unsafe_layer",
+    )
+
+
+def _refuse_unsafe(path: Path) -> None:
+    """Look at the configuration without any framework: a Lambda is code."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            config = json.loads(archive.read("config.json"))
+    except (zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
+        raise UsageError(
+            f"{path.name} is not a Keras model file", why=str(error), reason="corrupt_model"
+        ) from error
+    found = [name for kind, name in _classes(config) if kind in {"Lambda", "__lambda__"}]
+    if found:
+        raise _unsafe(path, f"Lambda layer: {', '.join(sorted(set(found)))}")
+
+
+def _classes(node: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(node, dict):
+        kind = node.get("class_name")
+        inner = node.get("config")
+        if isinstance(kind, str):
+            name = inner.get("name") if isinstance(inner, dict) else None
+            yield kind, str(name or "unnamed")
+        node = list(node.values())
+    if isinstance(node, list):
+        for value in node:
+            yield from _classes(value)
+
+
+def _open_saved(path: Path, wanted: str | None) -> Source:
+    import tensorflow as tf
+
+    _refuse_foreign_code(path)
+    try:
+        loaded = tf.saved_model.load(str(path))
+    except Exception as error:
+        why = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        what = f"{path.name} cannot be opened as a SavedModel"
+        raise UsageError(what, why=why, reason="corrupt_model") from error
+    function = _signature(path, dict(loaded.signatures), wanted)
+    inputs = {
+        name: (tuple(-1 if d is None else d for d in spec.shape), spec.dtype.name)
+        for name, spec in function.structured_input_signature[1].items()
+    }
+
+    def call(tensors: Tensors) -> Tensors:
+        answers = function(**tensors)
+        return {name: answers[name] for name in sorted(answers)}
+
+    return Source(loaded, call, inputs)
+
+
+def _refuse_foreign_code(path: Path) -> None:
+    from google.protobuf.message import DecodeError
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    model = saved_model_pb2.SavedModel()
+    try:
+        model.ParseFromString((path / "saved_model.pb").read_bytes())
+    except (DecodeError, OSError) as error:
+        what = f"{path.name} is not a SavedModel"
+        raise UsageError(what, why=str(error), reason="corrupt_model") from error
+    ops = {node.op for meta in model.meta_graphs for node in meta.graph_def.node} | {
+        node.op
+        for meta in model.meta_graphs
+        for function in meta.graph_def.library.function
+        for node in function.node_def
+    }
+    if ops & FOREIGN_CODE:
+        raise _unsafe(path, f"operators: {', '.join(sorted(ops & FOREIGN_CODE))}")
+
+
+def _signature(path: Path, signatures: dict[str, Any], wanted: str | None) -> Any:
+    if wanted is None and len(signatures) == 1:
+        return next(iter(signatures.values()))
+    if (wanted or SIGNATURE) in signatures and (wanted or set(signatures) <= {SIGNATURE, "serve"}):
+        return signatures[wanted or SIGNATURE]
+    raise UsageError(
+        f"{path.name} has the signatures {', '.join(sorted(signatures)) or '(none)'}",
+        fix="choose one with --signature NAME",
+        reason="signature",
+    )
+
+
+def _refuse_state(function: Any) -> None:
+    graph = function.graph.as_graph_def()
+    nodes = [*graph.node, *(n for f in graph.library.function for n in f.node_def)]
+    found = sorted({node.op for node in nodes if node.op.startswith(STATE)})
+    if found:
+        raise UnsupportedError(
+            "the model keeps state between calls",
+            why=f"operators: {', '.join(found)}",
+            fix="export it without state",
+            reason="stateful",
+        )
