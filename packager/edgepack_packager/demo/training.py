@@ -69,6 +69,8 @@ def train_digits(
     Raises:
         EdgepackError: the toolchain cannot be installed, or training failed.
     """
+    # The worker has a working directory of its own.
+    out_dir = out_dir.resolve()
     out_dir.mkdir(parents=True, exist_ok=True)
     digits = _digits()
     _write_data(out_dir, digits)
@@ -77,7 +79,7 @@ def train_digits(
     data = write_npz(out_dir / "training.npz", {"images": train_set.inputs, "labels": labels})
     where, _ = toolchains.install(toolchains.find_toolchain("tf"), say)
     args: dict[str, Any] = {"data": str(data), "seed": seed, "epochs": epochs}
-    run_step(where, "digits.train", args, out_dir.resolve(), timeout_s=TIMEOUT_S, say=say)
+    run_step(where, "digits.train", args, out_dir, timeout_s=TIMEOUT_S, say=say)
     data.unlink()
     return out_dir / "model.keras"
 
