@@ -12,6 +12,8 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import bundles
 from edgepack import canonical, oci, oms, tree
@@ -108,6 +110,24 @@ def test_nothing_can_be_put_in_or_taken_out(signed: BundleInfo, copy: Path) -> N
             assert refused(copy), f"byte {at} taken out"
     copy.write_bytes(content + content)
     assert refused(copy)
+
+
+edits = st.lists(
+    st.tuples(st.integers(0, 2**17), st.integers(0, 60), st.binary(max_size=60)), min_size=1
+)
+
+
+@given(st.binary(max_size=500) | edits)
+def test_any_other_file_is_refused(
+    signed: BundleInfo, tmp_path_factory: pytest.TempPathFactory, change: bytes | list[Any]
+) -> None:
+    right = signed.path.read_bytes()
+    content = right if isinstance(change, list) else change
+    for at, removed, added in change if isinstance(change, list) else []:
+        content = content[:at] + added + content[at + removed :]
+    path = tmp_path_factory.getbasetemp() / "fuzzed.edgepack"
+    path.write_bytes(content)
+    assert refused(path) or content == right
 
 
 @pytest.mark.parametrize("content", [b"", b"PK", b"PK\3\4" + bytes(26), b"\0" * 5000])

@@ -90,27 +90,26 @@ def _as_json(bundle: Bundle) -> dict[str, object]:
 
 def _print_tables(bundle: Bundle) -> None:
     manifest = bundle.manifest
-    _table((), [*_identity(bundle), *_processing(manifest), *_origin(manifest)])
-    tensors = [("input", spec) for spec in manifest.inputs]
-    tensors += [("output", spec) for spec in manifest.outputs]
-    _table(
-        ("", "name", "type", "shape", "layout", "native name"),
-        [_tensor_row(kind, spec) for kind, spec in tensors],
-    )
-    rows = [(entry.path, entry.role, f"{entry.size:,}") for entry in manifest.files]
-    _table(("file", "role", "bytes"), rows)
+    _print_table([*_identity(bundle), *_processing(manifest), *_origin(manifest)])
+    tensors = [_tensor_row("input", spec) for spec in manifest.inputs]
+    tensors += [_tensor_row("output", spec) for spec in manifest.outputs]
+    click.echo()
+    _print_table([("", "name", "type", "shape", "layout", "native name"), *tensors])
+    files = [(entry.path, entry.role, f"{entry.size:,}") for entry in manifest.files]
+    click.echo()
+    _print_table([("file", "role", "bytes"), *files])
 
 
 def _identity(bundle: Bundle) -> list[tuple[str, str]]:
     manifest, target = bundle.manifest, bundle.manifest.target
-    arch = ", ".join(target.arch) or "any"
+    arch = " or ".join(target.arch) or "any machine"
     signature = f"by {bundle.signer} (not checked: edgepack verify)" if bundle.signed else "none"
     return [
         ("release", f"{manifest.release}  (build {manifest.build_id})"),
         ("digest", bundle.digest),
         ("signature", signature),
         ("task", manifest.task),
-        ("target", f"{target.runtime} >= {target.min_runtime}, on {arch} machines"),
+        ("target", f"{target.runtime} >= {target.min_runtime}, on {arch}"),
         ("precision", f"{target.precision}, executed in {target.execution_precision}"),
         ("size", f"{bundle.size_bytes:,} bytes, model {bundle.model_bytes:,}"),
         ("security epoch", str(manifest.security_epoch)),
@@ -128,7 +127,7 @@ def _processing(manifest: Manifest) -> list[tuple[str, str]]:
     return [
         ("preprocess", before),
         ("postprocess", after),
-        ("labels", f"{len(manifest.labels)}  {', '.join(manifest.labels[:10])}"),
+        ("labels", f"{len(manifest.labels)} ({', '.join(manifest.labels[:10])})"),
         ("agreement", f"{manifest.agreement.rule} on {manifest.agreement.output}"),
     ]
 
@@ -158,17 +157,13 @@ def _tensor_row(kind: str, spec: TensorSpec) -> tuple[str, ...]:
     )
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(*columns, box=None, pad_edge=False, show_header=bool(columns))
-    for row in rows:
-        table.add_row(*(Text(_printable(cell), overflow="fold") for cell in row))
-    console = Console(highlight=False)
-    console.print(table, width=console.width if console.is_terminal else 160)
-    console.print()
+def _print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Print ROWS in columns; a line is never wrapped, so that a digest can be copied whole."""
+    cells = [[_printable(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        click.echo(line.rstrip())
 
 
 def _printable(text: str) -> str:
