@@ -123,6 +123,10 @@ class Service:
         self.link.stop()
         self.database.close()
 
+    def now(self) -> float:
+        """Return the time in Unix seconds."""
+        return self._clock()
+
     def poke(self) -> None:
         """Let rollouts decide now instead of at the next tick."""
         self._wake.set()

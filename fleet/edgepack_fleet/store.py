@@ -64,7 +64,9 @@ def rollout_of(row: RolloutRow) -> Rollout:
     )
 
 
-def members_of(session: Session, row: RolloutRow, heard_since: float) -> list[Member]:
+def members_of(
+    session: Session, row: RolloutRow, heard_since: float, *, everybody: bool = False
+) -> list[Member]:
     """Return the part of every device of the group in the rollout of ROW.
 
     Args:
@@ -72,11 +74,12 @@ def members_of(session: Session, row: RolloutRow, heard_since: float) -> list[Me
         row: The rollout.
         heard_since: Unix seconds since which we have been able to hear devices; silence before
             that is not held against anybody.
+        everybody: Also those that a newer rollout has taken on since.
     """
     devices = session.scalars(select(DeviceRow).where(DeviceRow.group_id == row.group_id)).all()
     jobs = session.scalars(select(JobRow).where(JobRow.rollout_id == row.id)).all()
     job_of = {job.device_id: job for job in jobs}
-    newer = _with_newer_intent(session, row)
+    newer = set() if everybody else _with_newer_intent(session, row)
     return [
         _member(device, job_of.get(device.id), heard_since)
         for device in devices

@@ -21,6 +21,7 @@ __all__ = [
     "Address",
     "BrokerFiles",
     "find_mosquitto",
+    "free_port",
     "known_address",
     "parse_address",
     "prepare",
@@ -70,7 +71,7 @@ def prepare(data: Path, pki: Pki, address: Address) -> BrokerFiles:
     """Write the broker's files below DATA and return them; port 0 becomes a free one."""
     directory = data / "broker"
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    address = address if address.port else Address(address.host, _free_port(address.host))
+    address = address if address.port else Address(address.host, free_port(address.host))
     config = directory / "mosquitto.conf"
     write_file(directory / "acl", _acl().encode(), mode=0o600)
     write_file(config, _config(directory, pki, address).encode(), mode=0o600)
@@ -109,7 +110,8 @@ def start(files: BrokerFiles) -> None:
     os.execv(path, [path, "-c", str(files.config)])  # noqa: S606
 
 
-def _free_port(host: str) -> int:
+def free_port(host: str) -> int:
+    """Return a TCP port of HOST that is free now."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.bind((host, 0))
         port: int = probe.getsockname()[1]

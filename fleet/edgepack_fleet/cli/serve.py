@@ -1,0 +1,124 @@
+"""`edgepack fleet serve|broker|openapi`: the processes. What they do is in `server`."""
+
+import logging
+import sys
+from pathlib import Path
+
+import click
+
+from edgepack.cli import print_json
+from edgepack.errors import UsageError
+
+__all__ = ["broker", "openapi", "serve"]
+
+data_option = click.option(
+    "--data",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    help="The fleet's directory: database, keys, repositories.",
+)
+host_option = click.option(
+    "--host",
+    "hosts",
+    multiple=True,
+    metavar="NAME",
+    help="Name or address that devices reach this machine under; repeat for several.",
+)
+
+
+@click.command()
+@data_option
+@host_option
+@click.option("--database", metavar="URL", help="Another database than SQLite below --data.")
+@click.option("--broker", "broker_url", metavar="URL", help="mqtts://HOST:PORT of the MQTT broker.")
+@click.option(
+    "--embedded-broker",
+    is_flag=True,
+    help="Run a broker in this process, on 127.0.0.1. For demos: slower, forgets what it holds.",
+)
+@click.option(
+    "--listen", default="127.0.0.1:8080", show_default=True, help="REST interface and pages."
+)
+@click.option(
+    "--device-listen", default="127.0.0.1:8443", show_default=True, help="Enrolment (HTTPS)."
+)
+@click.option("--tls-cert", type=click.Path(path_type=Path), help="Certificate of --listen.")
+@click.option("--tls-key", type=click.Path(path_type=Path), help="Its key.")
+def serve(
+    data: Path,
+    hosts: tuple[str, ...],
+    database: str | None,
+    broker_url: str | None,
+    embedded_broker: bool,
+    listen: str,
+    device_listen: str,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+) -> None:
+    """Serve the fleet: REST interface and pages, enrolment, and devices over MQTT."""
+    from edgepack_fleet import server
+    from edgepack_fleet.adapters.broker import known_address, parse_address
+    from edgepack_fleet.service import Settings
+
+    if embedded_broker and broker_url:
+        raise UsageError("--broker and --embedded-broker exclude each other")
+    listeners = server.Listeners(
+        parse_address(listen), parse_address(device_listen), tls_cert, tls_key
+    )
+    address = parse_address(_broker_host(broker_url)) if broker_url else known_address(data)
+    _log_to_stderr()
+    server.serve(
+        Settings(data.absolute(), address, database, hosts),
+        listeners,
+        embedded_broker=embedded_broker,
+    )
+
+
+@click.command()
+@data_option
+@host_option
+@click.option(
+    "--listen", default="127.0.0.1:8883", show_default=True, help="Where devices connect."
+)
+@click.option("--print-config", is_flag=True, help="Print the configuration and stop.")
+def broker(data: Path, hosts: tuple[str, ...], listen: str, print_config: bool) -> None:
+    """Run mosquitto in the foreground: TLS, certificates as identity, one topic tree per device."""
+    from edgepack_fleet.adapters import broker as mosquitto
+    from edgepack_fleet.adapters.pki import Pki
+
+    data = data.absolute()
+    files = mosquitto.prepare(data, Pki(data / "pki", hosts), mosquitto.parse_address(listen))
+    if print_config:
+        click.echo(files.config.read_text(), nl=False)
+        return
+    mosquitto.find_mosquitto()
+    click.echo(f"mosquitto on {files.address}, configured by {files.config}", err=True)
+    sys.stderr.flush()
+    mosquitto.start(files)
+
+
+@click.command()
+def openapi() -> None:
+    """Print the OpenAPI description of the REST interface as JSON."""
+    from edgepack_fleet.web.app import main_app
+
+    print_json(main_app(None).openapi())
+
+
+def _broker_host(url: str) -> str:
+    scheme, separator, rest = url.partition("://")
+    if not separator or scheme != "mqtts":
+        raise UsageError(
+            f"not a broker this fleet can use: {url!r}",
+            why="a device is who its certificate says, which needs TLS",
+            fix="write mqtts://HOST:PORT",
+        )
+    return rest
+
+
+def _log_to_stderr() -> None:
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
+    )
+    for chatty in ("uvicorn", "alembic", "httpx", "tuf"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -1,0 +1,54 @@
+"""How results look on a terminal: tables for people, documents for scripts. Asks nobody."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+
+from edgepack.cli import print_json
+
+__all__ = ["document", "facts", "moment", "table"]
+
+
+def document(schema: str, content: Any) -> None:
+    """Print CONTENT with its schema, `edgepack.SCHEMA/v1`."""
+    print_json({"schema": f"edgepack.{schema}/v1"} | content)
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[Any]], empty: str) -> None:
+    """Print ROWS under HEADERS; EMPTY, on stderr, if there is none."""
+    if not rows:
+        click.echo(empty, err=True)
+        return
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    view = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for header in headers:
+        view.add_column(header, overflow="fold")
+    for row in rows:
+        view.add_row(*(_cell(value) for value in row))
+    console = Console()
+    # Into a pipe goes every column in full; a terminal wraps.
+    width = None if console.is_terminal else 10_000
+    Console(width=width).print(view)
+
+
+def facts(pairs: Sequence[tuple[str, Any]]) -> None:
+    """Print names and values, one pair a line."""
+    width = max(len(name) for name, _ in pairs)
+    for name, value in pairs:
+        click.echo(f"{name:<{width}}  {_cell(value)}")
+
+
+def moment(seconds: float | None) -> str:
+    """Return SECONDS (Unix) as local date and time."""
+    if seconds is None:
+        return "never"
+    return datetime.fromtimestamp(seconds, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _cell(value: Any) -> str:
+    return "-" if value is None or value == "" else str(value)

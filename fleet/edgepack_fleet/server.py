@@ -1,0 +1,182 @@
+"""`edgepack fleet serve` as a process: both listeners in one loop, and a clean end."""
+
+import asyncio
+import contextlib
+import ipaddress
+import json
+import logging
+import signal
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from edgepack.durable import write_file
+from edgepack.errors import UsageError
+from edgepack_fleet.adapters.broker import Address
+from edgepack_fleet.adapters.embedded import EmbeddedBroker
+from edgepack_fleet.adapters.lock import only_one
+from edgepack_fleet.adapters.pki import Pki
+from edgepack_fleet.service import Service, Settings
+from edgepack_fleet.web.app import main_app
+from edgepack_fleet.web.devices import device_app
+
+__all__ = ["Listeners", "check_exposure", "serve"]
+
+GRACE_S = 3
+log = logging.getLogger("edgepack_fleet")
+
+
+@dataclass(frozen=True, slots=True)
+class Listeners:
+    """Where the fleet listens, and with which certificate people see it."""
+
+    main: Address
+    devices: Address
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+
+
+class _Server(uvicorn.Server):
+    """A server that leaves signals to us, because there are two, and says when it listens."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.listening.set()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def check_exposure(listeners: Listeners) -> None:
+    """Refuse what would show the fleet to a network without TLS.
+
+    Raises:
+        UsageError: beyond loopback without a certificate, or one half of a certificate.
+    """
+    if (listeners.tls_cert is None) != (listeners.tls_key is None):
+        raise UsageError("--tls-cert and --tls-key belong together")
+    for path in (listeners.tls_cert, listeners.tls_key):
+        if path is not None and not path.is_file():
+            raise UsageError(f"no such file: {path}")
+    if not _is_loopback(listeners.main.host) and listeners.tls_cert is None:
+        raise UsageError(
+            f"refusing to listen on {listeners.main} without TLS",
+            why="tokens would cross the network in clear text",
+            fix="give --tls-cert and --tls-key, or listen on 127.0.0.1 behind a proxy",
+            reason="tls_needed",
+        )
+
+
+def serve(settings: Settings, listeners: Listeners, *, embedded_broker: bool) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Raises:
+        UsageError: another fleet serves the same data, or an address cannot be listened on.
+    """
+    check_exposure(listeners)
+    settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    endpoints = settings.data / "endpoints.json"
+    with only_one(settings.data), contextlib.ExitStack() as stack:
+        # What an earlier process left would send people to where nobody listens.
+        endpoints.unlink(missing_ok=True)
+        sockets = [stack.enter_context(_listen(a)) for a in (listeners.main, listeners.devices)]
+        if embedded_broker:
+            broker = EmbeddedBroker(settings.data, Pki(settings.data / "pki", settings.hosts))
+            broker.start()
+            stack.callback(broker.stop)
+            settings = Settings(settings.data, broker.address, settings.database, settings.hosts)
+        service = Service(settings)
+        stack.callback(service.stop)
+        stack.callback(endpoints.unlink, missing_ok=True)
+        asyncio.run(_run(service, listeners, sockets, endpoints))
+
+
+async def _run(
+    service: Service, listeners: Listeners, sockets: list[socket.socket], endpoints: Path
+) -> None:
+    main_at, devices_at = (_address_of(s) for s in sockets)
+    scheme = "https" if listeners.tls_cert else "http"
+    public = next(iter(service.settings.hosts), None)
+    device_url = f"https://{_reachable(devices_at, public)}"
+    where = {
+        "http": f"{scheme}://{_reachable(main_at, public)}",
+        "devices": device_url,
+        "broker": f"mqtts://{service.settings.broker}",
+    }
+    servers = [
+        _server(main_app(service, device_url), listeners.tls_cert, listeners.tls_key),
+        _server(device_app(service), *service.pki.pair("server")),
+    ]
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, _leave, servers)
+    service.start()
+    running = [
+        asyncio.create_task(server.serve(sockets=[sock]))
+        for server, sock in zip(servers, sockets, strict=True)
+    ]
+    for server in servers:
+        await server.listening.wait()
+    write_file(endpoints, json.dumps(where).encode())
+    log.info("fleet on %(http)s, devices on %(devices)s, broker %(broker)s", where)
+    await asyncio.gather(*running)
+
+
+def _leave(servers: list[_Server]) -> None:
+    for server in servers:
+        server.should_exit = True
+
+
+def _server(app: Any, certificate: Path | None, key: Path | None) -> _Server:
+    config = uvicorn.Config(
+        app,
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=GRACE_S,
+        ssl_certfile=certificate,
+        ssl_keyfile=str(key) if key else None,
+    )
+    return _Server(config)
+
+
+def _listen(address: Address) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    sock = socket.socket(family)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((address.host, address.port))
+    except OSError as error:
+        sock.close()
+        raise UsageError(
+            f"cannot listen on {address}", why=error.strerror or str(error), reason="listen"
+        ) from error
+    return sock
+
+
+def _address_of(sock: socket.socket) -> Address:
+    host, port = sock.getsockname()[:2]
+    return Address(host, port)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _reachable(address: Address, public: str | None) -> Address:
+    """Return ADDRESS as others can reach it: no one can connect to `0.0.0.0`."""
+    everywhere = address.host in {"0.0.0.0", "::"}  # noqa: S104  compared, not bound
+    return Address(public or socket.gethostname(), address.port) if everywhere else address

@@ -1,0 +1,252 @@
+"""The REST interface below `/api/v1`. Routes only: what they do is in the service."""
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from importlib.metadata import version
+from typing import Annotated, Any
+
+import anyio.from_thread
+import anyio.to_thread
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.exceptions import HTTPException
+
+from edgepack.errors import UsageError
+from edgepack_fleet.access import ROLES, Role
+from edgepack_fleet.adapters.tables import GroupRow
+from edgepack_fleet.core.model import Policy
+from edgepack_fleet.enrolment import token_text
+from edgepack_fleet.rollouts import unknown_rollout
+from edgepack_fleet.service import Service
+from edgepack_fleet.web import schemas, views
+
+__all__ = ["at_least", "router"]
+
+MAX_BLOB = 8 * 1024**3
+"""Bytes of one file of a model."""
+
+router = APIRouter(prefix="/api/v1")
+bearer = HTTPBearer(auto_error=False, description="A token of `edgepack fleet tokens show`")
+
+
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+def at_least(role: Role) -> Callable[..., Role]:
+    """Return the dependency that lets in whoever has ROLE or more."""
+
+    def check(
+        request: Request,
+        given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],
+    ) -> Role:
+        found = _service(request).access.role_of(given.credentials) if given else None
+        if found is None:
+            raise HTTPException(401, "give a valid token: Authorization: Bearer TOKEN")
+        if ROLES.index(found) < ROLES.index(role):
+            raise HTTPException(403, f"this needs the role {role}; the token's is {found}")
+        return found
+
+    return check
+
+
+Fleet = Annotated[Service, Depends(_service)]
+Viewer, Operator = Depends(at_least("viewer")), Depends(at_least("operator"))
+
+
+@router.get("/health")
+def health(fleet: Fleet) -> schemas.Health:
+    """Say whether the fleet can do its work; needs no token."""
+    up = fleet.link.connected
+    refused = dict(fleet.uplink.refused + fleet.transfer.refused)
+    return schemas.Health(
+        status="ok" if up else "degraded",
+        broker=up,
+        version=version("edgepack"),
+        refused=refused,
+    )
+
+
+@router.get("/session")
+def session(role: Annotated[Role, Viewer]) -> schemas.Session:
+    """Say what the token may do."""
+    return schemas.Session(role=role)
+
+
+@router.get("/devices", dependencies=[Viewer])
+def list_devices(fleet: Fleet) -> schemas.Devices:
+    """List all devices."""
+    with fleet.database.read() as db:
+        return schemas.Devices(devices=views.all_devices(db))
+
+
+@router.get("/devices/{device}", dependencies=[Viewer])
+def show_device(fleet: Fleet, device: str) -> schemas.Device:
+    """Show one device."""
+    with fleet.database.read() as db:
+        found = views.device(db, device)
+    if found is None:
+        raise UsageError(
+            f"no device {device!r}", fix="edgepack fleet devices list", reason="unknown_device"
+        )
+    return found
+
+
+@router.get("/groups", dependencies=[Viewer])
+def list_groups(fleet: Fleet) -> schemas.Groups:
+    """List all groups."""
+    with fleet.database.read() as db:
+        return schemas.Groups(groups=views.all_groups(db))
+
+
+@router.post("/groups", status_code=201, dependencies=[Operator])
+def create_group(fleet: Fleet, new: schemas.NewGroup) -> schemas.Group:
+    """Create a group."""
+    with fleet.database.write() as db:
+        if db.get(GroupRow, new.id) is not None:
+            raise UsageError(f"there is a group {new.id!r} already", reason="exists")
+        db.add(GroupRow(id=new.id, created=fleet.now()))
+    return show_group(fleet, new.id)
+
+
+@router.get("/groups/{group}", dependencies=[Viewer])
+def show_group(fleet: Fleet, group: str) -> schemas.Group:
+    """Show one group."""
+    with fleet.database.read() as db:
+        found = next((g for g in views.all_groups(db) if g.id == group), None)
+    if found is None:
+        raise UsageError(
+            f"no group {group!r}", fix="edgepack fleet groups list", reason="unknown_group"
+        )
+    return found
+
+
+@router.get("/releases", dependencies=[Viewer])
+def list_releases(fleet: Fleet) -> schemas.Releases:
+    """List all published releases."""
+    return schemas.Releases(releases=[views.release(info) for info in fleet.images.releases()])
+
+
+@router.get("/releases/{release}", dependencies=[Viewer])
+def show_release(fleet: Fleet, release: str) -> schemas.Release:
+    """Show one release, `name@version`."""
+    fleet.rollouts.release(release)
+    return next(r for r in list_releases(fleet).releases if r.id == release)
+
+
+@router.get("/rollouts", dependencies=[Viewer])
+def list_rollouts(fleet: Fleet) -> schemas.Rollouts:
+    """List all rollouts, newest first."""
+    with fleet.database.read() as db:
+        return schemas.Rollouts(rollouts=views.all_rollouts(db))
+
+
+@router.post("/rollouts", status_code=201, dependencies=[Operator])
+def create_rollout(fleet: Fleet, new: schemas.NewRollout) -> schemas.Rollout:
+    """Start a rollout."""
+    limits = new.model_dump(exclude={"release", "group", "waves"})
+    rollout = fleet.rollouts.create(new.release, new.group, new.waves, Policy(**limits))
+    fleet.poke()
+    return show_rollout(fleet, rollout)
+
+
+@router.get("/rollouts/{rollout}", dependencies=[Viewer])
+def show_rollout(fleet: Fleet, rollout: str) -> schemas.Rollout:
+    """Show one rollout."""
+    with fleet.database.read() as db:
+        found = views.rollout(db, rollout)
+    if found is None:
+        raise unknown_rollout(rollout)
+    return found
+
+
+@router.post("/rollouts/{rollout}/pause", dependencies=[Operator])
+def pause_rollout(fleet: Fleet, rollout: str) -> schemas.Rollout:
+    """Assign nothing more until somebody resumes."""
+    fleet.rollouts.pause(rollout)
+    return show_rollout(fleet, rollout)
+
+
+@router.post("/rollouts/{rollout}/resume", dependencies=[Operator])
+def resume_rollout(fleet: Fleet, rollout: str) -> schemas.Rollout:
+    """Go on; the failures so far are accepted."""
+    fleet.rollouts.resume(rollout)
+    fleet.poke()
+    return show_rollout(fleet, rollout)
+
+
+@router.post("/rollouts/{rollout}/cancel", dependencies=[Operator])
+def cancel_rollout(fleet: Fleet, rollout: str) -> schemas.Rollout:
+    """End it; devices that have not finished are told to stop."""
+    fleet.rollouts.cancel(rollout)
+    fleet.poke()
+    return show_rollout(fleet, rollout)
+
+
+@router.get("/tokens", dependencies=[Operator])
+def list_tokens(fleet: Fleet) -> schemas.EnrolTokens:
+    """List enrolment tokens, without their secrets."""
+    with fleet.database.read() as db:
+        return schemas.EnrolTokens(tokens=views.all_tokens(db))
+
+
+@router.post("/tokens", status_code=201, dependencies=[Operator])
+def create_token(
+    request: Request, fleet: Fleet, new: schemas.NewEnrolToken
+) -> schemas.EnrolTokenCreated:
+    """Create an enrolment token; it is shown this once."""
+    token = fleet.enrolment.create_token(new.group, new.ttl_s, new.uses)
+    text = token_text(token, request.app.state.device_url, fleet.pki.ca_sha256)
+    return schemas.EnrolTokenCreated(
+        id=token.id, token=text, group=token.group, expires=token.expires, uses=token.uses
+    )
+
+
+@router.get("/repo/online-keys", dependencies=[Operator])
+def online_keys(fleet: Fleet) -> dict[str, Any]:
+    """Return the public keys a publisher's root must name for snapshot and timestamp."""
+    return fleet.images.online_keys()
+
+
+@router.get("/repo/metadata/{name}", dependencies=[Operator], response_class=Response)
+def repo_metadata(fleet: Fleet, name: str) -> Response:
+    """Return a metadata file of the image repository."""
+    data = fleet.images.metadata(name)
+    if data is None:
+        raise HTTPException(404, f"no metadata file {name!r}")
+    return Response(data, media_type="application/json")
+
+
+@router.head("/repo/blobs/{sha256}", dependencies=[Operator], response_class=Response)
+def has_blob(fleet: Fleet, sha256: str) -> Response:
+    """Say whether a blob is here: 200 with its size, or 404."""
+    size = fleet.content.size(sha256)
+    if size is None:
+        return Response(status_code=404)
+    return Response(headers={"content-length": str(size)})
+
+
+@router.put("/repo/blobs/{sha256}", status_code=201, dependencies=[Operator])
+async def put_blob(request: Request, fleet: Fleet, sha256: str) -> dict[str, int]:
+    """Store a blob; the body must have the digest it is named by."""
+    pieces = _pieces(request.stream())
+    size = await anyio.to_thread.run_sync(lambda: fleet.content.put(sha256, pieces, limit=MAX_BLOB))
+    return {"size": size}
+
+
+@router.post("/repo/publish", dependencies=[Operator])
+def publish(fleet: Fleet, push: schemas.Push) -> schemas.Published:
+    """Make metadata that the publisher has signed the current state of the repository."""
+    files = {name: text.encode() for name, text in push.metadata.items()}
+    result = fleet.images.publish(files)
+    return schemas.Published(releases=list(result.releases), snapshot=result.snapshot)
+
+
+def _pieces(stream: AsyncIterator[bytes]) -> Iterator[bytes]:
+    """Yield the body in a worker thread as it arrives, so that no file is held in memory."""
+
+    async def following() -> bytes | None:
+        return await anext(stream, None)
+
+    while (piece := anyio.from_thread.run(following)) is not None:
+        yield piece

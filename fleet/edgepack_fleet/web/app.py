@@ -1,0 +1,42 @@
+"""The main application: REST interface, pages and their files. Listens nowhere by itself."""
+
+import anyio.to_thread
+from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.staticfiles import StaticFiles
+
+from edgepack_fleet.service import Service
+from edgepack_fleet.web import api, pages, problems
+
+__all__ = ["main_app"]
+
+
+def main_app(service: Service | None, device_url: str = "") -> FastAPI:
+    """Return the application; without a SERVICE it can only describe itself.
+
+    Args:
+        service: The running fleet.
+        device_url: Base URL of the device listener, for enrolment tokens.
+    """
+    app = FastAPI(
+        title="edgepack fleet",
+        version="1",
+        description="Devices, groups, releases and rollouts.",
+        openapi_url="/api/v1/openapi.json",
+        # The interactive pages load scripts from elsewhere; nothing here does.
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.service = service
+    app.state.device_url = device_url
+    app.include_router(api.router)
+    app.include_router(pages.router)
+    app.mount("/static", StaticFiles(directory=pages.STATIC), name="static")
+    problems.install(app)
+
+    async def login(request: Request, error: Exception) -> Response:
+        return await anyio.to_thread.run_sync(pages.to_login, request, error)
+
+    app.add_exception_handler(pages.LoginNeededError, login)
+    return app

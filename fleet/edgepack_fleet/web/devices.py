@@ -1,0 +1,58 @@
+"""The device listener: the only door a stranger may knock at. Enrolment and nothing else."""
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from edgepack import messages
+from edgepack.messages import EnrollRequest
+from edgepack_fleet.service import Service
+from edgepack_fleet.web.problems import install, problem
+
+__all__ = ["device_app"]
+
+MAX_BODY = 64 * 1024
+
+
+def device_app(service: Service) -> Starlette:
+    """Return the application of the device listener."""
+
+    def ca(_request: Request) -> Response:
+        return PlainTextResponse(service.pki.ca_pem)
+
+    def image_root(_request: Request) -> Response:
+        data = service.images.metadata("1.root.json")
+        if data is None:
+            return problem(404, "nothing has been published yet", reason="no_root")
+        return Response(data, media_type="application/json")
+
+    async def enroll(request: Request) -> Response:
+        body = await _body(request)
+        if body is None:
+            return problem(413, f"at most {MAX_BODY} bytes are read", reason="too_long")
+        wanted = messages.decode(body, EnrollRequest)
+        reply = await run_in_threadpool(service.enrolment.enroll, wanted)
+        service.poke()
+        return Response(messages.encode(reply), media_type="application/json")
+
+    app = Starlette(
+        routes=[
+            Route("/enroll/ca", ca),
+            Route("/enroll/image-root", image_root),
+            Route("/enroll", enroll, methods=["POST"]),
+        ]
+    )
+    install(app)
+    return app
+
+
+async def _body(request: Request) -> bytes | None:
+    """Return the body; None as soon as it is longer than we read."""
+    body = b""
+    async for piece in request.stream():
+        body += piece
+        if len(body) > MAX_BODY:
+            return None
+    return body

@@ -1,0 +1,269 @@
+"""The HTTP contract: what requests and answers look like. The only place that knows pydantic."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from edgepack_fleet.access import Role
+
+__all__ = [
+    "Device",
+    "Devices",
+    "EnrolToken",
+    "EnrolTokenCreated",
+    "EnrolTokens",
+    "Failure",
+    "Group",
+    "Groups",
+    "Health",
+    "Job",
+    "Member",
+    "NewEnrolToken",
+    "NewGroup",
+    "NewRollout",
+    "Published",
+    "Push",
+    "Release",
+    "Releases",
+    "Rollout",
+    "Rollouts",
+    "Session",
+    "Variant",
+    "Wave",
+]
+
+GroupId = Annotated[str, Field(pattern=r"^[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?$")]
+
+
+class Model(BaseModel):
+    """Base: unknown fields are refused, so that a misspelt one does not pass unseen."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Job(Model):
+    """The newest job of a device."""
+
+    id: str
+    release: str
+    status: str
+    state: str
+    reason: str
+    progress: float
+    rollout: str
+    updated: float
+
+
+class Device(Model):
+    """A device: what it should run, what it runs, how it is."""
+
+    id: str
+    group: str
+    groups: list[str]
+    online: bool
+    desired: str | None = Field(description="`name@version` its group's newest rollout wants")
+    bundle: str | None = Field(description="`name@version` it reports")
+    digest: str | None
+    target: str | None = Field(description="Runtime of the active variant, else its preferred one")
+    agent: str
+    inventory: dict[str, Any]
+    enrolled: float = Field(description="Unix seconds")
+    last_seen: float | None = Field(description="Unix seconds; null: never")
+    job: Job | None
+    inferences: int
+    errors: int
+
+
+class Devices(Model):
+    """All devices."""
+
+    devices: list[Device]
+
+
+class NewGroup(Model):
+    """A group to create."""
+
+    id: GroupId
+
+
+class Group(Model):
+    """A group and how many devices are in it."""
+
+    id: str
+    devices: int
+    online: int
+    release: str | None = Field(description="What its newest rollout wants")
+
+
+class Groups(Model):
+    """All groups."""
+
+    groups: list[Group]
+
+
+class Variant(Model):
+    """A bundle of a release."""
+
+    path: str
+    sha256: str
+    size: int
+    runtime: str
+    precision: str
+    min_runtime: str
+    arch: list[str]
+    cpu_features: list[str]
+    epoch: int
+
+
+class Release(Model):
+    """A published version of a model."""
+
+    id: str
+    name: str
+    version: str
+    variants: list[Variant]
+
+
+class Releases(Model):
+    """All releases."""
+
+    releases: list[Release]
+
+
+class NewRollout(Model):
+    """A rollout to create."""
+
+    release: str = Field(description="`name@version`", max_length=200)
+    group: str = Field(max_length=64)
+    waves: str = Field("1,10%,100%", description="Cumulative sizes", max_length=200)
+    max_failures: int = Field(1, ge=1, description="Pause when this many devices failed")
+    max_failure_percent: float = Field(20.0, ge=0, le=100)
+    min_sample: int = Field(5, ge=1)
+    quorum: float = Field(0.9, gt=0, le=1)
+    soak_s: float = Field(0.0, ge=0, le=30 * 86400)
+    timeout_s: float = Field(900.0, ge=1, le=7 * 86400)
+    probation_s: int = Field(5, ge=0, le=86400)
+
+
+class Wave(Model):
+    """One wave in numbers; cumulative sizes are in `Rollout.plan`."""
+
+    size: int
+    done: int
+    failed: int
+    pending: int
+
+
+class Member(Model):
+    """A device's part in a rollout."""
+
+    id: str
+    status: str = Field(
+        description="A job status; QUEUED: not reached yet; SKIPPED: no variant fits"
+    )
+    reason: str
+    wave: int | None = Field(description="Index of its wave; null: not assigned yet")
+    progress: float = 0.0
+    state: str = ""
+
+
+class Failure(Model):
+    """How many devices failed for one reason."""
+
+    reason: str
+    devices: list[str]
+
+
+class Rollout(Model):
+    """A rollout and where it stands."""
+
+    id: str
+    release: str
+    group: str
+    state: Literal[
+        "draft",
+        "awaiting_approval",
+        "running",
+        "paused",
+        "reverting",
+        "reverted",
+        "completed",
+        "cancelled",
+    ]
+    reason: str = Field(description="One sentence: why it waits, paused or ended")
+    plan: str = Field(description="The waves as they were given")
+    policy: dict[str, float]
+    waves: list[Wave]
+    devices: list[Member]
+    failures: list[Failure]
+    created: float
+    updated: float
+
+
+class Rollouts(Model):
+    """All rollouts, newest first."""
+
+    rollouts: list[Rollout]
+
+
+class NewEnrolToken(Model):
+    """An enrolment token to create."""
+
+    group: str = Field(max_length=64)
+    ttl_s: float = Field(3600.0, ge=1, le=30 * 86400)
+    uses: int = Field(1, ge=1, le=10_000)
+
+
+class EnrolTokenCreated(Model):
+    """A new enrolment token; it is shown this once."""
+
+    id: str
+    token: str
+    group: str
+    expires: float
+    uses: int
+
+
+class EnrolToken(Model):
+    """An enrolment token without its secret."""
+
+    id: str
+    group: str
+    created: float
+    expires: float
+    uses: int
+    used: int
+
+
+class EnrolTokens(Model):
+    """All enrolment tokens."""
+
+    tokens: list[EnrolToken]
+
+
+class Push(Model):
+    """Metadata signed by the publisher, by file name."""
+
+    metadata: dict[str, str] = Field(max_length=1000)
+
+
+class Published(Model):
+    """What a push made new."""
+
+    releases: list[str]
+    snapshot: int
+
+
+class Session(Model):
+    """Who the bearer of a token is."""
+
+    role: Role
+
+
+class Health(Model):
+    """Whether the fleet can do its work."""
+
+    status: Literal["ok", "degraded"]
+    broker: bool = Field(description="Connected to the MQTT broker")
+    version: str
+    refused: dict[str, int] = Field(description="Messages of devices that were not taken, by cause")

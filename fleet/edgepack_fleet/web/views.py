@@ -1,0 +1,230 @@
+"""From the database to what the HTTP contract shows; used by routes and pages alike. Reads only."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from edgepack.trust import TargetInfo
+from edgepack_fleet import store
+from edgepack_fleet.adapters.image_repo import ReleaseInfo
+from edgepack_fleet.adapters.tables import DeviceRow, EnrolToken, GroupRow, JobRow, RolloutRow
+from edgepack_fleet.core.model import FAILURES, Member, Rollout
+from edgepack_fleet.core.rollout import count_waves
+from edgepack_fleet.core.variants import resolve
+from edgepack_fleet.rollouts import LIVE
+from edgepack_fleet.web import schemas
+
+__all__ = [
+    "all_devices",
+    "all_groups",
+    "all_rollouts",
+    "all_tokens",
+    "device",
+    "release",
+    "rollout",
+]
+
+
+def all_devices(session: Session) -> list[schemas.Device]:
+    """Return every device, by id."""
+    rows = session.scalars(select(DeviceRow).order_by(DeviceRow.id)).all()
+    jobs = _newest_jobs(session)
+    wanted = _wanted(session)
+    return [_device(row, jobs.get(row.id), wanted.get(row.group_id)) for row in rows]
+
+
+def device(session: Session, device_id: str) -> schemas.Device | None:
+    """Return one device; None if there is none of that id."""
+    row = session.get(DeviceRow, device_id)
+    if row is None:
+        return None
+    job = _newest_jobs(session, device_id).get(device_id)
+    return _device(row, job, _wanted(session).get(row.group_id))
+
+
+def all_groups(session: Session) -> list[schemas.Group]:
+    """Return every group, by id."""
+    counts = dict(_count(session, None))
+    online = dict(_count(session, DeviceRow.online))
+    wanted = _wanted(session)
+    return [
+        schemas.Group(
+            id=group,
+            devices=counts.get(group, 0),
+            online=online.get(group, 0),
+            release=wanted.get(group),
+        )
+        for group in session.scalars(select(GroupRow.id).order_by(GroupRow.id))
+    ]
+
+
+def release(info: ReleaseInfo) -> schemas.Release:
+    """Return a published release."""
+    return schemas.Release(
+        id=f"{info.name}@{info.version}",
+        name=info.name,
+        version=info.version,
+        variants=[_variant(variant) for variant in info.variants],
+    )
+
+
+def all_rollouts(session: Session) -> list[schemas.Rollout]:
+    """Return every rollout, newest first."""
+    rows = session.scalars(select(RolloutRow).order_by(RolloutRow.number.desc()))
+    return [_rollout(session, row) for row in rows]
+
+
+def rollout(session: Session, rollout_id: str) -> schemas.Rollout | None:
+    """Return one rollout; None if there is none of that id."""
+    row = session.get(RolloutRow, rollout_id)
+    return _rollout(session, row) if row else None
+
+
+def all_tokens(session: Session) -> list[schemas.EnrolToken]:
+    """Return every enrolment token, newest first."""
+    rows = session.scalars(select(EnrolToken).order_by(EnrolToken.created.desc()))
+    return [
+        schemas.EnrolToken(
+            id=row.id,
+            group=row.group_id,
+            created=row.created,
+            expires=row.expires,
+            uses=row.uses,
+            used=row.used,
+        )
+        for row in rows
+    ]
+
+
+def _count(session: Session, condition: Any) -> Sequence[Any]:
+    query = select(DeviceRow.group_id, func.count()).group_by(DeviceRow.group_id)
+    return session.execute(query if condition is None else query.where(condition)).all()
+
+
+def _wanted(session: Session) -> dict[str, str]:
+    """Return the release every group shall run: the newest rollout's that goes on."""
+    query = (
+        select(RolloutRow.group_id, RolloutRow.release)
+        .where(RolloutRow.state.in_(("running", "completed")))
+        .order_by(RolloutRow.number)
+    )
+    return {str(group): str(wanted) for group, wanted in session.execute(query)}
+
+
+def _newest_jobs(session: Session, device_id: str | None = None) -> dict[str, JobRow]:
+    query = select(JobRow).join(RolloutRow, RolloutRow.id == JobRow.rollout_id)
+    if device_id is not None:
+        query = query.where(JobRow.device_id == device_id)
+    # Later ones replace earlier ones in the dictionary.
+    return {job.device_id: job for job in session.scalars(query.order_by(RolloutRow.number))}
+
+
+def _device(row: DeviceRow, job: JobRow | None, wanted: str | None) -> schemas.Device:
+    return schemas.Device(
+        id=row.id,
+        group=row.group_id,
+        groups=[row.group_id],
+        online=row.online,
+        desired=wanted,
+        bundle=row.bundle,
+        digest=row.digest,
+        target=_target(row, job),
+        agent=row.agent,
+        inventory=row.inventory,
+        enrolled=row.enrolled,
+        last_seen=row.seen or None,
+        job=_job(job) if job else None,
+        inferences=row.inferences,
+        errors=row.errors,
+    )
+
+
+def _target(row: DeviceRow, job: JobRow | None) -> str | None:
+    """Return the runtime of the active variant where its job tells, else the preferred runtime."""
+    if job is not None and job.status == "SUCCEEDED" and job.release == row.bundle:
+        return job.target.rpartition("/")[2].partition("-")[0]
+    return next(iter(row.inventory.get("runtimes", {})), None)
+
+
+def _job(row: JobRow) -> schemas.Job:
+    return schemas.Job(
+        id=row.id,
+        release=row.release,
+        status=row.status,
+        state=row.state,
+        reason=row.reason,
+        progress=row.progress,
+        rollout=row.rollout_id,
+        updated=row.updated,
+    )
+
+
+def _variant(variant: TargetInfo) -> schemas.Variant:
+    model = variant.model
+    return schemas.Variant(
+        path=variant.path,
+        sha256=variant.sha256,
+        size=variant.size,
+        runtime=model.runtime,
+        precision=model.precision,
+        min_runtime=model.min_runtime,
+        arch=list(model.arch),
+        cpu_features=list(model.cpu_features),
+        epoch=model.epoch,
+    )
+
+
+def _rollout(session: Session, row: RolloutRow) -> schemas.Rollout:
+    meant = store.rollout_of(row)
+    # A paused rollout is shown as it was, even after a newer one has taken its devices on.
+    found = store.members_of(session, row, 0.0, everybody=row.state != "completed")
+    members = sorted(found, key=lambda m: m.device.id)
+    if row.state not in LIVE:
+        members = [m for m in members if m.wave is not None]
+    jobs = {
+        job.device_id: job
+        for job in session.scalars(select(JobRow).where(JobRow.rollout_id == row.id))
+    }
+    return schemas.Rollout(
+        id=row.id,
+        release=row.release,
+        group=row.group_id,
+        state=meant.state,
+        reason=row.reason,
+        plan=row.waves,
+        policy=row.policy,
+        waves=[
+            schemas.Wave(size=w.size, done=w.done, failed=w.failed, pending=w.pending)
+            for w in count_waves(meant, members)
+        ],
+        devices=[_member(meant, m, jobs.get(m.device.id)) for m in members],
+        failures=_failures(members),
+        created=row.created,
+        updated=row.updated,
+    )
+
+
+def _member(meant: Rollout, member: Member, job: JobRow | None) -> schemas.Member:
+    if job is None:
+        found = resolve(meant.release, member.device.inventory)
+        status = "QUEUED" if found.variant else "SKIPPED"
+        return schemas.Member(id=member.device.id, status=status, reason=found.reason, wave=None)
+    return schemas.Member(
+        id=member.device.id,
+        status=member.status,
+        reason=member.reason,
+        wave=member.wave,
+        progress=job.progress,
+        state=job.state,
+    )
+
+
+def _failures(members: Sequence[Member]) -> list[schemas.Failure]:
+    grouped: dict[str, list[str]] = {}
+    for member in members:
+        if member.status in FAILURES:
+            grouped.setdefault(member.reason or member.status.lower(), []).append(member.device.id)
+    ordered = sorted(grouped.items(), key=lambda item: (-len(item[1]), item[0]))
+    return [schemas.Failure(reason=reason, devices=devices) for reason, devices in ordered]
