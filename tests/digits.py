@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.neural_network import MLPClassifier
+from threadpoolctl import threadpool_limits
 
 Floats = NDArray[np.float32]
 SIDE = 16
@@ -97,7 +98,10 @@ def digits_net(wrong_labels: float = 0.0) -> Net:
     cut = np.random.default_rng(3).random(len(labels)) < wrong_labels
     labels[cut] = (labels[cut] + 1) % 10
     mlp = MLPClassifier((HIDDEN,), max_iter=400, tol=1e-3, n_iter_no_change=3, random_state=1)
-    mlp.fit(_features(train.inputs), labels)
+    with threadpool_limits(1):
+        # The products are small: several threads cost more than they bring, above all when
+        # other tests run at the same time.
+        mlp.fit(_features(train.inputs), labels)
     (hidden, out), (hidden_bias, out_bias) = mlp.coefs_, mlp.intercepts_
     conv = _filters().reshape(FILTERS, 1, 3, 3)
     weights = (conv, np.zeros(FILTERS), hidden, hidden_bias, out, out_bias)

@@ -145,7 +145,7 @@ class Binding:
 
 def _contiguous(array: Array, permutation: tuple[int, ...] | None) -> Array:
     moved = array if permutation is None else array.transpose(permutation)
-    return np.ascontiguousarray(moved) if moved.ndim else moved
+    return np.asarray(moved, order="C")
 
 
 def _same(

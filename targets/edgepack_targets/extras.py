@@ -30,7 +30,7 @@ def meets(installed: str, minimum: str) -> bool:
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    """Return the leading numbers of the first two parts of a version."""
-    parts = text.split(".")[:2]
+    """Return the leading numbers of the first two parts of a version; a missing one is 0."""
+    parts = [*text.split("."), "0"][:2]
     digits = ("".join(c for c in part if c.isascii() and c.isdigit()) for part in parts)
     return tuple(int(number or 0) for number in digits)

@@ -10,13 +10,6 @@ import onnx
 from google.protobuf.message import DecodeError, EncodeError
 from numpy.typing import NDArray
 from onnx import TensorProto
-from onnxruntime.quantization import (
-    CalibrationDataReader,
-    QuantFormat,
-    QuantType,
-    quantize_static,
-)
-from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from edgepack.errors import UnsupportedError, UsageError
 from edgepack_targets.extras import require
@@ -25,6 +18,16 @@ from edgepack_targets.onnx_canonical import canonical
 from edgepack_targets.onnx_session import describe
 from edgepack_targets.samples import Samples
 from edgepack_targets.shapes import static_shapes
+from edgepack_targets.silence import no_telemetry
+
+with no_telemetry():
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
+    from onnxruntime.quantization.shape_inference import quant_pre_process
 
 __all__ = ["applied", "convert", "quantize"]
 

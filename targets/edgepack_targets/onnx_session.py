@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from edgepack.errors import UnsupportedError
@@ -12,6 +11,10 @@ from edgepack.manifest import Manifest
 from edgepack_targets.binding import Binding
 from edgepack_targets.interface import Effective, NativeTensor
 from edgepack_targets.session import BoundSession, check_runtime, only_f32, unreadable
+from edgepack_targets.silence import no_telemetry
+
+with no_telemetry():
+    import onnxruntime as ort
 
 __all__ = ["describe", "load"]
 

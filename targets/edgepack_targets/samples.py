@@ -50,9 +50,8 @@ class Samples:
 
     def _cut(self, name: str, index: int) -> Array:
         array = self._arrays[name]
-        return np.ascontiguousarray(
-            array[index : index + 1] if self._batched[name] else array[index]
-        )
+        one = array[index : index + 1] if self._batched[name] else array[index]
+        return np.asarray(one, order="C")
 
 
 def _check(inputs: Sequence[NativeTensor], arrays: Mapping[str, Array]) -> int:

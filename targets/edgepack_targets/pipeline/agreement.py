@@ -38,7 +38,9 @@ def agree(rule: Agreement, expected: Mapping[str, Array], got: Mapping[str, Arra
     """
     left, right = _rows(rule.output, expected, got)
     finite = np.asarray(np.isfinite(np.hstack([left, right])).all(axis=1))
-    angles = np.where(finite, cosine(left, np.where(finite[:, None], right, 0)), -1.0)
+    angles = np.full(len(left), -1.0)
+    if finite.any():
+        angles[finite] = cosine(left[finite], right[finite])
     same = top1(left) == top1(right) if rule.rule == "top1" else angles >= rule.min_cosine
     share = float((same & finite).mean())
     lowest = float(angles.min())

@@ -138,7 +138,7 @@ def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Array:
         if len(data) != expected:
             raise ValueError(f"`{name}` does not hold the {expected} bytes that its header says")
     array = np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
-    return np.ascontiguousarray(array, dtype.newbyteorder("="))
+    return np.asarray(array, dtype.newbyteorder("="), order="C")
 
 
 def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:

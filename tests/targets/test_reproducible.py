@@ -1,0 +1,96 @@
+"""Two processes, two hash seeds, the same bytes: on every route. And nothing leaves the machine."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from digits import digits_onnx
+from digits_targets import TARGETS, subject
+from digits_tflite import digits_tflite
+
+BUILD = """
+import hashlib, json, sys
+from pathlib import Path
+import numpy as np
+from edgepack_targets import registry
+name, form, source, calibration, out = sys.argv[1:]
+target, out = registry.find(name), Path(out)
+for part in ("fp32", "int8"):
+    (out / part).mkdir(parents=True)
+target.convert(Path(source), form, out / "fp32")
+with np.load(calibration) as data:
+    target.quantize(out / "fp32", out / "int8", dict(data))
+"""
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """Return this environment without what would make a tool think that it is in CI."""
+    plain = {key: value for key, value in os.environ.items() if key not in {"CI", "TF_BUILD"}}
+    return plain | changes
+
+
+def build(arguments: list[str], env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    code = [sys.executable, "-W", "error", "-c", BUILD, *arguments]
+    return subprocess.run(code, env=env, capture_output=True, text=True, check=False)
+
+
+def digests(directory: Path) -> dict[str, str]:
+    return {
+        str(file.relative_to(directory)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(directory.rglob("*"))
+        if file.is_file()
+    }
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_two_processes_give_the_same_bytes_in_silence(target: str, tmp_path: Path) -> None:
+    form = "tflite" if target == "tflite" else "onnx"
+    source = tmp_path / f"source.{form}"
+    (digits_tflite if form == "tflite" else digits_onnx)(source)
+    np.savez(tmp_path / "calibration.npz", **subject(target).native_calibration())
+    home = tmp_path / "home"
+    home.mkdir()
+    results = []
+    for seed in ("1", "4242"):
+        out = tmp_path / seed
+        arguments = [target, form, str(source), str(tmp_path / "calibration.npz"), str(out)]
+        done = build(arguments, environment(PYTHONHASHSEED=seed, HOME=str(home)))
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == "", "results alone belong on stdout"
+        results.append(digests(out))
+    assert results[0] == results[1]
+    assert {Path(name).parent.name for name in results[0]} == {"fp32", "int8"}
+    assert not list(home.iterdir()), "a tool left files in the home directory"
+    for file in (tmp_path / "1").rglob("*.*"):
+        assert str(tmp_path).encode() not in file.read_bytes(), f"{file.name} holds a path"
+
+
+def test_importing_and_running_openvino_on_a_device_reports_to_nobody(tmp_path: Path) -> None:
+    code = (
+        "import json, sys, openvino_telemetry.main as m\n"
+        "told = []\n"
+        "for name in ('send_event', 'send_error', 'start_session', 'end_session'):\n"
+        "    real = getattr(m.Telemetry, name)\n"
+        "    def spy(self, *a, _real=real, **k):\n"
+        "        told.append(bool(self.consent)); return _real(self, *a, **k)\n"
+        "    setattr(m.Telemetry, name, spy)\n"
+        "from pathlib import Path\n"
+        "from edgepack_targets import registry\n"
+        "registry.find('openvino').describe(Path(sys.argv[1]))\n"
+        "print(json.dumps([told, m.Telemetry().consent]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(subject("openvino").model_dir)],
+        env=environment(HOME=str(tmp_path)), capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    told, consent = json.loads(done.stdout)
+    assert not any(told)
+    assert consent is False
+    assert not list(tmp_path.iterdir())
