@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+# Before any test file imports onnxruntime, which would report to its maker at once.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
 MOSQUITTO = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin")
 REQUIRED = os.environ.get("EDGEPACK_REQUIRE_MOSQUITTO") == "1"
 

@@ -33,6 +33,8 @@ QUIET = {
     "TF_ENABLE_ONEDNN_OPTS": "0",
     "CUDA_VISIBLE_DEVICES": "-1",
     "KERAS_BACKEND": "tensorflow",
+    # onnxruntime reports model names and hashes to its maker as soon as it is imported.
+    "ORT_DISABLE_TELEMETRY": "1",
     "NO_COLOR": "1",
 }
 KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "SOURCE_DATE_EPOCH", "LD_LIBRARY_PATH")
