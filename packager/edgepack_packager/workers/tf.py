@@ -62,11 +62,9 @@ def export(args: dict[str, Any], out: Path, say: Say) -> dict[str, Any]:
         return {_key(name, "out", i): value for i, (name, value) in enumerate(outputs.items())}
 
     say("exporting")
-    module = tf.Module()
-    module.owner = source.owner
     function = tf.function(serve, autograph=False).get_concrete_function(**specs)
     _refuse_state(function)
-    tf.saved_model.save(module, str(out / "saved_model"), signatures={SIGNATURE: function})
+    _save_frozen(function, specs, out / "saved_model")
     outputs = function.structured_outputs
     return {
         "inputs": [_tensor(name, keys[name], specs[keys[name]]) for name in source.inputs],
@@ -76,6 +74,26 @@ def export(args: dict[str, Any], out: Path, say: Say) -> dict[str, Any]:
         ],
         "versions": _versions(),
     }
+
+
+def _save_frozen(function: Any, specs: Tensors, target: Path) -> None:
+    """Save FUNCTION with its weights as constants.
+
+    The TFLite converter leaves variables of a wrapped model as variables that nothing fills:
+    its answer is NaN. Constants also make every conversion independent of variable names.
+    """
+    import tensorflow as tf
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+    frozen = convert_variables_to_constants_v2(function)
+    order = [tensor.name.partition(":")[0] for tensor in frozen.inputs]
+    keys = sorted(function.structured_outputs)
+
+    def serve(**tensors: Any) -> Tensors:
+        return dict(zip(keys, frozen(*(tensors[name] for name in order)), strict=True))
+
+    graph = tf.function(serve, autograph=False).get_concrete_function(**specs)
+    tf.saved_model.save(tf.Module(), str(target), signatures={SIGNATURE: graph})
 
 
 def tflite(args: dict[str, Any], out: Path, say: Say) -> dict[str, Any]:
