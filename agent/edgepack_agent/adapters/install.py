@@ -1,0 +1,186 @@
+"""The long steps of an update, each a function for the worker. Touches no state and no runner.
+
+Every step may be repeated: what is there already is found and not done again.
+"""
+
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from edgepack.bundle import Bundle, open_bundle
+from edgepack.chunks import CHUNK_SIZE
+from edgepack.errors import EdgepackError, IntegrityError, UnreachableError
+from edgepack.messages import Inventory
+from edgepack.oci import OciManifest
+from edgepack.trust import Approved as ApprovedModel
+from edgepack.trust import TrustError, model_target
+from edgepack_agent.adapters.download import BlobSource, Cancelled, DiskFullError, Downloads
+from edgepack_agent.adapters.inventory import facts_of
+from edgepack_agent.adapters.slots import DamagedBlobError, Slots, read_image
+from edgepack_agent.adapters.trust import TrustClient
+from edgepack_agent.core.state import (
+    Approved,
+    Damaged,
+    Downloaded,
+    Event,
+    Exam,
+    Failed,
+    InstallAsked,
+    Job,
+    Model,
+    Slot,
+    Staged,
+    Unreachable,
+)
+
+__all__ = ["Installer", "as_event"]
+
+log = logging.getLogger(__name__)
+SPARE_BYTES = 16 * 2**20
+"""Room that must be left for journal, outbox and results."""
+BUDGET = 2.0
+"""Bytes that a job may cost, as a multiple of what was missing; then it is given up."""
+LOCAL_PATIENCE_S = 60.0
+
+
+class Installer:
+    """What an update needs from disk and fleet.
+
+    Args:
+        trust: Says what may be installed.
+        downloads: The blobs.
+        slots: The slots built from them.
+        source: Where blocks come from.
+        inventory: Says what this device is, now.
+    """
+
+    def __init__(
+        self,
+        trust: TrustClient,
+        downloads: Downloads,
+        slots: Slots,
+        source: BlobSource,
+        inventory: Callable[[], Inventory],
+    ) -> None:
+        self._trust, self._downloads, self._slots = trust, downloads, slots
+        self._source, self._inventory = source, inventory
+
+    def approve(self, job: Job) -> Event:
+        """Ask both repositories whether JOB's model may run here."""
+        found = self._trust.approve(facts_of(self._inventory()))
+        if found is None or found.path != job.target:
+            wants = found.path if found else "nothing"
+            raise TrustError("mismatch", "the director wants another model", why=wants)
+        return Approved(_model(found))
+
+    def download(self, model: Model, cancelled: Cancelled) -> Event:
+        """Complete every blob of MODEL, and its exam."""
+        self._fetch(model.sha256, model.size, cancelled)
+        image = read_image(self._downloads, model)
+        wanted = dict(image.blobs())
+        if model.exam:
+            wanted[model.exam.sha256] = model.exam.size
+        budget = _Budget(self._room(image, wanted))
+        for sha256, size in wanted.items():
+            self._fetch(sha256, size, cancelled, budget.spend)
+        return Downloaded()
+
+    def stage(self, slot: Slot) -> Event:
+        """Build SLOT and look whether what is in it can run here."""
+        manifest = self._slots.stage(slot)
+        ram_mb = self._inventory().ram_mb
+        if manifest.target.ram_mb > ram_mb:
+            why = f"it needs {manifest.target.ram_mb} MB of memory, there are {ram_mb}"
+            return Failed("REJECTED", "ram", {"message": why})
+        return Staged()
+
+    def take(self, file: int, job_id: str, probation_s: float) -> Event:
+        """Take the bundle that a person hands in as the open descriptor FILE."""
+        try:
+            with open_bundle(Path(f"/proc/self/fd/{file}")) as bundle:
+                found = self._approve_bundle(bundle)
+                for sha256 in bundle.blobs():
+                    self._downloads.put(sha256, _pieces(bundle, sha256))
+        finally:
+            os.close(file)
+        model = _model(found)
+        job = Job(job_id, model.release, model.path, probation_s, LOCAL_PATIENCE_S, local=True)
+        return InstallAsked(job, model)
+
+    def _approve_bundle(self, bundle: Bundle) -> ApprovedModel:
+        if not bundle.signed:
+            raise IntegrityError(
+                "the bundle is not signed", why="an agent never installs one", reason="unsigned"
+            )
+        wanted = model_target(bundle.manifest, bundle.oci_manifest)
+        return self._trust.approve_local(wanted, facts_of(self._inventory()))
+
+    def _fetch(
+        self,
+        sha256: str,
+        size: int,
+        cancelled: Cancelled,
+        progress: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        self._downloads.fetch(sha256, size, self._source, cancelled=cancelled, progress=progress)
+
+    def _room(self, image: OciManifest, wanted: dict[str, int]) -> int:
+        """Return the bytes to fetch, after checking that the disk has room for them."""
+        missing = sum(self._downloads.missing(sha256, size) for sha256, size in wanted.items())
+        free = shutil.disk_usage(self._downloads.path(image.config.sha256).parent).free
+        if missing + SPARE_BYTES > free:
+            raise DiskFullError(
+                "there is no room for the model",
+                why=f"{missing} bytes and {SPARE_BYTES} to spare are needed, {free} are free",
+            )
+        return missing
+
+
+class _Budget:
+    """Bytes that may still come."""
+
+    def __init__(self, expected: int) -> None:
+        self._left = int(expected * BUDGET) + CHUNK_SIZE
+
+    def spend(self, count: int) -> None:
+        self._left -= count
+        if self._left < 0:
+            raise EdgepackError("the update costs more bytes than it may", reason="byte_budget")
+
+
+def as_event(error: Exception) -> Event:
+    """Return what ERROR, raised by a step, means for the update."""
+    if isinstance(error, UnreachableError):
+        return Unreachable(error.reason)
+    if isinstance(error, DamagedBlobError):
+        return Damaged()
+    if isinstance(error, EdgepackError):
+        final = isinstance(error, IntegrityError) and error.reason not in _PASSING
+        detail = {"message": f"{error.what}{': ' if error.why else ''}{error.why}"}
+        return Failed("REJECTED" if final else "FAILED", error.reason, detail)
+    log.error("a step of the update failed", exc_info=error)
+    return Failed("FAILED", "internal_error", {"message": type(error).__name__})
+
+
+_PASSING = frozenset({"digest_mismatch", "bad_block", "blob_missing", "clock", "storage"})
+"""Reasons that another try, at another time, may not meet."""
+
+
+def _model(found: ApprovedModel) -> Model:
+    exam = found.exam
+    return Model(
+        f"{found.name}@{found.version}",
+        found.path,
+        found.sha256,
+        found.size,
+        found.epoch,
+        Exam(exam.sha256, exam.size, exam.min_score) if exam else None,
+    )
+
+
+def _pieces(bundle: Bundle, sha256: str) -> Iterator[bytes]:
+    with bundle.open_blob(sha256) as file:
+        while piece := file.read(CHUNK_SIZE):
+            yield piece

@@ -1,0 +1,66 @@
+"""What this device is, read from /proc and the installed metadata. Imports no runtime."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from edgepack.messages import Inventory
+from edgepack.trust import DeviceFacts
+from edgepack_targets import registry
+
+__all__ = ["facts_of", "read_inventory", "rss_mb"]
+
+_PROC = Path("/proc")
+
+
+def read_inventory(data_dir: Path, allowed: Sequence[str] = ()) -> Inventory:
+    """Return what this device is.
+
+    Args:
+        data_dir: Where models are kept; its free space counts.
+        allowed: Runtimes to use, best first; empty: all that are installed.
+    """
+    installed = registry.installed()
+    order = [name for name in allowed if name in installed] if allowed else list(installed)
+    system = os.uname()
+    return Inventory(
+        agent=version("edgepack"),
+        arch=system.machine,
+        os=f"{system.sysname} {system.release}",
+        cpu_features=_cpu_features(),
+        ram_mb=_ram_mb(),
+        disk_free_mb=shutil.disk_usage(data_dir).free // 2**20,
+        runtimes={name: installed[name] for name in order},
+    )
+
+
+def facts_of(inventory: Inventory) -> DeviceFacts:
+    """Return the part of INVENTORY that decides whether a model fits."""
+    return DeviceFacts(inventory.runtimes, inventory.arch, frozenset(inventory.cpu_features))
+
+
+def rss_mb() -> float:
+    """Return the resident memory of this process in MiB."""
+    pages = int((_PROC / "self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def _cpu_features() -> tuple[str, ...]:
+    """Return the CPU's flags, called `flags` on x86 and `Features` on ARM, sorted."""
+    with contextlib.suppress(OSError):
+        for line in (_PROC / "cpuinfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() in {"flags", "Features"}:
+                return tuple(sorted(value.split()))
+    return ()
+
+
+def _ram_mb() -> int:
+    with contextlib.suppress(OSError, ValueError):
+        for line in (_PROC / "meminfo").read_text().splitlines():
+            if line.startswith("MemTotal:"):
+                return int(line.split()[1]) // 1024
+    return 0

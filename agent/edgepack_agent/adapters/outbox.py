@@ -1,0 +1,219 @@
+"""What happened, on disk until the fleet says it is in its database. Sends nothing itself.
+
+Every row has a number within a *boot*, a random name for the life of this database. Only an
+application acknowledgement removes a row. When the outbox is full, the oldest telemetry that
+was never on the wire is added up two rows to one, so sums stay exact and only resolution is
+lost; where nothing can be added up, the oldest telemetry goes and is counted as `lost`. A row
+that was on the wire is never changed: the fleet may have it.
+"""
+
+import contextlib
+import secrets
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from edgepack.errors import EdgepackError
+from edgepack.messages import MAX_MESSAGE, Ack, Event, Telemetry
+from edgepack_agent.adapters.journal import open_database
+from edgepack_agent.core.telemetry import add_rows
+
+__all__ = ["Batch", "Kind", "Outbox"]
+
+Kind = Literal["tele", "evt"]
+MAX_ROWS = 4000
+WINDOW = 200
+"""Rows on the wire and not acknowledged."""
+BATCH = 50
+RESEND_S = 20.0
+"""Without an acknowledgement for this long, a row is sent again."""
+
+_BOX = """CREATE TABLE IF NOT EXISTS box (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    boot TEXT NOT NULL, next INTEGER NOT NULL, lost INTEGER NOT NULL)"""
+_ROWS = """CREATE TABLE IF NOT EXISTS rows (
+    place INTEGER PRIMARY KEY, boot TEXT NOT NULL, seq INTEGER NOT NULL, kind TEXT NOT NULL,
+    body BLOB NOT NULL, wired INTEGER NOT NULL, UNIQUE (boot, seq))"""
+_Key = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows of one kind, oldest first, to be sent in one message."""
+
+    kind: Kind
+    rows: list[Any]
+
+
+class Outbox:
+    """The outbox in the file PATH.
+
+    Args:
+        path: The database; one that is damaged is put aside, and a new boot begins.
+        max_rows: Rows to keep at most.
+        clock: Monotonic seconds, for resending.
+
+    Attributes:
+        boot: The name that the numbers belong to.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        max_rows: int = MAX_ROWS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._database, self.lost_database = open_database(path, _BOX, _ROWS)
+        self._max_rows, self._clock = max_rows, clock
+        self._sent: dict[_Key, float] = {}
+        with self._database:
+            self._database.execute("INSERT OR IGNORE INTO box VALUES (1, ?, 0, 0)", (_new_boot(),))
+        self.boot: str = self._one("SELECT boot FROM box")
+
+    def __len__(self) -> int:
+        return int(self._one("SELECT count(*) FROM rows"))
+
+    def new_boot(self) -> None:
+        """Begin a new boot: what this device knew of its past is gone."""
+        self.boot = _new_boot()
+        with self._transaction() as database:
+            database.execute("UPDATE box SET boot = ?, next = 0", (self.boot,))
+
+    def add_event(self, ts: float, kind: str, **facts: Any) -> None:
+        """Keep an event of type KIND at TS (Unix seconds); FACTS are other fields of `Event`."""
+        self._add("evt", lambda seq, _: Event(boot=self.boot, seq=seq, ts=ts, type=kind, **facts))
+
+    def add_telemetry(self, make: Callable[[int, int], Telemetry]) -> None:
+        """Keep the row that MAKE returns for its number and the rows lost so far."""
+        self._add("tele", make)
+
+    def take(self) -> list[Batch]:
+        """Return what is to be sent now, and mark it as on the wire."""
+        now = self._clock()
+        waiting = {key for key, sent in self._sent.items() if now - sent < RESEND_S}
+        rows = [r for r in self._rows(WINDOW) if (r[0], r[1]) not in waiting]
+        rows = rows[: max(0, WINDOW - len(waiting))]
+        if not rows:
+            return []
+        fresh = [(boot, seq) for boot, seq, _, _, wired in rows if not wired]
+        if fresh:
+            with self._transaction() as database:
+                database.executemany("UPDATE rows SET wired = 1 WHERE boot = ? AND seq = ?", fresh)
+        self._sent.update({(boot, seq): now for boot, seq, *_ in rows})
+        return _batches([(kind, body) for _, _, kind, body, _ in rows])
+
+    def acknowledge(self, ack: Ack) -> None:
+        """Remove what the fleet has; send at once what it says is missing."""
+        missing = set(ack.missing)
+        found = self._all(
+            "SELECT seq FROM rows WHERE boot = ? AND seq <= ? AND wired", (ack.boot, ack.upto)
+        )
+        gone = [(ack.boot, seq) for (seq,) in found if seq not in missing]
+        with self._transaction() as database:
+            database.executemany("DELETE FROM rows WHERE boot = ? AND seq = ?", gone)
+        for key in (*gone, *((ack.boot, seq) for seq in missing)):
+            self._sent.pop(key, None)
+
+    def link_lost(self) -> None:
+        """Forget what is on the wire: after a reconnect all of it is sent again."""
+        self._sent.clear()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._database.close()
+
+    def _add(self, kind: Kind, make: Callable[[int, int], Event | Telemetry]) -> None:
+        self._make_room()
+        with self._transaction() as database:
+            seq, lost = database.execute("SELECT next, lost FROM box").fetchone()
+            row = make(seq, lost)
+            database.execute(
+                "INSERT INTO rows (boot, seq, kind, body, wired) VALUES (?, ?, ?, ?, 0)",
+                (self.boot, seq, kind, msgspec.json.encode(row)),
+            )
+            told = lost if kind == "tele" else 0
+            database.execute("UPDATE box SET next = ?, lost = lost - ?", (seq + 1, told))
+
+    def _make_room(self) -> None:
+        if len(self) < self._max_rows:
+            return
+        with self._transaction() as database:
+            if not self._add_up(database):
+                self._evict(database)
+
+    def _add_up(self, database: sqlite3.Connection) -> bool:
+        """Make one row of each two neighbours that were never sent; say whether any were."""
+        rows = self._all(
+            "SELECT place, body FROM rows WHERE kind = 'tele' AND NOT wired ORDER BY place"
+        )
+        pairs = list(zip(rows[::2], rows[1::2], strict=False))
+        changed = False
+        for (old_place, old), (new_place, new) in pairs:
+            both = add_rows(_telemetry(old), _telemetry(new))
+            if both is not None:
+                body = msgspec.json.encode(both)
+                database.execute("DELETE FROM rows WHERE place = ?", (old_place,))
+                database.execute("UPDATE rows SET body = ? WHERE place = ?", (body, new_place))
+                changed = True
+        return changed
+
+    def _evict(self, database: sqlite3.Connection) -> None:
+        for kind in ("tele", "evt"):
+            gone = database.execute(
+                "SELECT place, body FROM rows WHERE kind = ? ORDER BY place LIMIT 1", (kind,)
+            ).fetchone()
+            if gone:
+                # What the row itself had to say about lost rows must not get lost with it.
+                before = _telemetry(gone[1]).lost if kind == "tele" else 0
+                database.execute("DELETE FROM rows WHERE place = ?", gone[:1])
+                database.execute("UPDATE box SET lost = lost + ?", (1 + before,))
+                return
+
+    def _rows(self, limit: int) -> list[tuple[str, int, Kind, bytes, int]]:
+        return self._all(
+            "SELECT boot, seq, kind, body, wired FROM rows ORDER BY place LIMIT ?", (limit,)
+        )
+
+    def _one(self, query: str) -> Any:
+        return self._database.execute(query).fetchone()[0]
+
+    def _all(self, query: str, values: tuple[Any, ...] = ()) -> list[Any]:
+        return self._database.execute(query, values).fetchall()
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        try:
+            with self._database:
+                yield self._database
+        except sqlite3.Error as error:
+            raise EdgepackError(
+                "the outbox cannot be written", why=str(error), reason="storage"
+            ) from error
+
+
+def _new_boot() -> str:
+    return secrets.token_hex(8)
+
+
+def _telemetry(body: bytes) -> Telemetry:
+    return msgspec.json.decode(body, type=Telemetry)
+
+
+def _batches(rows: Iterable[tuple[Kind, bytes]]) -> list[Batch]:
+    """Put neighbours of one kind together, as far as a message may be long."""
+    batches: list[Batch] = []
+    size = 0
+    for kind, body in rows:
+        size += len(body) + 1
+        full = not batches or len(batches[-1].rows) >= BATCH or size > MAX_MESSAGE // 2
+        if full or batches[-1].kind != kind:
+            batches.append(Batch(kind, []))
+            size = len(body) + 1
+        batches[-1].rows.append(msgspec.Raw(body))
+    return batches

@@ -1,0 +1,249 @@
+"""Which runner answers: the current model's, the candidate's beside it. Decides no update.
+
+Owns the listening sockets, so that no swap ever closes one. Two seats: *current* is restarted
+with growing pauses whenever it ends; *candidate* is not, its end is its failure. A candidate
+that took over keeps the sockets while the old one stays loaded, so the way back is instant.
+"""
+
+import contextlib
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from edgepack.errors import EdgepackError, UsageError
+from edgepack_agent.adapters.runner import Runner
+from edgepack_agent.config import Config, address
+from edgepack_agent.core.state import Exam, Slot
+
+__all__ = ["Seat", "Serving", "Spoke", "open_sockets"]
+
+log = logging.getLogger(__name__)
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0
+STEADY_S = 60.0
+"""After running this long, the next restart is quick again."""
+GRACE_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Spoke:
+    """A runner said something, or ended (`exited`)."""
+
+    runner: Runner
+    event: dict[str, Any]
+
+
+@dataclass(slots=True)
+class Seat:
+    """A slot, its runner, and what is wanted of it."""
+
+    slot: Slot
+    runner: Runner | None
+    accept: bool
+    started: float
+    pause: float = FIRST_PAUSE_S
+    loaded: bool = False
+    accepting: bool = False
+    trouble: str = ""
+    """Why it last ended, for `status`."""
+
+
+class Serving:
+    """The runners of one device.
+
+    Args:
+        config: For threads and sources.
+        sockets: Bound and listening.
+        place: Directory of a slot.
+        post: Takes what runners say, from their threads.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        sockets: list[socket.socket],
+        place: Callable[[Slot], Path],
+        post: Callable[[Spoke], None],
+    ) -> None:
+        self._config, self._sockets = config, sockets
+        self._place, self._post = place, post
+        self._leaving: list[threading.Thread] = []
+        self.current: Seat | None = None
+        self.candidate: Seat | None = None
+
+    def serve(self, slot: Slot, now: float) -> None:
+        """Make SLOT the current one and let it answer."""
+        self.current = Seat(slot, self._start(slot), accept=True, started=now)
+
+    def load(self, slot: Slot, now: float) -> None:
+        """Start a candidate on SLOT, instead of any that is there.
+
+        Raises:
+            EdgepackError: its process could not be started.
+        """
+        self._end(self.candidate)
+        self.candidate = None
+        self.candidate = Seat(slot, self._start(slot), accept=False, started=now)
+
+    def check(self, exam: Exam | None, path: Path | None) -> None:
+        """Let the candidate prove itself; PATH holds the exam."""
+        score = exam.min_score if exam else 0.0
+        self._tell(self.candidate, cmd="check", exam=str(path) if exam else None, min_score=score)
+
+    def switch(self) -> None:
+        """Let the candidate answer too."""
+        if self.candidate:
+            self.candidate.accept = True
+            self._accept(self.candidate)
+
+    def drain(self) -> None:
+        """Let the current model take no more; it stays loaded."""
+        if self.current and self.candidate:
+            self.current.accept = self.current.accepting = False
+            self._tell(self.current, cmd="drain")
+
+    def promote(self, slot: Slot, now: float) -> None:
+        """Make the candidate on SLOT the current one and end the old; harmless to repeat."""
+        if self.candidate and self.candidate.slot == slot:
+            old, self.current, self.candidate = self.current, self.candidate, None
+            self._end(old)
+        elif self.current is None or self.current.slot != slot:
+            self._end(self.current)
+            self.serve(slot, now)
+
+    def revert(self) -> None:
+        """Let the current model answer alone; harmless to repeat."""
+        if self.current and not self.current.accept:
+            self.current.accept = True
+            if self.current.loaded:
+                self._accept(self.current)
+        failed, self.candidate = self.candidate, None
+        self._end(failed)
+
+    def seat_of(self, runner: Runner) -> Seat | None:
+        """Return the seat that RUNNER sits on; None if it has been replaced."""
+        seats = (self.current, self.candidate)
+        return next((seat for seat in seats if seat and seat.runner is runner), None)
+
+    def answering(self) -> Seat | None:
+        """Return the seat that answers requests now, the candidate first."""
+        seats = (self.candidate, self.current)
+        return next((seat for seat in seats if seat and seat.accepting), None)
+
+    def note(self, seat: Seat, event: dict[str, Any], now: float) -> float | None:
+        """Keep SEAT in step with EVENT; return in how many seconds to restart it, if so."""
+        match event["evt"]:
+            case "loaded":
+                seat.loaded, seat.trouble = True, ""
+                if seat.accept:
+                    self._accept(seat)
+            case "accepting":
+                seat.accepting = seat.accept
+            case "failed":
+                seat.trouble = str(event.get("reason", "failed"))
+            case "exited":
+                return self._exited(seat, event, now)
+        return None
+
+    def restart(self, now: float) -> None:
+        """Start the current model's runner again, if it has none."""
+        seat = self.current
+        if seat and seat.runner is None:
+            seat.started = now
+            with contextlib.suppress(EdgepackError):
+                seat.runner = self._start(seat.slot)
+
+    def close(self) -> None:
+        """End every runner and close the sockets."""
+        for seat in (self.current, self.candidate):
+            self._end(seat)
+        self.current = self.candidate = None
+        for thread in self._leaving:
+            thread.join(GRACE_S + 5)
+        for listener in self._sockets:
+            listener.close()
+
+    def _exited(self, seat: Seat, event: dict[str, Any], now: float) -> float | None:
+        seat.runner, seat.loaded, seat.accepting = None, False, False
+        seat.trouble = seat.trouble or f"exit code {event.get('code')}"
+        log.warning("the runner of %s ended: %s", seat.slot.model.release, seat.trouble)
+        if seat is self.candidate:
+            return None
+        steady = now - seat.started > STEADY_S
+        pause = FIRST_PAUSE_S if steady else seat.pause
+        seat.pause = min(2 * pause, LONGEST_PAUSE_S)
+        return pause
+
+    def _start(self, slot: Slot) -> Runner:
+        return Runner.start(
+            self._place(slot),
+            self._sockets,
+            lambda runner, event: self._post(Spoke(runner, event)),
+            threads=self._config.threads,
+            state=self._config.data_dir / "results",
+        )
+
+    def _accept(self, seat: Seat) -> None:
+        sources = [msgspec.to_builtins(source) for source in self._config.sources]
+        if sources:
+            self._tell(seat, cmd="sources", sources=sources)
+        self._tell(seat, cmd="accept")
+
+    def _tell(self, seat: Seat | None, **command: Any) -> None:
+        if seat and seat.runner:
+            seat.runner.send(command)
+
+    def _end(self, seat: Seat | None) -> None:
+        """End the runner of SEAT without waiting for it."""
+        if seat is None or seat.runner is None:
+            return
+        self._leaving = [thread for thread in self._leaving if thread.is_alive()]
+        thread = threading.Thread(target=seat.runner.stop, args=(GRACE_S,), name="leaving")
+        thread.start()
+        self._leaving.append(thread)
+
+
+def open_sockets(config: Config) -> list[socket.socket]:
+    """Return the sockets of the local inference API, bound and listening.
+
+    Raises:
+        UsageError: one of them is taken or not allowed.
+    """
+    opened: list[socket.socket] = []
+    try:
+        opened.append(_unix_socket(config.api_socket))
+        if config.listen:
+            opened.append(socket.create_server(address(config.listen), backlog=128))
+    except OSError as error:
+        _close_all(opened)
+        raise UsageError(
+            "the inference API cannot listen",
+            why=str(error),
+            fix="check `listen` and `run_dir` in the configuration",
+            reason="bad_socket",
+        ) from error
+    return opened
+
+
+def _unix_socket(path: Path) -> socket.socket:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX)
+    mask = os.umask(0o117)
+    try:
+        listener.bind(str(path))
+    finally:
+        os.umask(mask)
+    listener.listen(128)
+    return listener
+
+
+def _close_all(opened: Iterable[socket.socket]) -> None:
+    for listener in opened:
+        listener.close()
