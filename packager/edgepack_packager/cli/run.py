@@ -1,0 +1,184 @@
+"""`edgepack run` and `edgepack benchmark`: a bundle on this host. Checks no signature."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgepack.bundle import Bundle, open_bundle
+from edgepack.cli import print_json
+from edgepack.errors import UnsupportedError, UsageError
+from edgepack_targets.interface import Session
+
+__all__ = ["benchmark", "run"]
+
+PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
+THREADS = click.option("--threads", type=click.IntRange(1), help="Default: the runtime's choice.")
+
+
+@contextmanager
+def _unpacked(path: Path) -> Iterator[tuple[Bundle, Path]]:
+    """Yield the bundle and a temporary directory with its files."""
+    with open_bundle(path) as bundle, tempfile.TemporaryDirectory(prefix="edgepack-run-") as home:
+        if not bundle.signed:
+            click.secho(f"warning: {path.name} is not signed", fg="yellow", err=True)
+        bundle.extract(Path(home))
+        yield bundle, Path(home)
+
+
+@contextmanager
+def _session(bundle: Bundle, home: Path, threads: int | None) -> Iterator[Session]:
+    from edgepack_targets import registry
+
+    target = registry.find(bundle.manifest.target.runtime)
+    session = target.load(home / "model", bundle.manifest, threads=threads)
+    try:
+        yield session
+    finally:
+        session.close()
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--input", "given", type=click.Path(path_type=Path), help=".npz, an array per input.")
+@click.option("--out", type=click.Path(path_type=Path), help=".npz for the outputs, by name.")
+@click.option("--source", type=click.Path(path_type=Path), help="An image, or a folder of images.")
+@THREADS
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+def run(
+    bundle: Path,
+    given: Path | None,
+    out: Path | None,
+    source: Path | None,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    r"""Run BUNDLE on raw tensors (--input, --out) or on images (--source).
+
+    \b
+    Example:
+        edgepack run dist/digits-1.0.0-onnx-int8.edgepack --input x.npz --out y.npz
+        edgepack run dist/digits-1.0.0-onnx-int8.edgepack --source photos/
+    """
+    if (given is None) == (source is None) or (given is None) != (out is None):
+        raise UsageError(
+            "give either --input with --out, or --source", fix="edgepack run --help", reason="usage"
+        )
+    with _unpacked(bundle) as (opened, home), _session(opened, home, threads) as session:
+        facts = {
+            "schema": "edgepack.run/v1",
+            "bundle": opened.manifest.release,
+            "digest": opened.digest,
+            "effective": asdict(session.effective),
+        }
+        if given and out:
+            facts |= _tensors(opened, session, given, out)
+        elif source:
+            facts |= {"results": _pictures(opened, session, source)}
+    if as_json:
+        print_json(facts)
+    else:
+        _print(facts)
+
+
+def _tensors(bundle: Bundle, session: Session, given: Path, out: Path) -> dict[str, Any]:
+    """Feed the samples in GIVEN one at a time and write the outputs to OUT."""
+    from edgepack_packager.adapters.datasets import write_npz
+    from edgepack_targets.pipeline.feed import run_samples
+    from edgepack_targets.pipeline.npz import read_npz
+
+    samples = read_npz(given, bundle.manifest.inputs)
+    outputs = run_samples(session, bundle.manifest, samples)
+    try:
+        part = out.with_name(out.name + ".part")
+        write_npz(part, outputs).replace(out)
+    except OSError as error:
+        raise UsageError(f"{out} cannot be written", why=str(error), reason="bad_output") from error
+    return {"out": str(out), "samples": len(next(iter(samples.values())))}
+
+
+def _pictures(bundle: Bundle, session: Session, source: Path) -> list[dict[str, Any]]:
+    """Return the answer for the image SOURCE, or for every image in that folder."""
+    from edgepack_targets.pipeline.postprocess import classify
+    from edgepack_targets.pipeline.preprocess import image_tensor, read_image
+
+    if bundle.manifest.preprocess is None:
+        raise UnsupportedError(
+            f"{bundle.manifest.release} does not say how an image becomes its input",
+            fix="build it with --preprocess, or give raw tensors with --input",
+            reason="no_preprocess",
+        )
+    results = []
+    for path in _images(source):
+        name, tensor = image_tensor(bundle.manifest, read_image(path))
+        guesses = classify(bundle.manifest, session.run({name: tensor}))
+        results.append({"source": str(path), "answer": [asdict(guess) for guess in guesses]})
+    return results
+
+
+def _images(source: Path) -> list[Path]:
+    if not source.is_dir():
+        return [source]
+    found = sorted(path for path in source.rglob("*") if path.suffix.lower() in PICTURES)
+    if not found:
+        raise UsageError(f"there are no images in {source}", reason="no_images")
+    return found
+
+
+def _print(facts: dict[str, Any]) -> None:
+    for result in facts.get("results", ()):
+        best = result["answer"][0]
+        click.echo(f"{result['source']}: {best['label']} ({best['score']:.3f})")
+    if "out" in facts:
+        click.echo(f"{facts['samples']} samples, outputs in {facts['out']}")
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@THREADS
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+def benchmark(bundle: Path, threads: int | None, as_json: bool) -> None:
+    """Measure load time, first inference, latency, throughput and peak memory of BUNDLE.
+
+    In a fresh process, with the bundle's own golden inputs, one sample at a time.
+    """
+    from edgepack_packager.adapters.worker import host_interpreter, run_step
+
+    with _unpacked(bundle) as (opened, home):
+        args = {
+            "model_dir": str(home / "model"),
+            "manifest": str(home / "manifest.json"),
+            "samples": str(home / opened.manifest.golden.inputs),
+            "threads": threads,
+        }
+        said = run_step(host_interpreter(), "observe.observe", args, home, timeout_s=600)
+        document = {
+            "schema": "edgepack.benchmark/v1",
+            "bundle": opened.manifest.release,
+            "digest": opened.digest,
+            "target": opened.manifest.target.runtime,
+            "precision": opened.manifest.target.precision,
+            "load_ms": said["load"],
+            "first_ms": said["first"],
+            "latency_ms": {"p50": said["p50"], "p95": said["p95"]},
+            "throughput_per_s": said["throughput"],
+            "peak_rss_mb": said["peak_rss_mb"],
+            "effective": said["effective"],
+        }
+    if as_json:
+        print_json(document)
+        return
+    rows = {
+        "load": f"{said['load']:.1f} ms",
+        "first inference": f"{said['first']:.2f} ms",
+        "latency p50 / p95": f"{said['p50']:.3f} / {said['p95']:.3f} ms",
+        "throughput": f"{said['throughput']:.0f} samples/s",
+        "peak memory": f"{said['peak_rss_mb']:.0f} MB",
+        "runs as": f"{said['effective']['precision']} on {said['effective']['device']}",
+    }
+    for name, value in rows.items():
+        click.echo(f"{name:<18} {value}")
