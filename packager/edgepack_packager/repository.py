@@ -198,10 +198,10 @@ def _sign_line(
 ) -> None:
     """Put the next version of the line NAME, and of the top role if it must change, in ROLES."""
     role = line_role(name)
-    signer = home.line_signer(role)
     targets = parse(roles["targets"], Targets).signed
     line = parse(roles[role], Targets).signed if delegates(targets, name) else None
     following = next_line(line, wanted, min_epoch, now)
+    signer = home.line_signer(role, new=line is None)
     top = with_line(targets, name, signer.public_key, now)
     if top is not None:
         roles["targets"] = sign(top, home.signer("targets"))

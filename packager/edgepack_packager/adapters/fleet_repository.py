@@ -2,11 +2,18 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 import httpx
 
-from edgepack.errors import EdgepackError, IntegrityError, UnreachableError, UsageError
+from edgepack.errors import (
+    BudgetError,
+    EdgepackError,
+    IntegrityError,
+    UnreachableError,
+    UnsupportedError,
+    UsageError,
+)
 from edgepack_packager.adapters.published import pieces
 
 __all__ = ["FleetRepository"]
@@ -16,7 +23,10 @@ TIMEOUT = httpx.Timeout(30.0, connect=5.0)
 
 
 class FleetRepository:
-    """The image repository of the fleet at URL, as someone whose TOKEN is an operator's."""
+    """The image repository of the fleet at URL, as someone whose TOKEN is an operator's.
+
+    A context manager, which keeps its connections for as long as it is open.
+    """
 
     def __init__(self, url: str, token: str) -> None:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
@@ -25,6 +35,12 @@ class FleetRepository:
             base_url=self._url + PREFIX, headers=headers, timeout=TIMEOUT, follow_redirects=False
         )
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+
     def online_keys(self) -> dict[str, Any]:
         """Return the fleet's public snapshot and timestamp keys, as TUF writes them.
 
@@ -32,8 +48,7 @@ class FleetRepository:
             UnreachableError: the fleet does not answer.
             UsageError: it refuses the token.
         """
-        answer = self._ask("GET", "/online-keys").json()
-        return answer if isinstance(answer, dict) else {}
+        return self._document(self._ask("GET", "/online-keys"))
 
     def metadata(self, name: str) -> bytes | None:
         """Return the metadata file NAME; None if there is none."""
@@ -53,11 +68,8 @@ class FleetRepository:
     def commit(self, files: Mapping[str, bytes], roles: Mapping[str, bytes]) -> int:
         """Push FILES; the fleet checks them and signs its own roles around all of ROLES."""
         texts = {name: data.decode() for name, data in files.items()}
-        answer = self._ask("POST", "/publish", json={"metadata": texts}).json()
-        snapshot = answer.get("snapshot") if isinstance(answer, dict) else None
-        if not isinstance(snapshot, int):
-            raise self._unreachable("it gave an answer that makes no sense")
-        return snapshot
+        answer = self._document(self._ask("POST", "/publish", json={"metadata": texts}))
+        return int(answer.get("snapshot", 0))
 
     def _ask(self, method: str, path: str, *, missing: bool = False, **more: Any) -> httpx.Response:
         with self._as_our_errors():
@@ -65,6 +77,12 @@ class FleetRepository:
         if response.is_success or (missing and response.status_code == httpx.codes.NOT_FOUND):
             return response
         raise self._refusal(response)
+
+    def _document(self, response: httpx.Response) -> dict[str, Any]:
+        document = _json(response)
+        if not document:
+            raise self._unreachable("what answers there is not a fleet")
+        return document
 
     @contextmanager
     def _as_our_errors(self) -> Iterator[None]:
@@ -81,9 +99,9 @@ class FleetRepository:
         )
 
     def _refusal(self, response: httpx.Response) -> EdgepackError:
-        problem = _problem(response)
-        why, reason = str(problem.get("why", "")), str(problem.get("reason", ""))
-        what = str(problem.get("detail") or problem.get("message") or response.reason_phrase)
+        """Return the error the fleet speaks of in its problem document."""
+        problem = _json(response)
+        what = str(problem.get("detail") or response.reason_phrase)
         if response.status_code in {httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN}:
             return UsageError(
                 f"the fleet at {self._url} refuses the token",
@@ -91,14 +109,21 @@ class FleetRepository:
                 fix="give an operator's token: --token, or EDGEPACK_FLEET_TOKEN",
                 reason="unauthorized",
             )
-        if response.is_server_error:
+        kind = _KINDS.get(problem.get("code", 0))
+        if kind is None:
             return self._unreachable(f"{response.status_code}: {what}")
-        return IntegrityError(f"the fleet refuses: {what}", why=why, reason=reason)
+        said = {name: str(problem.get(name, "")) for name in ("why", "fix", "reason")}
+        return kind(f"the fleet refuses: {what}", **said)
 
 
-def _problem(response: httpx.Response) -> dict[str, Any]:
+_KINDS: dict[Any, type[EdgepackError]] = {
+    kind.exit_code: kind for kind in (UsageError, IntegrityError, UnsupportedError, BudgetError)
+}
+
+
+def _json(response: httpx.Response) -> dict[str, Any]:
     try:
-        problem = response.json()
+        document = response.json()
     except ValueError:
         return {}
-    return problem if isinstance(problem, dict) else {}
+    return document if isinstance(document, dict) else {}

@@ -5,6 +5,7 @@ there are is decided before (see `core.roles`).
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -61,8 +62,13 @@ class DirectoryRepository:
         self._keys, self._now, self._life = keys, now, life
 
     def metadata(self, name: str) -> bytes | None:
-        """Return the metadata file NAME; None if there is none."""
-        return self._metadata.read(name)
+        """Return the metadata file NAME; None if there is none.
+
+        Raises:
+            UsageError: the directory cannot be read.
+        """
+        with self._usable():
+            return self._metadata.read(name)
 
     def has(self, sha256: str, size: int) -> bool:
         """Return whether the blob SHA256 of SIZE bytes is there."""
@@ -75,14 +81,12 @@ class DirectoryRepository:
         Raises:
             UsageError: the directory cannot be written.
         """
-        try:
+        with self._usable():
             self._blobs.mkdir(parents=True, exist_ok=True)
             sweep(self._blobs)
             with BlobSink(self._blobs / sha256, sha256, size) as sink:
                 for piece in pieces(file):
                     sink.write(piece)
-        except OSError as error:
-            raise self._unwritable(error) from error
 
     def commit(self, files: Mapping[str, bytes], roles: Mapping[str, bytes]) -> int:
         """Write FILES, then snapshot and timestamp, which make them count.
@@ -90,19 +94,21 @@ class DirectoryRepository:
         Raises:
             UsageError: the directory cannot be written.
         """
-        try:
+        with self._usable():
             for name, data in files.items():
                 self._metadata.write(name, data)
             return seal(self._metadata, roles, self._keys, self._now, self._life)
-        except OSError as error:
-            raise self._unwritable(error) from error
 
-    def _unwritable(self, error: OSError) -> UsageError:
-        return UsageError(
-            f"cannot write the repository {self._blobs.parent.parent}",
-            why=error.strerror or str(error),
-            reason="unwritable",
-        )
+    @contextmanager
+    def _usable(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UsageError(
+                f"cannot use the repository in {self._blobs.parent.parent}",
+                why=error.strerror or str(error),
+                reason="unwritable",
+            ) from error
 
 
 def current_roles(repository: Published) -> dict[str, bytes]:

@@ -70,9 +70,24 @@ class PublisherHome:
         """
         return signer_of(load_private(self._keys / f"{name}.pem", lambda: self._secret))
 
-    def line_signer(self, role: str) -> CryptoSigner:
-        """Return the signer of the line's ROLE; its key is made if it has none yet."""
+    def line_signer(self, role: str, *, new: bool) -> CryptoSigner:
+        """Return the signer of the line's ROLE.
+
+        Args:
+            role: Name of the line's role.
+            new: The line has never been published: its key may have to be made.
+
+        Raises:
+            UsageError: the key is not here (reason `no_key`), or cannot be opened.
+        """
         path = self._keys / f"{role}.pem"
+        if not path.exists() and not new:
+            raise UsageError(
+                f"the key {path} is not here",
+                why="the line is published, so there is one somewhere",
+                fix="get it from whoever published the line first",
+                reason="no_key",
+            )
         if not path.exists():
             encrypted = b"ENCRYPTED" in (self._keys / "targets.pem").read_bytes()
             create_keypair(path, self._new_secret() if encrypted else None)

@@ -1,6 +1,8 @@
 """`edgepack repo`: make a publisher's home, publish bundles. The work is in `repository`."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,7 +52,7 @@ def init(
     a repository in a directory. The passphrase comes from EDGEPACK_PASSPHRASE or is asked for.
     """
     place = home or _default_home()
-    online = _fleet(fleet, token).online_keys() if fleet else None
+    online = _online_keys(fleet, token) if fleet else None
     passphrase = None if no_passphrase else new_passphrase()
     digest = publisher.init(place, passphrase, datetime.now(UTC), online)
     root = place / "metadata" / "1.root.json"
@@ -100,8 +102,8 @@ def publish(
     request = publisher.PublishRequest(
         bundles, load_public(key) if key else None, exam, min_score or 0.0, min_epoch
     )
-    place = _place(where, token, owner, now, timedelta(days=valid_for))
-    done = publisher.publish(owner, place, request, now)
+    with _place(where, token, owner, now, timedelta(days=valid_for)) as place:
+        done = publisher.publish(owner, place, request, now)
     if as_json:
         print_json(_document(done, where))
         return
@@ -125,12 +127,20 @@ def _release(target: TargetInfo) -> str:
     return target.model.release
 
 
+@contextmanager
 def _place(
     where: str, token: str, home: PublisherHome, now: datetime, life: timedelta
-) -> Published:
+) -> Iterator[Published]:
     if where.startswith(("http://", "https://")):
-        return _fleet(where, token)
-    return DirectoryRepository(Path(where), home.online_keys(), now, life)
+        with _fleet(where, token) as fleet:
+            yield fleet
+    else:
+        yield DirectoryRepository(Path(where), home.online_keys(), now, life)
+
+
+def _online_keys(url: str, token: str) -> dict[str, Any]:
+    with _fleet(url, token) as fleet:
+        return fleet.online_keys()
 
 
 def _fleet(url: str, token: str) -> "FleetRepository":
