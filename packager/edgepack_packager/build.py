@@ -8,8 +8,7 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from typing import Any
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from edgepack import canonical
 from edgepack.bundle import write_bundle
 from edgepack.errors import EdgepackError, UnsupportedError, UsageError
 from edgepack.manifest import Calibration, FileEntry, Manifest
@@ -25,9 +23,9 @@ from edgepack_packager.adapters import toolchains
 from edgepack_packager.adapters.datasets import (
     Dataset,
     digest_of,
+    load_arrays,
     read_dataset,
     synthetic,
-    load_arrays,
     write_npz,
 )
 from edgepack_packager.adapters.proof import Observation, Prover, Reference
@@ -35,16 +33,16 @@ from edgepack_packager.adapters.source import OpenedSource, digest_tree, open_so
 from edgepack_packager.adapters.steps import Done, Steps
 from edgepack_packager.adapters.worker import Interpreter, host_interpreter
 from edgepack_packager.core.binding import Native, Public, bind
-from edgepack_packager.core.manifest import Artefact, Interface, complete, draft, interface_of
+from edgepack_packager.core.manifest import Artefact, complete, draft, interface_of
 from edgepack_packager.core.plan import HOST, Plan, Route, Step, make_plan
 from edgepack_packager.core.proof import (
     check_baseline,
     check_budgets,
     check_drop,
     check_export,
+    compare,
     golden_cosine,
     golden_picks,
-    compare,
     resolution_warning,
 )
 from edgepack_packager.core.recipe import Recipe, Variant
@@ -140,7 +138,9 @@ class _Build:
         inputs, outputs = _publics(opened, "inputs"), _publics(opened, "outputs")
         self.calibration = self._dataset(self.request.calibration, inputs, "calibration data")
         reference = self._refer(inputs)
-        self.face = interface_of(inputs, outputs, self.recipe, normalised=_sums_to_one(reference, outputs))
+        self.face = interface_of(
+            inputs, outputs, self.recipe, normalised=_sums_to_one(reference, outputs)
+        )
         self.prover = Prover(
             self.steps, self.work, reference, metric=self.recipe.metric, output=self.face.main.name
         )
@@ -404,7 +404,9 @@ def _natives(done: Done, side: str) -> list[Native]:
 
 
 def _sums_to_one(reference: Reference, outputs: tuple[Public, ...]) -> bool:
-    rows = reference.answers[outputs[0].name].reshape(len(next(iter(reference.answers.values()))), -1)
+    rows = reference.answers[outputs[0].name].reshape(
+        len(next(iter(reference.answers.values()))), -1
+    )
     return bool((rows >= 0).all() and np.allclose(rows.sum(axis=1), 1, atol=1e-3))
 
 
@@ -418,6 +420,6 @@ def _host() -> dict[str, Any]:
 
 
 def _write_text(path: Path, text: str) -> None:
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-        file.write(text)
-    Path(file.name).replace(path)
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    part.replace(path)

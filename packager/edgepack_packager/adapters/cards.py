@@ -28,7 +28,7 @@ def task(word: str) -> Task:
         raise UsageError(
             f"there is no task {word}", fix=f"choose from: {', '.join(TASKS)}", reason="bad_task"
         )
-    return cast(Task, word)
+    return cast("Task", word)
 
 
 def read_labels(path: Path) -> tuple[str, ...]:

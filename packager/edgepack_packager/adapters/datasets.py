@@ -1,11 +1,6 @@
-"""Samples on disk: an npz with one array per input, first axis = samples. Judges no model.
-
-Archives written here are the same bytes for the same arrays, whatever the clock says.
-"""
+"""Samples on disk: an npz with one array per input, first axis = samples. Judges no model."""
 
 import hashlib
-import io
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +11,12 @@ from numpy.typing import NDArray
 
 from edgepack.errors import UnsupportedError, UsageError
 from edgepack_packager.core.binding import Public
+from edgepack_packager.workers.arrays import write_npz
 from edgepack_targets.pipeline.npz import read_arrays
 
 __all__ = ["Dataset", "digest_of", "load_arrays", "read_dataset", "synthetic", "write_npz"]
 
 Arrays = Mapping[str, NDArray[Any]]
-BEGINNING = (1980, 1, 1, 0, 0, 0)
 SYNTHETIC_SAMPLES = 16
 
 
@@ -73,7 +68,7 @@ def read_dataset(path: Path, inputs: Sequence[Public], *, what: str, labelled: b
     if missing or (rest and not labelled and set(rest) != {"labels"}):
         raise UsageError(
             f"{what} does not name the model's inputs",
-            why=f"it has {', '.join(sorted(arrays)) or 'nothing'}; the model has {', '.join(names)}",
+            why=f"it has {sorted(arrays)}, the model has {names}",
             fix="np.savez(path, **{input_name: array}), one array per input",
             reason="dataset_names",
         )
@@ -138,15 +133,3 @@ def digest_of(arrays: Arrays) -> str:
         whole.update(f"{name}\0{array.dtype.str}\0{array.shape}\0".encode())
         whole.update(array.tobytes())
     return whole.hexdigest()
-
-
-def write_npz(path: Path, arrays: Arrays) -> Path:
-    """Write ARRAYS to PATH, reproducibly."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        for name in sorted(arrays):
-            member = io.BytesIO()
-            np.lib.format.write_array(
-                member, np.asarray(arrays[name], order="C"), allow_pickle=False
-            )
-            archive.writestr(zipfile.ZipInfo(f"{name}.npy", BEGINNING), member.getvalue())
-    return path

@@ -30,7 +30,9 @@ class Reference:
     @property
     def largest(self) -> float:
         """Largest absolute answer."""
-        return max(float(np.abs(a.astype(np.float64)).max(initial=0)) for a in self.answers.values())
+        return max(
+            float(np.abs(a.astype(np.float64)).max(initial=0)) for a in self.answers.values()
+        )
 
 
 @dataclass(frozen=True, slots=True)

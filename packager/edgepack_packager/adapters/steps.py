@@ -133,7 +133,7 @@ class Steps:
                 shutil.rmtree(self._cache / key, ignore_errors=True)
                 (Path(folder) / "step").rename(self._cache / key)
         except OSError:
-            # A full or read-only cache is no reason to fail: the files are in the build's own place.
+            # A full or read-only cache is no reason to fail: OUT itself is still there.
             return out
         return out
 

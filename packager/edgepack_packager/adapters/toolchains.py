@@ -37,7 +37,7 @@ class Toolchain:
     @property
     def key(self) -> str:
         """Return the name of its directory: pins and Python decide."""
-        said = "\n".join((*sorted(self.pins), "python%d.%d" % sys.version_info[:2]))
+        said = "\n".join((*sorted(self.pins), f"python{sys.version_info[0]}.{sys.version_info[1]}"))
         return f"{self.name}-{hashlib.sha256(said.encode()).hexdigest()[:16]}"
 
     @property
@@ -127,9 +127,7 @@ def _fill(toolchain: Toolchain, env: Path, say: Callable[[str], None]) -> None:
     (env / MARKER).write_text("\n".join(toolchain.pins) + "\n")
 
 
-def _pip(
-    env: Path, args: Sequence[str], toolchain: Toolchain, say: Callable[[str], None]
-) -> None:
+def _pip(env: Path, args: Sequence[str], toolchain: Toolchain, say: Callable[[str], None]) -> None:
     """Run the environment's pip with the user's own index settings."""
     command = [str(_python(env)), "-m", "pip", "--disable-pip-version-check", "--no-input", *args]
     tail: list[str] = []

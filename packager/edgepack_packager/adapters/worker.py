@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ import edgepack_packager
 from edgepack import errors
 from edgepack.errors import EdgepackError, UnsupportedError
 
-__all__ = ["Interpreter", "WorkerFailure", "run_step"]
+__all__ = ["Interpreter", "WorkerError", "host_interpreter", "run_step"]
 
 TAIL = 12
 QUIET = {
@@ -40,7 +41,7 @@ QUIET = {
 KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "SOURCE_DATE_EPOCH", "LD_LIBRARY_PATH")
 
 
-class WorkerFailure(UnsupportedError):
+class WorkerError(UnsupportedError):
     """A step did not do its work: the converter failed, crashed or ran out of time."""
 
     default_reason = "converter_failed"
@@ -70,7 +71,7 @@ def run_step(
 
     Raises:
         EdgepackError: what the step itself refused, with its own words.
-        WorkerFailure: the converter failed, was killed by a signal, or took longer than TIMEOUT_S.
+        WorkerError: the converter failed, was killed by a signal, or took longer than TIMEOUT_S.
     """
     with tempfile.TemporaryDirectory(prefix="edgepack-step-") as folder:
         desk = Path(folder)
@@ -115,9 +116,7 @@ class _Process:
                 )  # fmt: skip
         except OSError as error:
             os.close(reader)
-            raise WorkerFailure(
-                f"the worker for {step} cannot be started", why=str(error)
-            ) from error
+            raise WorkerError(f"the worker for {step} cannot be started", why=str(error)) from error
         finally:
             os.close(writer)
         self.thread = threading.Thread(target=self._listen, args=(reader,), daemon=True)
@@ -136,7 +135,7 @@ class _Process:
         try:
             code = self.process.wait(timeout_s)
         except subprocess.TimeoutExpired as error:
-            raise WorkerFailure(
+            raise WorkerError(
                 f"{self.step} took longer than {timeout_s:g} s and was stopped",
                 why=self.tail(),
                 reason="converter_timeout",
@@ -146,10 +145,8 @@ class _Process:
 
     def kill(self) -> None:
         """End the worker and whatever it started."""
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self.process.wait()
 
     def tail(self) -> str:
@@ -166,10 +163,10 @@ class _Process:
             case _:
                 raise self._died(code)
 
-    def _died(self, code: int) -> WorkerFailure:
+    def _died(self, code: int) -> WorkerError:
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
         hint = "often: out of memory" if code == -signal.SIGKILL else ""
-        return WorkerFailure(
+        return WorkerError(
             f"the converter of {self.step} {how}",
             why=self.tail() or hint,
             fix=hint,
@@ -183,7 +180,7 @@ def _rebuild(step: str, event: Mapping[str, str], tail: str) -> EdgepackError:
     if isinstance(kind, type) and issubclass(kind, EdgepackError):
         return kind(event["what"], why=event["why"], fix=event["fix"], reason=event["reason"])
     what = f"{step} failed: {event['class']}: {event['what']}"
-    return WorkerFailure(what, why=tail)
+    return WorkerError(what, why=tail)
 
 
 def _environment(where: Interpreter, packages: Path) -> dict[str, str]:

@@ -2,12 +2,12 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -26,9 +26,12 @@ LATER = {
 }
 
 
-def _later(*names: str, **settings: Any) -> Any:
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _later(name: str, **settings: Any) -> Callable[[F], F]:
     """Return an option of the final command line that is refused until it does something."""
-    return click.option(*names, hidden=True, **settings)
+    return click.option(name, hidden=True, **settings)
 
 
 @click.command()
@@ -41,20 +44,32 @@ def _later(*names: str, **settings: Any) -> Any:
 @click.option("--preprocess", help="Image to tensor: JSON, or a YAML or JSON file.")
 @click.option("--calibration", type=click.Path(path_type=Path), help=".npz of inputs, for int8.")
 @click.option("--evaluate", type=click.Path(path_type=Path), help=".npz of inputs and `labels`.")
-@click.option("--metric", default="top1", show_default=True, help="top1, file.py:function or module:function.")
+@click.option(
+    "--metric", default="top1", show_default=True, help="top1, file.py:function or module:function."
+)
 @click.option("--max-drop", type=float, help="Largest allowed fall of the metric, absolute.")
 @click.option("--max-latency-ms", type=float, help="Limit of the p50 latency on this host.")
 @click.option("--max-rss-mb", type=float, help="Limit of the peak memory on this host.")
 @click.option("--max-size-mb", type=float, help="Limit of the model's files.")
 @click.option("--fail-if-slower", is_flag=True, help="Refuse a variant that is slower than fp32.")
-@click.option("--shape", "shapes", multiple=True, help="name=1,32,32,1 for unknown axes; repeatable.")
+@click.option(
+    "--shape", "shapes", multiple=True, help="name=1,32,32,1 for unknown axes; repeatable."
+)
 @click.option("--signature", help="Which signature of a SavedModel.")
 @click.option("--name", help="Name of the model; default: the file's.")
 @click.option("--version", "version", default="0.1.0", show_default=True, help="MAJOR.MINOR.PATCH")
 @click.option("--key", type=click.Path(path_type=Path), help="Publisher key (PEM) to sign with.")
 @click.option("--unsigned", is_flag=True, help="Do not sign: for this machine only.")
-@click.option("--out", type=click.Path(path_type=Path), default="dist", show_default=True, help="Where bundles go.")
-@click.option("--timeout", type=float, default=1800.0, show_default=True, help="Seconds for each step.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default="dist",
+    show_default=True,
+    help="Where bundles go.",
+)
+@click.option(
+    "--timeout", type=float, default=1800.0, show_default=True, help="Seconds for each step."
+)
 @click.option("--no-cache", is_flag=True, help="Do every step again.")
 @click.option("--no-install", is_flag=True, help="Fail rather than install a missing toolchain.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")

@@ -69,7 +69,7 @@ def run(
             "give either --input with --out, or --source", fix="edgepack run --help", reason="usage"
         )
     with _unpacked(bundle) as (opened, home), _session(opened, home, threads) as session:
-        facts = {
+        facts: dict[str, Any] = {
             "schema": "edgepack.run/v1",
             "bundle": opened.manifest.release,
             "digest": opened.digest,

@@ -58,4 +58,5 @@ def list_command(as_json: bool) -> None:
         print_json({"schema": "edgepack.toolchains/v1", "toolchains": rows})
         return
     for row in rows:
-        click.echo(f"{row['name']:<10} {'installed' if row['installed'] else 'missing':<10} {row['purpose']}")
+        state = "installed" if row["installed"] else "missing"
+        click.echo(f"{row['name']:<10} {state:<10} {row['purpose']}")

@@ -6,6 +6,7 @@ What is found here is a claim; the parity of the artefact with its source proves
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import permutations
+from typing import Any, cast
 
 from edgepack.errors import UnsupportedError
 from edgepack.manifest import Binding, TensorSpec
@@ -14,6 +15,13 @@ __all__ = ["Native", "Public", "bind"]
 
 LAYOUTS = {(0, 3, 1, 2), (0, 2, 3, 1)}
 """NHWC to NCHW and back: tried first."""
+DTYPES = frozenset(
+    {
+        "bool",
+        *(f"float{b}" for b in (16, 32, 64)),
+        *(f"{s}int{b}" for s in ("", "u") for b in (8, 16, 32, 64)),
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +68,7 @@ def bind(publics: Sequence[Public], natives: Sequence[Native]) -> tuple[TensorSp
 
 def _by_name(public: Public, natives: Iterable[Native]) -> Native | None:
     wanted = {public.name, public.key, f"{public.name}:0", f"{public.key}:0"}
-    return next(
-        (n for n in natives if n.name in wanted and _order(public, n) is not None), None
-    )
+    return next((n for n in natives if n.name in wanted and _order(public, n) is not None), None)
 
 
 def _order(public: Public, native: Native) -> tuple[int, ...] | None:
@@ -79,12 +85,16 @@ def _order(public: Public, native: Native) -> tuple[int, ...] | None:
 
 
 def _spec(public: Public, native: Native) -> TensorSpec:
+    if public.dtype not in DTYPES:
+        raise UnsupportedError(
+            f"tensor {public.name} holds {public.dtype}, not numbers", reason="tensor_type"
+        )
     order = _order(public, native)
     moved = order if order != tuple(range(len(public.shape))) else None
     return TensorSpec(
         name=public.name,
         shape=public.shape,
-        dtype=public.dtype,  # type: ignore[arg-type]  checked when the manifest is read
+        dtype=cast("Any", public.dtype),
         binding=Binding(native_name=native.name, permutation=moved),
     )
 

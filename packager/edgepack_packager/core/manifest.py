@@ -12,7 +12,6 @@ import msgspec
 
 from edgepack.errors import UsageError
 from edgepack.manifest import (
-    SCHEMA,
     Agreement,
     Calibration,
     FileEntry,
@@ -93,7 +92,9 @@ def interface_of(
     """
     card = recipe.card
     main = _main_output(outputs, card)
-    guessed: Task = "classify" if card.labels or (recipe.evaluated and recipe.metric == "top1") else "raw"
+    guessed: Task = (
+        "classify" if card.labels or (recipe.evaluated and recipe.metric == "top1") else "raw"
+    )
     task = card.task or guessed
     face = Interface(
         inputs=tuple(inputs),
@@ -158,23 +159,24 @@ def _check_classes(face: Interface) -> None:
 
 def draft(recipe: Recipe, face: Interface, artefact: Artefact) -> Manifest:
     """Return the manifest that the device's runtime is given to run ARTEFACT."""
-    rule = "top1" if face.task == "classify" else "cosine"
     return Manifest(
-        schema=SCHEMA,
+        schema="edgepack.bundle/v1",
         name=recipe.name,
         version=recipe.version,
         build_id="",
         task=face.task,
         target=Target(
-            runtime=cast(Any, artefact.variant.target),
+            runtime=cast("Any", artefact.variant.target),
             min_runtime=".".join(artefact.runtime_version.split(".")[:2]),
-            precision=cast(Any, artefact.variant.precision),
+            precision=cast("Any", artefact.variant.precision),
             execution_precision="f32",
             disk_bytes=artefact.model_bytes,
         ),
         inputs=tuple(_with_layout(spec, face.preprocess) for spec in artefact.inputs),
         outputs=artefact.outputs,
-        agreement=Agreement(rule=rule, output=face.main.name),
+        agreement=Agreement(
+            rule="top1" if face.task == "classify" else "cosine", output=face.main.name
+        ),
         golden=Golden(inputs=GOLDEN[0], outputs=GOLDEN[1], samples=0),
         provenance=Provenance(
             source_sha256=artefact.source_sha256,

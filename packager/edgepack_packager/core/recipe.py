@@ -16,7 +16,9 @@ LATER_PRECISIONS = ("fp16", "bf16", "w8", "w4")
 Task = Literal["classify", "detect", "segment", "embed", "raw"]
 TASKS: tuple[str, ...] = get_args(Task)
 NAME = re.compile(r"^[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?$")
-VERSION = re.compile(r"^(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)(-[0-9A-Za-z.-]+)?(\+[0-9A-Za-z.-]+)?$")
+VERSION = re.compile(
+    r"^(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)(-[0-9A-Za-z.-]+)?(\+[0-9A-Za-z.-]+)?$"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,9 @@ class Recipe:
             )
         if not VERSION.match(self.version):
             raise UsageError(
-                f"`{self.version}` is not a version", fix="use MAJOR.MINOR.PATCH", reason="bad_version"
+                f"`{self.version}` is not a version",
+                fix="use MAJOR.MINOR.PATCH",
+                reason="bad_version",
             )
         self._check_data()
 
@@ -98,7 +102,7 @@ class Recipe:
             raise UsageError(
                 "--max-drop needs evaluation data", fix="--evaluate val.npz", reason="no_evaluation"
             )
-        if self.max_drop is not None and not 0 <= self.max_drop:
+        if self.max_drop is not None and not self.max_drop >= 0:
             raise UsageError("--max-drop must not be negative", reason="bad_max_drop")
 
 
@@ -120,9 +124,7 @@ def _known(word: str, kind: str, known: tuple[str, ...], later: tuple[str, ...])
     if word in known:
         return
     what = f"{kind} {word} is not there yet" if word in later else f"there is no {kind} {word}"
-    raise UnsupportedError(
-        what, fix=f"choose from: {', '.join(known)}", reason=f"unknown_{kind}"
-    )
+    raise UnsupportedError(what, fix=f"choose from: {', '.join(known)}", reason=f"unknown_{kind}")
 
 
 def parse_shape(text: str) -> tuple[str, tuple[int, ...]]:

@@ -50,6 +50,10 @@ def _send(channel: TextIO, event: str, **facts: Any) -> None:
     channel.flush()
 
 
+def _progress(channel: TextIO, text: str) -> None:
+    _send(channel, "progress", text=text)
+
+
 def _crash(error: Exception) -> dict[str, str]:
     first = str(error).strip().splitlines()
     return {"class": type(error).__name__, "what": first[0][:400] if first else ""}
@@ -58,7 +62,9 @@ def _crash(error: Exception) -> dict[str, str]:
 def _run(request: dict[str, Any], channel: TextIO) -> int:
     try:
         result = _find(request["step"])(
-            request["args"], Path(request["out"]), lambda text: _send(channel, "progress", text=text)
+            request["args"],
+            Path(request["out"]),
+            lambda text: _send(channel, "progress", text=text),
         )
     except EdgepackError as error:
         facts = {"what": error.what, "why": error.why, "fix": error.fix, "reason": error.reason}

@@ -4,9 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from edgepack.errors import UnsupportedError
+from edgepack_packager.workers.arrays import read_arrays
 from edgepack_packager.workers.probe import installed_versions
 from edgepack_targets import registry
 
@@ -39,8 +38,7 @@ def quantize(args: dict[str, Any], out: Path, say: Callable[[str], None]) -> dic
     """
     target = registry.find(args["target"])
     say(f"quantising for {target.name}")
-    with np.load(args["calibration"], allow_pickle=False) as data:
-        samples = dict(data)
+    samples = read_arrays(args["calibration"])
     done = target.quantize(Path(args["from"]), out, samples, seed=args["seed"])
     result = _describe(target, out) | {"calibration": done}
     if not result["applied"]["quantized_operators"]:

@@ -25,9 +25,7 @@ def train(args: dict[str, Any], out: Path, say: Callable[[str], None]) -> dict[s
         images, labels = data["images"], data["labels"]
     model = _network(keras)
     say("training")
-    model.compile(
-        optimizer=keras.optimizers.Adam(2e-3), loss="sparse_categorical_crossentropy"
-    )
+    model.compile(optimizer=keras.optimizers.Adam(2e-3), loss="sparse_categorical_crossentropy")
     model.fit(images, labels, epochs=args.get("epochs", EPOCHS), batch_size=64, verbose=0)
     model.save(out / "model.keras")
     return {"parameters": model.count_params()}

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgepack.manifest import Manifest, read_manifest
+from edgepack_packager.workers.arrays import read_arrays, write_npz
 from edgepack_targets import registry
 
 __all__ = ["observe"]
@@ -32,8 +33,7 @@ def observe(args: dict[str, Any], out: Path, say: Callable[[str], None]) -> dict
     """
     manifest = read_manifest(Path(args["manifest"]).read_bytes())
     target = registry.find(manifest.target.runtime)
-    with np.load(args["samples"], allow_pickle=False) as data:
-        samples = list(_samples(manifest, dict(data)))
+    samples = list(_samples(manifest, read_arrays(args["samples"])))
     say(f"running {target.name} {manifest.target.precision}")
     begin = time.perf_counter()
     session = target.load(Path(args["model_dir"]), manifest, threads=args.get("threads", 1))
@@ -42,9 +42,8 @@ def observe(args: dict[str, Any], out: Path, say: Callable[[str], None]) -> dict
     first = time.perf_counter()
     rows += [session.run(sample) for sample in samples[1:]]
     names = [spec.name for spec in manifest.outputs]
-    np.savez(
-        out / "outputs.npz", **{name: np.concatenate([row[name] for row in rows]) for name in names}
-    )
+    answers = {name: np.concatenate([row[name] for row in rows]) for name in names}
+    write_npz(out / "outputs.npz", answers)
     measured = _measure(lambda i: session.run(samples[i % len(samples)]))
     effective = asdict(session.effective)
     session.close()

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from edgepack.errors import UnsupportedError, UsageError
+from edgepack_packager.workers.arrays import read_arrays, write_npz
 from edgepack_packager.workers.probe import installed_versions
 
 __all__ = ["normalise", "reference"]
@@ -48,8 +49,8 @@ def reference(args: dict[str, Any], out: Path, say: Callable[[str], None]) -> di
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = ort.InferenceSession(args["source"], options, providers=["CPUExecutionProvider"])
-    with np.load(args["samples"], allow_pickle=False) as data:
-        samples = {one.name: data[one.name] for one in session.get_inputs()}
+    given = read_arrays(args["samples"])
+    samples = {one.name: given[one.name] for one in session.get_inputs()}
     names = [one.name for one in session.get_outputs()]
     count = len(next(iter(samples.values())))
     rows = [
@@ -57,7 +58,7 @@ def reference(args: dict[str, Any], out: Path, say: Callable[[str], None]) -> di
         for i in range(count)
     ]
     answers = {name: np.concatenate([row[k] for row in rows]) for k, name in enumerate(names)}
-    np.savez(out / "outputs.npz", **answers)
+    write_npz(out / "outputs.npz", answers)
     return {"versions": installed_versions(["onnxruntime"])}
 
 

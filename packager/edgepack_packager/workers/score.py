@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgepack.errors import UsageError
+from edgepack_packager.workers.arrays import read_arrays
 
 __all__ = ["score"]
 
@@ -25,14 +26,14 @@ def score(args: dict[str, Any], _out: Path, _say: Callable[[str], None]) -> dict
         UsageError: the metric is not there, fails, or does not return a finite number.
     """
     metric = _top1(args["output"]) if args["metric"] == "top1" else _load(args)
-    labels = _arrays(args["labels"])
+    labels = read_arrays(args["labels"])
     truth = labels["labels"] if set(labels) == {"labels"} else labels
     return {name: _call(metric, path, truth) for name, path in args["answers"].items()}
 
 
 def _call(metric: Metric, answers: str, truth: Array | dict[str, Array]) -> float:
     try:
-        value = float(metric(_arrays(answers), truth))
+        value = float(metric(read_arrays(answers), truth))
     except Exception as error:
         raise UsageError(
             "the metric failed", why=f"{type(error).__name__}: {error}", reason="metric_failed"
@@ -75,8 +76,3 @@ def _module(place: str, cwd: str) -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def _arrays(path: str) -> dict[str, Array]:
-    with np.load(path, allow_pickle=False) as data:
-        return dict(data)

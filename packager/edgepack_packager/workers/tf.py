@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from edgepack.errors import UnsupportedError, UsageError
+from edgepack_packager.workers.arrays import read_arrays, write_npz
 
 __all__ = ["export", "onnx", "reference", "tflite"]
 
@@ -129,14 +130,14 @@ def reference(args: dict[str, Any], out: Path, say: Say) -> dict[str, Any]:
     OUT/outputs.npz, one array per public output.
     """
     source = _open(args)
-    with np.load(args["samples"], allow_pickle=False) as data:
-        samples = {name: data[name] for name in source.inputs}
+    given = read_arrays(args["samples"])
+    samples = {name: given[name] for name in source.inputs}
     say("asking the source framework")
     count = len(next(iter(samples.values())))
     size = BATCH if all(shape[:1] == (-1,) for shape, _ in source.inputs.values()) else 1
     parts = [_answer(source, samples, start, size) for start in range(0, count, size)]
     answers = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    np.savez(out / "outputs.npz", **answers)
+    write_npz(out / "outputs.npz", answers)
     return {"versions": _versions()}
 
 
@@ -179,14 +180,16 @@ def _static(source: Source, wanted: Mapping[str, list[int]]) -> dict[str, tuple[
             reason="unknown_input",
         )
     shapes = {
-        name: tuple(wanted[name]) if name in wanted else (1 if own[:1] == (-1,) else own[0], *own[1:])
+        name: tuple(wanted[name])
+        if name in wanted
+        else (1 if own[:1] == (-1,) else own[0], *own[1:])
         for name, (own, _) in source.inputs.items()
         if own or name in wanted
     }
     for name, shape in shapes.items():
         own = source.inputs[name][0]
         fits = len(own) == len(shape) and all(o in {-1, s} for o, s in zip(own, shape, strict=True))
-        if not fits or min(shape) < 1:
+        if not fits or min(shape, default=1) < 1:
             raise UsageError(
                 f"input {name} needs a shape",
                 why=f"the model says {list(own)} (-1: unknown), chosen is {list(shape)}",
