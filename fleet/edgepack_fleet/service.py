@@ -167,11 +167,13 @@ class Service:
         return batch, item
 
     def _save(self, batch: list[Incoming]) -> None:
-        for answer in self._persist(lambda: self.uplink.ingest(batch)) or ():
+        answers = self._persist(lambda: self.uplink.ingest(batch))
+        if answers is None:
+            return  # we stop, and it is not saved: the broker keeps it
+        for answer in answers:
             self.link.publish(answer.topic, answer.payload)
-        if not self._stopping.is_set():
-            for message in batch:
-                self.link.acknowledge(message)
+        for message in batch:
+            self.link.acknowledge(message)
         self._wake.set()
 
     def _persist(self, work: Callable[[], R]) -> R | None:

@@ -46,6 +46,8 @@ class Database:
         """Yield a session that sees one state and writes nothing."""
         with self._sessions() as session:
             yield session
+            # What was read stays readable afterwards; the rollback would empty it.
+            session.expunge_all()
             session.rollback()
 
     @contextmanager

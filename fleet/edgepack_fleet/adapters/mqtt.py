@@ -73,12 +73,12 @@ class Link:
         on_message: Callable[[Incoming], None],
         on_connected: Callable[[bool], None],
     ) -> None:
-        self._address = address
+        self._address, self._identity = address, identity
         self._on_message, self._on_connected = on_message, on_connected
         self._session = 0
         self._stop, self._lost = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._keep_up, name="mqtt-link", daemon=True)
-        self._client = self._make_client(identity)
+        self._client = self._make_client()
 
     @property
     def connected(self) -> bool:
@@ -121,7 +121,7 @@ class Link:
         if message.qos and message.session == self._session:
             self._client.ack(message.mid, message.qos)
 
-    def _make_client(self, identity: Identity) -> paho.Client:
+    def _make_client(self) -> paho.Client:
         client = paho.Client(
             CallbackAPIVersion.VERSION2,
             client_id=FLEET,
@@ -131,7 +131,7 @@ class Link:
             manual_ack=True,
             reconnect_on_failure=False,
         )
-        client.tls_set_context(_tls(identity))
+        client.tls_set_context(_tls(self._identity))
         client.max_inflight_messages_set(INFLIGHT)
         client.max_queued_messages_set(QUEUED)
         client.on_socket_open = _no_delay
@@ -153,6 +153,9 @@ class Link:
             pause = min(2 * pause, LONGEST_PAUSE_S)
 
     def _try(self) -> bool:
+        # A new one every time: a client that is started again leaks its sockets. What waited in
+        # it is said again, because the database still says so or the device asks again.
+        self._client = self._make_client()
         try:
             self._client.connect(self._address.host, self._address.port, KEEPALIVE_S)
         except (OSError, ssl.SSLError):

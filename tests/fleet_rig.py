@@ -1,0 +1,262 @@
+"""A fleet for tests: real database, repositories and broker, and devices that a test plays."""
+
+import contextlib
+import os
+import queue
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import paho.mqtt.client as paho
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from paho.mqtt.enums import CallbackAPIVersion
+
+from edgepack import messages, topics
+from edgepack_fleet.adapters.broker import Address, find_mosquitto, prepare
+from edgepack_fleet.adapters.pki import Pki
+from edgepack_fleet.adapters.tables import GroupRow
+from edgepack_fleet.service import Service, Settings
+from trust_rig import Clock, World
+
+EDGEPACK = Path(sys.executable).with_name("edgepack")
+INVENTORY = messages.Inventory(arch="x86_64", runtimes={"onnx": "1.23.2"})
+T = TypeVar("T")
+M = TypeVar("M")
+
+
+def wait(what: str, probe: Callable[[], T | None], seconds: float = 20.0) -> T:
+    """Return what PROBE finds as soon as it finds something."""
+    deadline = time.monotonic() + seconds
+    while not (found := probe()):
+        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
+        time.sleep(0.02)
+    return found
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def csr(key: ec.EllipticCurvePrivateKey, name: str = "whatever") -> str:
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    request = x509.CertificateSigningRequestBuilder().subject_name(subject)
+    return request.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
+
+
+def publisher(data: Path) -> World:
+    """Return a publisher who pushes into the fleet of DATA, which is called `fleet`."""
+    assert data.name == "fleet"
+    return World(data.parent, Clock(datetime.now(UTC)))
+
+
+@dataclass
+class Mosquitto:
+    """The broker with the fleet's own configuration."""
+
+    config: Path
+    address: Address
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            [find_mosquitto(), "-c", str(self.config)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        wait("mosquitto to listen", self._listens)
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def _listens(self) -> bool:
+        with (
+            contextlib.suppress(OSError),
+            socket.create_connection((self.address.host, self.address.port), 1),
+        ):
+            return True
+        return False
+
+
+@contextlib.contextmanager
+def mosquitto(data: Path) -> Iterator[Mosquitto]:
+    """Yield a running broker for the fleet of DATA."""
+    files = prepare(data, Pki(data / "pki"), Address("127.0.0.1", 0))
+    broker = Mosquitto(files.config, files.address)
+    try:
+        broker.start()
+        yield broker
+    finally:
+        if broker.process is not None and broker.process.poll() is None:
+            broker.kill()
+
+
+@dataclass
+class Identity:
+    """What a device got when it enrolled."""
+
+    name: str
+    ca: Path
+    certificate: Path
+    key: Path
+
+    def tls(self) -> ssl.SSLContext:
+        context = ssl.create_default_context(cafile=str(self.ca))
+        context.load_cert_chain(self.certificate, self.key)
+        return context
+
+
+def enrol(
+    service: Service, name: str, group: str = "lab", inventory: messages.Inventory = INVENTORY
+) -> Identity:
+    """Enrol a device in the running SERVICE, past HTTP."""
+    with service.database.write() as session:
+        if session.get(GroupRow, group) is None:
+            session.add(GroupRow(id=group, created=0.0))
+    token = service.enrolment.create_token(group, 60, 1)
+    key = ec.generate_private_key(ec.SECP256R1())
+    reply = service.enrolment.enroll(
+        messages.EnrollRequest(secret=token.secret, csr=csr(key), name=name, inventory=inventory)
+    )
+    folder = service.settings.data.parent / f"device-{reply.device}"
+    folder.mkdir()
+    identity = Identity(
+        reply.device, service.pki.ca_path, folder / "certificate.pem", folder / "key.pem"
+    )
+    identity.certificate.write_text(reply.certificate)
+    identity.key.write_bytes(pem(key))
+    return identity
+
+
+@dataclass
+class Device:
+    """A device on the broker, played by a test. Everything it is told waits in `heard`."""
+
+    identity: Identity
+    address: Address
+    heard: "queue.Queue[tuple[str, bytes]]" = field(default_factory=queue.Queue)
+    conn: str = ""
+    tokens: int = 0
+
+    @property
+    def name(self) -> str:
+        return self.identity.name
+
+    def connect(self, *, client_id: str | None = None, conn: str = "c1") -> None:
+        """Connect, listen, and tell the birth."""
+        self.conn = conn
+        self.client = paho.Client(
+            CallbackAPIVersion.VERSION2,
+            client_id=client_id or self.name,
+            reconnect_on_failure=False,
+        )
+        self.client.tls_set_context(self.identity.tls())
+        will = messages.encode(messages.Conn(online=False, conn=conn))
+        self.client.will_set(topics.up(self.name, "conn"), will, 1, retain=True)
+        ready: queue.Queue[int] = queue.Queue()
+        self.client.on_subscribe = lambda *_: ready.put(1)
+        self.client.on_message = self._received
+        self.client.connect(self.address.host, self.address.port)
+        self.client.subscribe(topics.device_filter(self.name), 1)
+        self.client.loop_start()
+        ready.get(timeout=10)
+        self.say("conn", messages.Conn(online=True, conn=conn, boot="b"), retain=True)
+
+    def say(self, kind: str, message: Any, *, retain: bool = False) -> None:
+        payload = message if isinstance(message, bytes) else msgspec.json.encode(message)
+        self.client.publish(topics.up(self.name, kind), payload, 1, retain)
+
+    def hears(self, kind: str, seconds: float = 15.0) -> tuple[str, bytes]:
+        """Return the next message whose kind starts with KIND, and what it is about in full."""
+        prefix = topics.down(self.name, "")
+        deadline = time.monotonic() + seconds
+        while True:
+            topic, payload = self.heard.get(timeout=max(0.01, deadline - time.monotonic()))
+            if topic.removeprefix(prefix).startswith(kind):
+                return topic.removeprefix(prefix), payload
+
+    def job(self) -> messages.Job | None:
+        """Ask for the job."""
+        self.tokens += 1
+        self.say("job/get", messages.JobGet(token=f"t{self.tokens}"))
+        _, payload = self.hears("job/get/accepted")
+        reply = messages.decode(payload, messages.JobReply)
+        assert reply.token == f"t{self.tokens}"
+        return reply.job
+
+    def waits_for_job(self) -> messages.Job:
+        """Ask for the job until there is one."""
+        return wait(f"a job for {self.name}", self.job)
+
+    def update(self, job: messages.Job, status: str, **facts: Any) -> messages.Job:
+        """Say STATUS of JOB, which the fleet must accept, and return its new version."""
+        self.tokens += 1
+        token = f"t{self.tokens}"
+        self.say(
+            "job/update",
+            messages.JobUpdate(
+                token=token,
+                job=job.job,
+                version=job.version,
+                status=status,
+                **facts,  # type: ignore[arg-type]
+            ),
+        )
+        kind, payload = self.hears("job/update")
+        assert kind == "job/update/accepted", payload
+        reply = messages.decode(payload, messages.JobReply)
+        assert reply.token == token
+        assert reply.job is not None
+        return reply.job
+
+    def forget(self) -> None:
+        """Lose the connection without a goodbye; a broker that lives tells the will."""
+        sock = self.client.socket()
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+        self.client.loop_stop()
+
+    def leave(self) -> None:
+        self.client.disconnect()
+        self.client.loop_stop()
+
+    def _received(self, _client: Any, _data: Any, message: paho.MQTTMessage) -> None:
+        self.heard.put((message.topic, bytes(message.payload)))
+
+
+@contextlib.contextmanager
+def running(data: Path, address: Address) -> Iterator[Service]:
+    """Yield a service of DATA, connected to the broker at ADDRESS."""
+    service = Service(Settings(data, address))
+    service.start()
+    try:
+        wait("the fleet to reach its broker", lambda: service.link.connected)
+        yield service
+    finally:
+        service.stop()
+
+
+def environment(home: Path) -> dict[str, str]:
+    """Return an environment for commands in which no fleet is known."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("EDGEPACK_FLEET")}
+    return kept | {"HOME": str(home), "NO_COLOR": "1"}
