@@ -46,7 +46,7 @@ def device(world: World) -> TrustClient:
     client = world.device()
     approved = client.approve(FACTS)
     assert approved is not None
-    client.confirm(approved)
+    client.confirm(approved.name, approved.epoch)
     return client
 
 

@@ -93,7 +93,7 @@ def test_an_operator_may_go_back_within_the_epoch(world: World) -> None:
         approved = client.approve(FACTS)
         assert approved is not None
         assert approved.sha256 == wanted.sha256
-        client.confirm(approved)
+        client.confirm(approved.name, approved.epoch)
 
 
 def test_the_epoch_floor_rises_on_commit_and_survives_a_restart(world: World) -> None:
@@ -104,7 +104,7 @@ def test_the_epoch_floor_rises_on_commit_and_survives_a_restart(world: World) ->
     world.director.assign("cam-1", old)
     assert world.device().approve(FACTS) is not None  # approved is not committed
     assert approved is not None
-    client.confirm(approved)
+    client.confirm(approved.name, approved.epoch)
     assert reason(world.device()) == "epoch_below_floor"
 
 

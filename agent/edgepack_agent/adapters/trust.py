@@ -149,14 +149,17 @@ class TrustClient:
             except UnreachableError:
                 return self._cross_check(wanted, facts, _CacheChannel(self._directory))
 
-    def confirm(self, approved: Approved) -> None:
-        """Raise the epoch floor, after the model APPROVED was committed.
+    def confirm(self, name: str, epoch: int) -> None:
+        """Never again run a model of the line NAME below EPOCH: one of it was committed.
+
+        To be called after every commit, and only then: an update that is rolled back must
+        leave the way back open.
 
         Raises:
             TrustError: the floors cannot be written (reason `storage`).
         """
         with _in_our_words():
-            self._floors.confirm(approved.name, approved.epoch)
+            self._floors.confirm(name, epoch)
 
     def _cross_check(
         self, wanted: TargetInfo, facts: DeviceFacts, channel: MetadataChannel
