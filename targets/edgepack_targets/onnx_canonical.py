@@ -28,11 +28,11 @@ def canonical(model: onnx.ModelProto) -> onnx.ModelProto:
     flat = inline_local_functions(model) if model.functions else model
     graph = flat.graph
     _refuse(graph)
-    result = helper.make_model(
-        _graph(graph),
-        ir_version=flat.ir_version,
-        opset_imports=sorted(flat.opset_import, key=lambda opset: opset.domain),
-    )
+    opsets = sorted(flat.opset_import, key=lambda opset: opset.domain)
+    # The lowest format that these operators need: exporters write the newest they know, which
+    # may be newer than the device's runtime. 4 is the first where weights are no inputs.
+    lowest = max(4, helper.find_min_ir_version_for(opsets, ignore_unknown=True))
+    result = helper.make_model(_graph(graph), ir_version=lowest, opset_imports=opsets)
     result.ClearField("producer_name")
     return result
 

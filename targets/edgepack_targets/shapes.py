@@ -34,6 +34,13 @@ def static_shapes(known: Shapes, asked: Shapes) -> dict[str, tuple[int, ...]]:
 
 def _static(name: str, known: tuple[int, ...], asked: tuple[int, ...] | None) -> tuple[int, ...]:
     if asked is not None:
+        if min(asked, default=1) < 0:
+            raise UnsupportedError(
+                f"`{name}` cannot stay dynamic: {shape_text(asked)}",
+                why="models are made static for now",
+                fix="give every axis a size",
+                reason="dynamic_shape",
+            )
         if not fits(asked, known):
             raise UsageError(
                 f"`{name}` cannot have the shape {shape_text(asked)}",

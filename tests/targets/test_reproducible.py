@@ -1,7 +1,6 @@
 """Two processes, two hash seeds, the same bytes: on every route. And nothing leaves the machine."""
 
 import hashlib
-import json
 import os
 import subprocess
 import sys
@@ -31,9 +30,9 @@ with np.load(calibration) as data:
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """Return this environment without what would make a tool think that it is in CI."""
-    plain = {key: value for key, value in os.environ.items() if key not in {"CI", "TF_BUILD"}}
-    return plain | changes
+    """Return this environment without what would keep a tool silent of itself."""
+    quiet = {"CI", "TF_BUILD", "JENKINS_URL", "ORT_DISABLE_TELEMETRY"}
+    return {key: value for key, value in os.environ.items() if key not in quiet} | changes
 
 
 def build(arguments: list[str], env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
@@ -72,25 +71,25 @@ def test_two_processes_give_the_same_bytes_in_silence(target: str, tmp_path: Pat
         assert str(tmp_path).encode() not in file.read_bytes(), f"{file.name} holds a path"
 
 
-def test_importing_and_running_openvino_on_a_device_reports_to_nobody(tmp_path: Path) -> None:
-    code = (
-        "import json, sys, openvino_telemetry.main as m\n"
-        "told = []\n"
-        "for name in ('send_event', 'send_error', 'start_session', 'end_session'):\n"
-        "    real = getattr(m.Telemetry, name)\n"
-        "    def spy(self, *a, _real=real, **k):\n"
-        "        told.append(bool(self.consent)); return _real(self, *a, **k)\n"
-        "    setattr(m.Telemetry, name, spy)\n"
-        "from pathlib import Path\n"
-        "from edgepack_targets import registry\n"
-        "registry.find('openvino').describe(Path(sys.argv[1]))\n"
-        "print(json.dumps([told, m.Telemetry().consent]))\n"
-    )
+DESCRIBE = """
+import sys
+from pathlib import Path
+from edgepack_targets import registry
+registry.find(sys.argv[1]).describe(Path(sys.argv[2]))
+"""
+CONSENT = """
+import openvino_telemetry.main as telemetry
+assert telemetry.Telemetry().consent is False
+"""
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_runtime_reports_to_nobody_when_a_device_loads_it(target: str, tmp_path: Path) -> None:
+    code = DESCRIBE + (CONSENT if target == "openvino" else "")
     done = subprocess.run(
-        [sys.executable, "-c", code, str(subject("openvino").model_dir)],
-        env=environment(HOME=str(tmp_path)), capture_output=True, text=True, check=True,
+        [sys.executable, "-c", code, target, str(subject(target).model_dir)],
+        env=environment(HOME=str(tmp_path)), capture_output=True, text=True, check=False,
     )  # fmt: skip
-    told, consent = json.loads(done.stdout)
-    assert not any(told)
-    assert consent is False
+    assert done.returncode == 0, done.stderr
+    # Each of them writes an identifier there before it reports for the first time.
     assert not list(tmp_path.iterdir())
