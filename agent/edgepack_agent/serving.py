@@ -74,6 +74,7 @@ class Serving:
         self._config, self._sockets = config, sockets
         self._place, self._post = place, post
         self._leaving: list[threading.Thread] = []
+        self._slots: dict[Runner, Slot] = {}
         self.current: Seat | None = None
         self.candidate: Seat | None = None
 
@@ -131,6 +132,12 @@ class Serving:
         seats = (self.current, self.candidate)
         return next((seat for seat in seats if seat and seat.runner is runner), None)
 
+    def slot_of(self, runner: Runner, event: dict[str, Any]) -> Slot | None:
+        """Return the slot that EVENT is about, also if RUNNER has been replaced."""
+        if event["evt"] == "exited":
+            return self._slots.pop(runner, None)
+        return self._slots.get(runner)
+
     def answering(self) -> Seat | None:
         """Return the seat that answers requests now, the candidate first."""
         seats = (self.candidate, self.current)
@@ -181,13 +188,15 @@ class Serving:
         return pause
 
     def _start(self, slot: Slot) -> Runner:
-        return Runner.start(
+        runner = Runner.start(
             self._place(slot),
             self._sockets,
             lambda runner, event: self._post(Spoke(runner, event)),
             threads=self._config.threads,
             state=self._config.data_dir / "results",
         )
+        self._slots[runner] = slot
+        return runner
 
     def _accept(self, seat: Seat) -> None:
         sources = [msgspec.to_builtins(source) for source in self._config.sources]

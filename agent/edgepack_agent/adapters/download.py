@@ -70,6 +70,18 @@ class Downloads:
         path = self.path(sha256)
         return path.is_file() and path.stat().st_size == size
 
+    def checked(self, sha256: str) -> Path:
+        """Return where the blob SHA256 is, after reading all of it.
+
+        Raises:
+            EdgepackError: it is missing or damaged (reason `damaged_blob`).
+        """
+        with contextlib.suppress(OSError), self.path(sha256).open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() == sha256:
+                return self.path(sha256)
+        self.drop(sha256)
+        raise EdgepackError(f"blob {sha256[:12]} was damaged on disk", reason="damaged_blob")
+
     def missing(self, sha256: str, size: int) -> int:
         """Return the bytes still to fetch of a blob."""
         if self.has(sha256, size):

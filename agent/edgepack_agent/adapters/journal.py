@@ -63,6 +63,17 @@ class Journal:
             ) from error
         self._state = state
 
+    def probe(self) -> None:
+        """Check that the journal can still be read.
+
+        Raises:
+            EdgepackError: it cannot.
+        """
+        try:
+            self._load()
+        except (msgspec.MsgspecError, sqlite3.Error) as error:
+            raise EdgepackError("the journal cannot be read", reason="storage") from error
+
     def close(self) -> None:
         """Close the file."""
         self._database.close()

@@ -41,7 +41,7 @@ class Tally:
         self.rss_mb = max(self.rss_mb, beat.get("rss_mb", 0.0))
         self.cpu_percent = max(self.cpu_percent, beat.get("cpu_percent", 0.0))
 
-    def row(self, boot: str, seq: int, end: float, level: Level, lost: int = 0) -> Telemetry:
+    def row(self, boot: str, seq: int, lost: int, *, end: float, level: Level) -> Telemetry:
         """Return the row for the time up to END (Unix seconds), as much as LEVEL allows."""
         metrics = level == "metrics"
         return Telemetry(

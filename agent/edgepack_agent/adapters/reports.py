@@ -1,0 +1,98 @@
+"""From beats and events to the outbox, and from there to the fleet. Counts nothing itself.
+
+Rows are made per bundle and interval. Sending is tried when there is something new, when an
+acknowledgement comes and at every tick; the outbox knows what is due.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import msgspec
+
+from edgepack.errors import IntegrityError
+from edgepack.messages import Ack, Inventory, decode, encode_batch
+from edgepack_agent.adapters.outbox import Outbox
+from edgepack_agent.core.state import Publish, Slot
+from edgepack_agent.core.telemetry import Level, Tally
+
+__all__ = ["Reports"]
+
+
+class Reports:
+    """What this device has to tell.
+
+    Args:
+        outbox: Where it waits.
+        level: How much of inference is told.
+        say: Sends a payload about a kind; False: the link is down.
+        wall: Unix seconds.
+    """
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        level: Level,
+        say: Callable[[str, bytes], bool],
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._outbox, self._level, self._say, self._wall = outbox, level, say, wall
+        self._tallies: dict[str, Tally] = {}
+        self._inventory: Inventory | None = None
+
+    def beat(self, slot: Slot, beat: Mapping[str, Any]) -> None:
+        """Count a heartbeat of the runner of SLOT."""
+        model = slot.model
+        if self._level == "off":
+            return
+        tally = self._tallies.get(model.digest)
+        if tally is None:
+            tally = Tally(model.release, model.digest, self._wall())
+            self._tallies[model.digest] = tally
+        tally.add(beat)
+
+    def event(self, event: Publish) -> None:
+        """Keep EVENT for the fleet."""
+        self._outbox.add_event(
+            self._wall(),
+            event.type,
+            bundle=event.bundle,
+            digest=event.digest,
+            reason=event.reason,
+            detail=event.detail,
+        )
+
+    def inventory(self, inventory: Inventory) -> None:
+        """Tell what this device is, if that has changed; free space alone is no change."""
+        settled = msgspec.structs.replace(inventory, disk_free_mb=0)
+        if settled != self._inventory:
+            self._inventory = settled
+            self.event(Publish("inventory", None, None, "", msgspec.to_builtins(inventory)))
+
+    def close_interval(self) -> None:
+        """Make a row of what was counted, per bundle."""
+        end = self._wall()
+        for tally in self._tallies.values():
+            row = partial(tally.row, self._outbox.boot, end=end, level=self._level)
+            self._outbox.add_telemetry(row)
+        self._tallies.clear()
+
+    def acknowledged(self, payload: bytes) -> None:
+        """Let go of what the fleet has."""
+        try:
+            self._outbox.acknowledge(decode(payload, Ack))
+        except IntegrityError:
+            return
+        self.send()
+
+    def link_lost(self) -> None:
+        """Forget what was on the wire: it is sent again."""
+        self._outbox.link_lost()
+
+    def send(self) -> None:
+        """Send what is due; without a link it stays due."""
+        for batch in self._outbox.take():
+            if not self._say(batch.kind, encode_batch(batch.rows)):
+                self._outbox.link_lost()
+                return

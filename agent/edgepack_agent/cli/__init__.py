@@ -1,0 +1,58 @@
+"""The `edgepack-agent` command. Imports a command when it is called."""
+
+import importlib
+from pathlib import Path
+
+import click
+
+from edgepack.cli import run_command
+
+__all__ = ["main", "root"]
+
+COMMANDS = {
+    "run": ("edgepack_agent.cli.run", "Run the agent."),
+    "enroll": ("edgepack_agent.cli.enroll", "Make this device part of a fleet."),
+    "status": ("edgepack_agent.cli.control", "Show what the agent is doing."),
+    "install": ("edgepack_agent.cli.control", "Install a bundle from a file."),
+    "rollback": ("edgepack_agent.cli.control", "Go back to the previous model."),
+    "sync": ("edgepack_agent.cli.control", "Look for a job and report now."),
+    "serve": ("edgepack_agent.cli.serve", "Serve one bundle without a fleet."),
+    "config": ("edgepack_agent.cli.config", "Check the configuration."),
+    "service": ("edgepack_agent.cli.config", "Print the systemd unit."),
+}
+
+
+class _Lazy(click.Group):
+    """A group whose commands are imported when called."""
+
+    def list_commands(self, _ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, _ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(importlib.import_module(COMMANDS[cmd_name][0]), cmd_name)
+        return command
+
+    def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows = [(name, short) for name, (_, short) in COMMANDS.items()]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Configuration file [default: /etc/edgepack/agent.yaml if there is one].",
+)
+@click.version_option(package_name="edgepack", prog_name="edgepack-agent")
+@click.pass_context
+def root(ctx: click.Context, config: Path | None) -> None:
+    """Update models on this device safely, infer, report."""
+    ctx.obj = config
+
+
+def main() -> None:
+    """Run `edgepack-agent`."""
+    run_command(root)

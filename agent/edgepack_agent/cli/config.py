@@ -1,0 +1,52 @@
+"""`edgepack-agent config check` and `edgepack-agent service print`."""
+
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+import click
+
+from edgepack.errors import UsageError
+from edgepack_agent.config import DEFAULT_PATH, load_config
+
+__all__ = ["config", "service"]
+
+UNIT = "edgepack-agent.service"
+
+
+@click.group()
+def config() -> None:
+    """Check the configuration."""
+
+
+@config.command()
+@click.pass_obj
+def check(path: Path | None) -> None:
+    """Check the configuration file and say what is wrong with it.
+
+    Keys: data_dir, run_dir, listen (127.0.0.1:PORT or null), poll_s, telemetry {level:
+    off|health|metrics, interval_s}, sources [{name, source, every_s}], threads, runtimes,
+    allow_local_install, broker (HOST:PORT or null), log_level.
+    """
+    load_config(path)
+    click.echo(f"{path or DEFAULT_PATH} is valid")
+
+
+@click.group()
+def service() -> None:
+    """Print the systemd unit."""
+
+
+@service.command("print")
+def print_unit() -> None:
+    """Print a systemd unit that runs this very installation."""
+    unit = files("edgepack_agent") / "systemd" / UNIT
+    source = Path(__file__).parents[2] / "systemd" / UNIT
+    for found in (unit, source):
+        if found.is_file():
+            text = found.read_text()
+            break
+    else:
+        raise UsageError("the unit file is not installed", reason="no_unit")
+    program = Path(sys.argv[0]).resolve()
+    click.echo(text.replace("/usr/bin/edgepack-agent", str(program)), nl=False)

@@ -1,0 +1,137 @@
+"""Everything one agent is made of, put together from its configuration. Starts nothing but threads.
+
+What may fail for a person (a taken port, an unreadable identity) fails here, before the loop.
+"""
+
+import queue
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+from edgepack.errors import UsageError
+from edgepack.messages import Inventory
+from edgepack.trust import TrustError
+from edgepack_agent.adapters.control import ControlServer
+from edgepack_agent.adapters.download import Downloads, disk_errors
+from edgepack_agent.adapters.floors import Floors
+from edgepack_agent.adapters.identity import Identity, load_identity
+from edgepack_agent.adapters.install import Installer
+from edgepack_agent.adapters.inventory import read_inventory
+from edgepack_agent.adapters.jobs import Desk
+from edgepack_agent.adapters.journal import Journal
+from edgepack_agent.adapters.mqtt import Link
+from edgepack_agent.adapters.notify import Notifier
+from edgepack_agent.adapters.outbox import Outbox
+from edgepack_agent.adapters.reports import Reports
+from edgepack_agent.adapters.slots import Slots
+from edgepack_agent.adapters.trust import TrustClient
+from edgepack_agent.adapters.worker import Worker
+from edgepack_agent.config import Config, address
+from edgepack_agent.core.state import Event, Model
+from edgepack_agent.serving import Serving, open_sockets
+
+__all__ = ["Parts", "assemble"]
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The adapters of one agent; they all post to `queue`."""
+
+    config: Config
+    identity: Identity
+    queue: "queue.SimpleQueue[Any]"
+    journal: Journal
+    outbox: Outbox
+    downloads: Downloads
+    slots: Slots
+    floors: Floors
+    link: Link
+    desk: Desk
+    reports: Reports
+    installer: Installer
+    worker: Worker[Event]
+    serving: Serving
+    control: ControlServer
+    notifier: Notifier
+    inventory: Callable[[], Inventory]
+
+    def raise_floor(self, line: str, epoch: int) -> None:
+        """Raise the epoch floor of the model LINE: a model of EPOCH was committed.
+
+        Raises:
+            EdgepackError: it cannot be written.
+        """
+        with disk_errors():
+            self.floors.confirm(line, epoch)
+
+    def check_floor(self, model: Model) -> None:
+        """Check that MODEL has not been revoked since it ran here.
+
+        Raises:
+            TrustError: it has.
+        """
+        if model.epoch < self.floors.epoch(model.release.partition("@")[0]):
+            raise TrustError("epoch_below_floor", f"{model.release} has been revoked")
+
+
+def assemble(config: Config) -> Parts:
+    """Return the parts of the agent of CONFIG.
+
+    Raises:
+        UsageError: this device is not enrolled, or an address is taken.
+        EdgepackError: the disk cannot be used, or what the device remembers is damaged.
+    """
+    identity = load_identity(config.identity_dir)
+    if identity is None:
+        raise UsageError(
+            "this device is not enrolled",
+            why=f"there is no {config.identity_dir}",
+            fix="edgepack-agent enroll TOKEN --root FILE",
+            reason="not_enrolled",
+        )
+    happenings: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    post = happenings.put
+    control = ControlServer(config.control_socket, post)
+    data = config.data_dir
+    journal, outbox = Journal(data / "journal.db"), Outbox(data / "outbox.db")
+    downloads = Downloads(data / "blobs", data / "parts")
+    slots, floors = Slots(data / "slots", downloads), Floors(data / "floors.json")
+    broker = address(config.broker) if config.broker else None
+
+    def inventory() -> Inventory:
+        return read_inventory(data, config.runtimes)
+
+    def birth() -> dict[str, Any]:
+        current = journal.state.current
+        bundle = current.model.release if current else None
+        return {"boot": outbox.boot, "agent": version("edgepack"), "bundle": bundle}
+
+    link = Link(identity, broker or (identity.broker_host, identity.broker_port), birth, post)
+    trust = TrustClient(
+        data / "trust",
+        identity.device,
+        link.transfers,
+        identity.image_root,
+        identity.director_root,
+        floors,
+    )
+    return Parts(
+        config=config,
+        identity=identity,
+        queue=happenings,
+        journal=journal,
+        outbox=outbox,
+        downloads=downloads,
+        slots=slots,
+        floors=floors,
+        link=link,
+        desk=Desk(link.say, post),
+        reports=Reports(outbox, config.telemetry.level, link.say),
+        installer=Installer(trust, downloads, slots, link.transfers, inventory),
+        worker=Worker(post),
+        serving=Serving(config, open_sockets(config), slots.path, post),
+        control=control,
+        notifier=Notifier(),
+        inventory=inventory,
+    )

@@ -1,0 +1,71 @@
+"""What the agent says about itself, schema `edgepack.agent.status/v1`. Changes nothing."""
+
+from typing import Any
+
+from edgepack_agent.adapters.inventory import rss_mb
+from edgepack_agent.core.state import Outcome, Slot, State
+from edgepack_agent.parts import Parts
+
+__all__ = ["describe", "failure"]
+
+SCHEMA = "edgepack.agent.status/v1"
+_CODES = {
+    "acceptance_below_limit": 4,
+    "golden_mismatch": 4,
+    "wrong_hardware": 5,
+    "wrong_runtime": 5,
+    "ram": 6,
+    "unreachable": 7,
+}
+
+
+def describe(parts: Parts, state: State) -> dict[str, Any]:
+    """Return everything a person at the device may want to know."""
+    seat, current = parts.serving.answering(), parts.serving.current
+    return {
+        "schema": SCHEMA,
+        "device": parts.identity.device,
+        "group": parts.identity.group,
+        "connected": parts.link.connected,
+        "phase": state.phase,
+        "bundle": state.current.model.release if state.current else None,
+        "digest": state.current.model.digest if state.current else None,
+        "slot": _slot(state.current),
+        "previous": _slot(state.previous),
+        "candidate": _slot(state.candidate),
+        "serving": seat.slot.model.release if seat else None,
+        "runner": {"pid": seat.runner.pid if seat and seat.runner else None},
+        "trouble": current.trouble if current else "",
+        "job": {"id": state.job.id, "release": state.job.release} if state.job else None,
+        "unreported": _outcome(state.outcome),
+        "outbox": {"boot": parts.outbox.boot, "rows": len(parts.outbox)},
+        "api": {"socket": str(parts.config.api_socket), "listen": parts.config.listen},
+        "rss_mb": round(rss_mb(), 1),
+    }
+
+
+def failure(result: Outcome) -> dict[str, Any]:
+    """Return how an update failed, in the form of an error."""
+    status = 3 if result.status == "REJECTED" else 1
+    return {
+        "code": _CODES.get(result.reason, status),
+        "reason": result.reason,
+        "message": f"the model was not kept: {result.reason}",
+        "why": str(result.detail.get("message") or _score(result)),
+        "fix": "the model that ran before still runs",
+    }
+
+
+def _score(result: Outcome) -> str:
+    score, limit = result.detail.get("score"), result.detail.get("min_score")
+    return f"it scored {score}, at least {limit} is wanted" if score is not None else ""
+
+
+def _slot(slot: Slot | None) -> dict[str, str] | None:
+    return {"slot": slot.name, "bundle": slot.model.release} if slot else None
+
+
+def _outcome(outcome: Outcome | None) -> dict[str, Any] | None:
+    if outcome is None:
+        return None
+    return {"job": outcome.job, "status": outcome.status, "reason": outcome.reason}

@@ -1,0 +1,432 @@
+"""The driver: event -> transition -> persist -> effects, one at a time, for ever.
+
+The only file where the pure core meets the adapters. Everything that happens anywhere (a
+message, a word of a runner, a result of the worker, a command, a deadline) is put on one queue
+and handled by one thread; what takes long is done by the worker and comes back as an event.
+"""
+
+import heapq
+import itertools
+import logging
+import queue
+import random
+import time
+from collections.abc import Callable
+from typing import Any
+
+from edgepack.errors import EdgepackError
+from edgepack_agent.adapters.control import Asked
+from edgepack_agent.adapters.install import as_event
+from edgepack_agent.adapters.mqtt import Heard, LinkChanged
+from edgepack_agent.adapters.worker import Done
+from edgepack_agent.console import Console, local_job
+from edgepack_agent.core import health
+from edgepack_agent.core.machine import deadline, transition
+from edgepack_agent.core.state import (
+    Accepting,
+    Approve,
+    Booted,
+    Check,
+    Checked,
+    Confirm,
+    Confirmed,
+    Download,
+    Drain,
+    Effect,
+    Event,
+    Failed,
+    InstallAsked,
+    Judged,
+    Load,
+    Loaded,
+    Log,
+    Publish,
+    Retry,
+    Revert,
+    Reverted,
+    RollbackAsked,
+    Stage,
+    State,
+    Switch,
+    Tell,
+    TimerFired,
+    TryLater,
+)
+from edgepack_agent.parts import Parts
+from edgepack_agent.serving import Seat, Spoke
+
+__all__ = ["Supervisor"]
+
+log = logging.getLogger(__name__)
+
+TICK_S = 5.0
+RETRY_S = 5.0
+INVENTORY_S = 600.0
+JUDGE_S = 0.5
+_NEEDS_LINK = frozenset({"checking", "downloading"})
+_BROKEN = frozenset({"digest_mismatch", "file_missing", "unlisted_file", "bad_manifest"})
+"""What a runner says of a slot that is no longer what was staged."""
+_Happening = Event | Heard | LinkChanged | Spoke | Done[Event] | Asked | Callable[[], None]
+
+
+class Supervisor:
+    """One device.
+
+    Args:
+        parts: Its adapters. They post what happens to `post`.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(self, parts: Parts, clock: Callable[[], float] = time.monotonic) -> None:
+        self._parts, self._clock = parts, clock
+        self._queue = parts.queue
+        self._state: State = parts.journal.state
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = itertools.count()
+        self._entered = 0
+        """Counts phase changes: tells a timer whether it still speaks of the same phase."""
+        self._vitals = health.Vitals(0.0, 0.0)
+        self._rule = health.Rule(0.0)
+        self._fell_back = False
+        self._console = Console(parts, self)
+        self._running = True
+        self._effects: dict[type[Any], Callable[[Any], None]] = {
+            Tell: lambda e: parts.desk.tell(e.outcome, e.phase),
+            Publish: self._publish,
+            Approve: lambda e: self.work(lambda _: parts.installer.approve(e.job)),
+            TryLater: lambda _: self._later(random.uniform(0.2, RETRY_S), self._retry),  # noqa: S311
+            Download: lambda e: self.work(lambda stop: parts.installer.download(e.model, stop)),
+            Stage: lambda e: self.work(lambda _: parts.installer.stage(e.slot)),
+            Load: self._load,
+            Check: self._check,
+            Switch: lambda _: parts.serving.switch(),
+            Drain: self._drain,
+            Confirm: self._confirm,
+            Revert: self._revert,
+            Log: lambda e: log.warning("%s", e.text),
+        }
+
+    @property
+    def state(self) -> State:
+        """Where the update is."""
+        return self._state
+
+    # -- the loop
+
+    def run(self) -> None:
+        """Recover, say READY, and go on until `stop`."""
+        self._recover()
+        self._parts.notifier.ready()
+        self._parts.link.start()
+        self._repeat(self._parts.config.telemetry.interval_s, self._close_interval)
+        self._repeat(TICK_S, self._tick)
+        self._repeat(self._parts.config.poll_s, self._parts.desk.ask, jitter=True)
+        self._repeat(INVENTORY_S, self._tell_inventory)
+        if self._parts.notifier.watchdog_s:
+            self._repeat(self._parts.notifier.watchdog_s, self._sign_of_life)
+        try:
+            while self._running:
+                self._step()
+        finally:
+            self._close()
+
+    def stop(self) -> None:
+        """End the loop soon; may be called from a signal handler."""
+        self._queue.put(self._end)
+
+    def post(self, happening: _Happening) -> None:
+        """Put something that happened on the queue; from any thread."""
+        self._queue.put(happening)
+
+    def _step(self) -> None:
+        left = self._timers[0][0] - self._clock() if self._timers else None
+        try:
+            happening = self._queue.get(timeout=left) if left is None or left > 0 else None
+        except queue.Empty:
+            happening = None
+        if happening is not None:
+            self._handle(happening)
+        while self._timers and self._timers[0][0] <= self._clock():
+            heapq.heappop(self._timers)[2]()
+
+    def _handle(self, happening: Any) -> None:
+        match happening:
+            case Heard():
+                self._heard(happening)
+            case LinkChanged():
+                self._link_changed(happening.up)
+            case Spoke():
+                self._spoke(happening)
+            case Done():
+                self._done(happening)
+            case Asked():
+                self._console.asked(happening)
+            case _ if callable(happening):
+                happening()
+            case _:
+                self.on(happening)
+
+    def _done(self, done: Done[Event]) -> None:
+        if not self._parts.worker.accept(done):
+            return
+        if self._state.phase == "idle" and not isinstance(done.result, InstallAsked):
+            self._console.refused(done.result)
+        else:
+            self.on(done.result)
+
+    def on(self, event: Event) -> None:
+        """Event -> transition -> persist -> effects."""
+        before = self._state
+        after, effects = transition(before, event)
+        self._parts.journal.save(after)
+        self._state = after
+        if after.phase != before.phase:
+            log.info("%s -> %s %s", before.phase, after.phase, after.result or "")
+            self._phase_changed(after)
+        for effect in effects:
+            self._effect(effect)
+
+    def _effect(self, effect: Effect) -> None:
+        try:
+            self._effects[type(effect)](effect)
+        except EdgepackError as error:
+            log.warning("%s: %s", type(effect).__name__, error)
+            self.post(as_event(error))
+
+    def _phase_changed(self, state: State) -> None:
+        self._entered += 1
+        seconds = deadline(state)
+        if seconds is not None:
+            self._while_here(seconds, lambda: self.on(TimerFired(state.phase)))
+        self._console.phase_changed(state)
+        self._parts.notifier.status(self._summary())
+
+    # -- timers
+
+    def _later(self, seconds: float, action: Callable[[], None]) -> None:
+        heapq.heappush(self._timers, (self._clock() + seconds, next(self._order), action))
+
+    def _while_here(self, seconds: float, action: Callable[[], None]) -> None:
+        """Do ACTION after SECONDS, unless another phase has been entered by then."""
+        entered = self._entered
+        self._later(seconds, lambda: action() if self._entered == entered else None)
+
+    def _repeat(self, seconds: float, action: Callable[[], None], *, jitter: bool = False) -> None:
+        def again() -> None:
+            action()
+            wait()
+
+        def wait() -> None:
+            spread = random.uniform(0.75, 1.25) if jitter else 1.0  # noqa: S311 - no secret
+            self._later(seconds * spread, again)
+
+        wait()
+
+    def _tick(self) -> None:
+        if self._parts.link.connected:
+            self._parts.desk.tick()
+            self._parts.reports.send()
+
+    def _tell_inventory(self) -> None:
+        self._parts.reports.inventory(self._parts.inventory())
+
+    def _close_interval(self) -> None:
+        self._parts.reports.close_interval()
+        if self._parts.link.connected:
+            self._parts.reports.send()
+
+    def _sign_of_life(self) -> None:
+        # Writing what is there already proves that loop and journal make progress.
+        self._parts.journal.probe()
+        self._parts.notifier.alive()
+
+    def _retry(self) -> None:
+        if self._state.phase in _NEEDS_LINK and not self._parts.worker.busy:
+            self.on(Retry())
+
+    # -- effects
+
+    def work(self, run: Callable[[Callable[[], bool]], Event]) -> None:
+        """Let the worker do RUN; its result comes back as an event."""
+        self._parts.worker.begin(run, as_event)
+
+    def _publish(self, event: Publish) -> None:
+        self._parts.reports.event(event)
+        if self._parts.link.connected:
+            self._parts.reports.send()
+
+    def _load(self, effect: Load) -> None:
+        self._parts.serving.load(effect.slot, self._clock())
+
+    def _check(self, effect: Check) -> None:
+        exam = effect.exam
+        path = self._parts.downloads.checked(exam.sha256) if exam else None
+        self._parts.serving.check(exam, path)
+
+    def _drain(self, effect: Drain) -> None:
+        self._parts.serving.drain()
+        now = self._clock()
+        self._vitals = health.Vitals(now, now)
+        self._rule = health.Rule(effect.probation_s)
+        self._while_here(JUDGE_S, self._judge)
+
+    def _judge(self) -> None:
+        verdict = health.judge(self._vitals, self._rule, self._clock())
+        if verdict is None:
+            self._while_here(JUDGE_S, self._judge)
+            return
+        seen = {"inferences": self._vitals.inferences, "errors": self._vitals.errors}
+        self.on(Judged(verdict.good, verdict.reason, seen))
+
+    def _confirm(self, effect: Confirm) -> None:
+        model = effect.slot.model
+        self._parts.serving.promote(effect.slot, self._clock())
+        self._parts.raise_floor(model.release.partition("@")[0], model.epoch)
+        self._tidy()
+        self._parts.link.announce()
+        self.post(Confirmed())
+
+    def _revert(self, effect: Revert) -> None:
+        self._parts.worker.cancel()
+        self._parts.serving.revert()
+        if effect.discard:
+            self._parts.slots.discard(effect.discard)
+        result = self._state.result
+        # What had arrived when the link went is kept: the next job may want it.
+        if result is None or result.reason != "unreachable":
+            self._tidy()
+        self.post(Reverted())
+
+    def _tidy(self) -> None:
+        self._parts.slots.link(self._state)
+        self._parts.slots.collect(self._state.current, self._state.previous)
+
+    # -- what happens: the link
+
+    def _heard(self, heard: Heard) -> None:
+        if heard.kind.startswith("job/"):
+            self._parts.desk.heard(heard.kind, heard.payload)
+        elif heard.kind == "ack":
+            self._parts.reports.acknowledged(heard.payload)
+
+    def _link_changed(self, up: bool) -> None:
+        log.info("the link is %s", "up" if up else "down")
+        self._parts.desk.link_changed(up=up)
+        self._parts.reports.link_lost()
+        if up:
+            self._tell_inventory()
+            self._parts.reports.send()
+            self._retry()
+        self._parts.notifier.status(self._summary())
+
+    # -- what happens: runners
+
+    def _spoke(self, spoke: Spoke) -> None:
+        serving, event = self._parts.serving, spoke.event
+        slot = serving.slot_of(spoke.runner, event)
+        if event["evt"] == "beat" and slot:
+            self._parts.reports.beat(slot, event)
+        seat = serving.seat_of(spoke.runner)
+        if seat is None:
+            return
+        restart_s = serving.note(seat, event, self._clock())
+        if restart_s is not None:
+            self._later(restart_s, lambda: serving.restart(self._clock()))
+        if seat is serving.candidate:
+            self._candidate_spoke(seat, event)
+        elif event["evt"] == "failed" and event.get("reason") in _BROKEN:
+            self._current_is_broken(seat)
+        self._parts.notifier.status(self._summary())
+
+    def _candidate_spoke(self, seat: Seat, event: dict[str, Any]) -> None:
+        stats = event.get("stats", {})
+        match event["evt"]:
+            case "beat" if self._state.phase == "probation":
+                counts = stats.get("inferences", 0), stats.get("errors", {})
+                self._vitals = health.beat(self._vitals, self._clock(), *counts)
+            case "loaded" if event.get("digest") != seat.slot.model.digest:
+                self.on(Failed("REJECTED", "mismatch", {"message": "the slot holds another model"}))
+            case "loaded":
+                self.on(Loaded())
+            case "checked":
+                self.on(_checked(event))
+            case "accepting":
+                self.on(Accepting())
+            case "failed":
+                detail = {"message": str(event.get("message", ""))}
+                self.on(Failed("REJECTED", str(event.get("reason", "failed")), detail))
+            case "exited":
+                self.on(Failed("FAILED", "runner_exited", {"code": event.get("code")}))
+
+    def _current_is_broken(self, seat: Seat) -> None:
+        """Go back to the previous model, once: the current one is not what it was."""
+        if self._state.phase == "idle" and self._state.previous and not self._fell_back:
+            self._fell_back = True
+            active = seat.slot.model
+            self._publish(Publish("damaged", active.release, active.digest, seat.trouble))
+            self.on(RollbackAsked(local_job(self._state.previous.model)))
+
+    # -- begin and end
+
+    def _recover(self) -> None:
+        parts = self._parts
+        if parts.journal.lost or self._state == State():
+            self._fall_back_on_disk()
+        parts.slots.link(self._state)
+        if self._state.current:
+            parts.serving.serve(self._state.current, self._clock())
+        self._phase_changed(self._state)
+        self.on(Booted())
+
+    def _fall_back_on_disk(self) -> None:
+        """Without a journal, the slot that proves to be whole is the truth."""
+        found = self._parts.slots.recover()
+        if found is None:
+            return
+        self._state = State(current=found)
+        self._parts.journal.save(self._state)
+        self._parts.outbox.new_boot()
+        model = found.model
+        self._parts.reports.event(Publish("recovered", model.release, model.digest, "journal_lost"))
+
+    def _end(self) -> None:
+        self._running = False
+
+    def _close(self) -> None:
+        parts = self._parts
+        parts.notifier.stopping()
+        parts.control.close()
+        parts.worker.stop(grace_s=5)
+        parts.serving.close()
+        self._last_beats()
+        parts.reports.close_interval()
+        if parts.link.connected:
+            parts.reports.send()
+        parts.link.stop()
+        parts.journal.close()
+        parts.outbox.close()
+
+    def _last_beats(self) -> None:
+        """Count what the runners said while they ended."""
+        while not self._queue.empty():
+            happening = self._queue.get()
+            if isinstance(happening, Spoke) and happening.event["evt"] == "beat":
+                slot = self._parts.serving.slot_of(happening.runner, happening.event)
+                if slot:
+                    self._parts.reports.beat(slot, happening.event)
+
+    def _summary(self) -> str:
+        seat = self._parts.serving.answering()
+        model = seat.slot.model.release if seat else "no model"
+        link = "online" if self._parts.link.connected else "offline"
+        return f"{model} - {self._state.phase} - {link}"
+
+
+def _checked(event: dict[str, Any]) -> Checked:
+    golden, exam = event.get("golden", {}), event.get("exam")
+    return Checked(
+        bool(golden.get("passed")),
+        exam.get("score") if exam else None,
+        exam.get("min_score", 0.0) if exam else 0.0,
+        {"golden": golden} | (exam or {}),
+    )
