@@ -1,5 +1,6 @@
 """No byte of a signed bundle is free: whatever is changed, cut or added, opening it says so."""
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -211,8 +212,9 @@ class Forger:
         self,
         change_image: Callable[[dict[str, Any]], None] | None = None,
         config: bytes | None = None,
+        change_members: Callable[[dict[str, Content]], None] | None = None,
     ) -> Path:
-        """Write `files` as they stand, with an image manifest changed by CHANGE_IMAGE."""
+        """Write `files` as they stand, but for what the two functions change on the way."""
         contents = {path: measure(data) for path, data in self.files.items()}
         layers = [oci.file_layer(path, c.sha256, c.size) for path, c in contents.items()]
         config = config or oci.write_config(self.manifest, oci.in_order(layers))
@@ -222,19 +224,15 @@ class Forger:
         blobs = {content.sha256: content for content in (measure(config), *contents.values())}
         parts = (image["config"], *image["layers"])
         named = {part["digest"][7:]: blobs[part["digest"][7:]] for part in parts}
-        self._write_members(canonical.dumps(image), named)
-        return self.target
-
-    def _write_members(self, image: bytes, blobs: dict[str, Content]) -> None:
-        own = hashlib.sha256(image).hexdigest()
-        members = {"oci-layout": measure(oci.LAYOUT), "index.json": measure(oci.write_index(image))}
-        members |= {f"blobs/sha256/{own}": measure(image)}
-        members |= {f"blobs/sha256/{sha256}": content for sha256, content in blobs.items()}
+        members = _members(canonical.dumps(image), named)
+        if change_members:
+            change_members(members)
         with self.target.open("wb") as file:
             writer = ContainerWriter(file)
             for name, content in members.items():
                 writer.add(name, content.size, content.crc, content.pieces())
             writer.finish()
+        return self.target
 
     def say(self, **fields: Any) -> None:
         """Change the manifest, and all that follows from it but the signature."""
@@ -252,6 +250,13 @@ class Forger:
             if path != "model.sig"
         }
         self.files["model.sig"] = oms.sign_files(digests, bundles.KEY)
+
+
+def _members(image: bytes, blobs: dict[str, Content]) -> dict[str, Content]:
+    own = hashlib.sha256(image).hexdigest()
+    members = {"oci-layout": measure(oci.LAYOUT), "index.json": measure(oci.write_index(image))}
+    members |= {f"blobs/sha256/{own}": measure(image)}
+    return members | {f"blobs/sha256/{sha256}": content for sha256, content in blobs.items()}
 
 
 @pytest.fixture
@@ -384,7 +389,38 @@ def test_documents_larger_than_their_limit_are_not_read(forger: Forger, path: st
     assert reason(forger.write()) == "too_large"
 
 
+MEMBERS = ("oci-layout", "index.json", "image manifest", "config", "layer", "last layer")
+
+
+@pytest.mark.parametrize("member", range(len(MEMBERS)), ids=MEMBERS)
+def test_a_member_with_another_content_of_the_same_size_is_refused(
+    forger: Forger, member: int
+) -> None:
+    def swap(members: dict[str, Content]) -> None:
+        name = [*members][member if member < 5 else -1]
+        content = b"".join(members[name].pieces())
+        members[name] = measure(content[::-1])
+
+    expected = {0: "bad_image", 1: "bad_json"}.get(member, "digest_mismatch")
+    assert reason(forger.write(change_members=swap)) == expected
+
+
+@pytest.mark.parametrize("member", range(len(MEMBERS)), ids=MEMBERS)
+def test_a_wrong_checksum_is_refused(forger: Forger, member: int) -> None:
+    def miscount(members: dict[str, Content]) -> None:
+        name = [*members][member if member < 5 else -1]
+        members[name] = dataclasses.replace(members[name], crc=members[name].crc ^ 1)
+
+    assert reason(forger.write(change_members=miscount)) == "bad_container"
+
+
 FILE_PATH = "org.cncf.model.filepath"
+
+
+def place(layer: dict[str, Any]) -> tuple[int, str]:
+    """Return where LAYER stands in a well-formed image."""
+    path = layer["annotations"][FILE_PATH]
+    return {"manifest.json": 0, "model.sig": 2}.get(path, 1), path
 
 
 @pytest.mark.parametrize(
@@ -401,7 +437,10 @@ def test_an_image_with_a_path_that_bundles_do_not_have_is_refused(
 ) -> None:
     def rename(image: dict[str, Any]) -> None:
         layers = {layer["annotations"][FILE_PATH]: layer for layer in image["layers"]}
-        layers["model/model.onnx"]["annotations"][FILE_PATH] = path
+        model = layers["model/model.onnx"]
+        model["annotations"][FILE_PATH] = path
+        model["mediaType"] = oci.file_layer(path, "", 0).media_type
+        image["layers"].sort(key=place)
 
     assert reason(forger.write(rename)) == "bad_image"
 
@@ -437,6 +476,17 @@ def link(image: dict[str, Any]) -> None:
 @pytest.mark.parametrize("change", [reorder, repeat, drop_manifest, annotate, retype, resize, link])
 def test_an_image_has_one_form(forger: Forger, change: Callable[[dict[str, Any]], None]) -> None:
     assert reason(forger.write(change)) == "bad_image"
+
+
+def test_a_device_refuses_the_manifest_of_another_bundle(
+    signed: BundleInfo, tmp_path: Path
+) -> None:
+    other = bundles.write(tmp_path, version="2.0.0")
+    with open_bundle(signed.path) as bundle, open_bundle(other.path) as another:
+        assert tree.check_tree(bundle.image, bundle.manifest_bytes) == bundle.manifest
+        with pytest.raises(IntegrityError) as caught:
+            tree.check_tree(bundle.image, another.manifest_bytes)
+    assert "not the one the image names" in caught.value.why
 
 
 def test_a_layer_that_claims_another_size_is_refused(forger: Forger) -> None:
