@@ -1,0 +1,251 @@
+"""Real agent processes against a real fleet service, repositories and broker.
+
+A site is a fleet with a publisher; its devices are `edgepack-agent run` processes that a test
+may kill at any time. Models are the small digits classifiers.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric import ec
+from sqlalchemy import select
+
+from bundles import KEY
+from digits import INPUT, OUTPUT, accuracy, digits_data, digits_onnx, exam_npz
+from edgepack import messages
+from edgepack.bundle import write_bundle
+from edgepack_agent.adapters.control import call
+from edgepack_agent.adapters.identity import write_identity
+from edgepack_agent.config import load_config
+from edgepack_fleet.adapters.tables import EventRow, GroupRow, JobRow, TelemetryRow
+from edgepack_fleet.core.model import Policy
+from edgepack_fleet.service import Service
+from edgepack_fleet.web import views
+from fleet_rig import Mosquitto, csr, free_port, mosquitto, pem, publisher, running, wait
+from slots import Client, digits_manifest, raw
+
+AGENT = Path(sys.executable).with_name("edgepack-agent")
+ENDED = {"completed", "paused", "cancelled"}
+WRONG = {"2.0.0": 0.42}
+"""Share of wrong labels of the versions that are bad."""
+
+
+@cache
+def _trained(home: Path, wrong: float) -> Path:
+    return digits_onnx(home / f"model-{wrong}.onnx", wrong, batch=1)
+
+
+def digits_release(home: Path, version: str, *, lie: bool = False) -> Path:
+    """Write a signed digits bundle of VERSION below HOME; LIE: its golden vectors are wrong."""
+    home.mkdir(parents=True, exist_ok=True)
+    model = _trained(home, WRONG.get(version, 0.0))
+    inputs = digits_data()[1].head(8).inputs
+    outputs = np.concatenate([raw(model, i) for i in inputs])
+    np.savez(home / "inputs.npz", **{INPUT: inputs})
+    np.savez(home / "outputs.npz", **{OUTPUT: -outputs if lie else outputs})
+    files = {
+        "model/model.onnx": model,
+        "golden/inputs.npz": home / "inputs.npz",
+        "golden/outputs.npz": home / "outputs.npz",
+    }
+    return write_bundle(home / "dist", digits_manifest(version), files, key=KEY).path
+
+
+@dataclass
+class Device:
+    """An agent's process, its files and its ports."""
+
+    name: str
+    home: Path
+    port: int
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def config(self) -> Path:
+        return self.home / "agent.yaml"
+
+    @property
+    def data(self) -> Path:
+        return self.home / "data"
+
+    @property
+    def log(self) -> str:
+        return (self.home / "agent.log").read_text(errors="replace")
+
+    def start(self) -> None:
+        with (self.home / "agent.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [AGENT, "--config", self.config, "run"],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> int:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(20)
+
+    def close(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            self.kill()
+
+    def configure(self, **changes: Any) -> None:
+        settings = json.loads(self.config.read_text()) | changes
+        self.config.write_text(json.dumps(settings))  # JSON is YAML
+
+    def ask(self, command: str, file: int | None = None) -> dict[str, Any]:
+        return call(load_config(self.config).control_socket, command, file, timeout_s=60)
+
+    def status(self) -> dict[str, Any]:
+        """Return the status; empty while the agent is not up."""
+        with contextlib.suppress(Exception):
+            return self.ask("status")
+        return {}
+
+    def serving(self) -> str | None:
+        """Return what answers requests; None while nothing does."""
+        found: str | None = self.status().get("serving")
+        return found
+
+    def accuracy(self, count: int = 20) -> float:
+        """Ask about COUNT test digits over the local API."""
+        test = digits_data()[1].head(count)
+        with Client(("127.0.0.1", self.port)) as client:
+            return accuracy(
+                np.concatenate([client.infer(image)[0] for image in test.inputs]), test.labels
+            )
+
+
+@dataclass
+class Site:
+    """A fleet, its broker and its devices."""
+
+    root: Path
+    broker: Mosquitto
+    service: Service
+    devices: list[Device] = field(default_factory=list)
+
+    def publish(self, version: str, *, exam: bool = True, **facts: Any) -> Path:
+        bundle = digits_release(self.root / "models", version, **facts)
+        path = exam_npz(self.root / "exam.npz") if exam else None
+        publisher(self.service.settings.data).publish(bundle, exam=path, min_score=0.9)
+        return bundle
+
+    def device(self, name: str = "cam", **changes: Any) -> Device:
+        """Enrol a device past HTTP and write its configuration."""
+        home = self.root / name
+        home.mkdir()
+        device = Device(name, home, free_port())
+        settings = {
+            "data_dir": str(device.data),
+            "run_dir": str(home / "run"),
+            "listen": f"127.0.0.1:{device.port}",
+            "runtimes": ["onnx"],
+            "threads": 1,
+            "poll_s": 1,
+            "telemetry": {"level": "metrics", "interval_s": 0.5},
+            "log_level": "debug",
+        }
+        device.config.write_text(json.dumps(settings | changes))
+        self._enrol(device)
+        self.devices.append(device)
+        return device
+
+    def _enrol(self, device: Device) -> None:
+        service, key = self.service, ec.generate_private_key(ec.SECP256R1())
+        with service.database.write() as session:
+            if session.get(GroupRow, "lab") is None:
+                session.add(GroupRow(id="lab", created=0.0))
+        token = service.enrolment.create_token("lab", 60, 1)
+        request = messages.EnrollRequest(secret=token.secret, csr=csr(key), name=device.name)
+        reply = service.enrolment.enroll(request)
+        image_root = self.root / "home" / "metadata" / "1.root.json"
+        write_identity(
+            device.data / "identity",
+            device=reply.device,
+            group=reply.group,
+            broker=(reply.broker_host, reply.broker_port),
+            files={
+                "key.pem": pem(key),
+                "certificate.pem": reply.certificate.encode(),
+                "ca.pem": reply.ca.encode(),
+                "image-root.json": image_root.read_bytes(),
+                "director-root.json": reply.director_root.encode(),
+            },
+        )
+
+    def roll_out(self, version: str, probation_s: int = 1) -> str:
+        policy = Policy(probation_s=probation_s)
+        return self.service.rollouts.create(f"digits@{version}", "lab", "100%", policy)
+
+    def state(self, rollout: str) -> str:
+        with self.service.database.read() as session:
+            found = views.rollout(session, rollout)
+        assert found is not None
+        return found.state
+
+    def ended(self, rollout: str, seconds: float = 60) -> str:
+        def probe() -> str | None:
+            found = self.state(rollout)
+            return found if found in ENDED else None
+
+        return wait(f"rollout {rollout} to end", probe, seconds)
+
+    def job(self, rollout: str) -> JobRow:
+        """Return the newest job of ROLLOUT."""
+        with self.service.database.read() as session:
+            found = session.scalars(select(JobRow).where(JobRow.rollout_id == rollout)).all()
+            session.expunge_all()
+        return found[-1]
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        with self.service.database.read() as session:
+            rows = session.scalars(select(EventRow).where(EventRow.type == kind)).all()
+            return [dict(row.body) for row in rows]
+
+    def inferences(self) -> int:
+        with self.service.database.read() as session:
+            rows = session.scalars(select(TelemetryRow)).all()
+            return sum(row.inferences for row in rows)
+
+
+@contextlib.contextmanager
+def site(root: Path) -> Iterator[Site]:
+    """Yield a running fleet with a publisher; all devices end with it."""
+    data = root / "fleet"
+    publisher(data)
+    with mosquitto(data) as broker, running(data, broker.address) as service:
+        place = Site(root, broker, service)
+        try:
+            yield place
+        finally:
+            for device in place.devices:
+                device.close()
+
+
+def rss_mb(pid: int) -> float:
+    """Return the resident memory of a process in MiB."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def as_document(value: Any) -> Any:
+    return msgspec.to_builtins(value)
