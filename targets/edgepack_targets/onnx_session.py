@@ -32,7 +32,9 @@ QUIET = 3
 class OnnxSession(BoundSession):
     """A loaded ONNX model."""
 
-    def __init__(self, session: ort.InferenceSession, binding: Binding, effective: Effective):
+    def __init__(
+        self, session: ort.InferenceSession, binding: Binding, effective: Effective
+    ) -> None:
         super().__init__(binding, effective)
         self._session = session
         self._names = binding.output_names

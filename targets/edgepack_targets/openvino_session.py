@@ -37,7 +37,7 @@ DTYPES = {
 class OpenVinoSession(BoundSession):
     """A compiled IR with one inference request."""
 
-    def __init__(self, compiled: ov.CompiledModel, binding: Binding, effective: Effective):
+    def __init__(self, compiled: ov.CompiledModel, binding: Binding, effective: Effective) -> None:
         super().__init__(binding, effective)
         self._request = compiled.create_infer_request()
         self._ports = {name: compiled.output(name) for name in binding.output_names}

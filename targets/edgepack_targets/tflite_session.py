@@ -22,7 +22,7 @@ Details = dict[str, dict[str, Any]]
 class TfLiteSession(BoundSession):
     """An interpreter; tensors are addressed by the names of the model's signature."""
 
-    def __init__(self, interpreter: Interpreter, binding: Binding, effective: Effective):
+    def __init__(self, interpreter: Interpreter, binding: Binding, effective: Effective) -> None:
         super().__init__(binding, effective)
         inputs, outputs = _details(interpreter)
         self._inputs = {name: int(detail["index"]) for name, detail in inputs.items()}

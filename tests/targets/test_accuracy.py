@@ -3,10 +3,13 @@
 from functools import cache
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 
 from digits import INPUT, OUTPUT, accuracy, digits_data
-from digits_targets import TARGETS, converted, manifest_for, quantized, source_answers
+from digits_targets import TARGETS, converted, manifest_for, quantized, source_answers, subject
 from edgepack_targets import registry
 from edgepack_targets.pipeline.feed import run_samples
 
@@ -53,6 +56,26 @@ def test_int8_is_small_and_says_what_it_is(target: str) -> None:
     assert int8["float_weights"] == 0
     # One convolution, one pooling and two dense layers at least.
     assert 4 <= int8["quantized_operators"] <= int8["operators"]
+
+
+@pytest.mark.parametrize(
+    ("features", "method", "highest"),
+    [((), "static-qdq-u8s8-7bit", 64), (("avx512_vnni",), "static-qdq-u8s8", 127)],
+)
+def test_onnx_weights_have_7_bits_unless_vnni_is_required(
+    features: tuple[str, ...], method: str, highest: int, tmp_path: Path
+) -> None:
+    one = subject("onnx")
+    done = one.target.quantize(
+        one.model_dir, tmp_path, one.native_calibration(), cpu_features=features
+    )
+    assert done["method"] == method
+    weights = [
+        numpy_helper.to_array(weight)
+        for weight in onnx.load(tmp_path / "model.onnx").graph.initializer
+        if weight.data_type == onnx.TensorProto.INT8 and len(weight.dims) > 1
+    ]
+    assert max(int(np.abs(weight.astype(np.int16)).max()) for weight in weights) == highest
 
 
 @pytest.mark.parametrize("target", TARGETS)
