@@ -293,10 +293,18 @@ def _stand(
     if busy:
         return f"Wave {current + 1} of {len(sizes)}: {head}, {busy} under way."
     if unreached and not any(m.wave is None and m.device.online for m in members):
-        return f"{head}; {unreached} not reached yet and get it when they return."
+        return f"{head}; {_returning(unreached)}."
+    if not unreached:
+        return f"{head}."
     if current < len(sizes) - 1 and _soaking(members, current, now, rollout):
         return f"Wave {current + 1} of {len(sizes)} soaks: {head}."
     return f"Wave {current + 1} of {len(sizes)}: {head}."
+
+
+def _returning(count: int) -> str:
+    if count == 1:
+        return "1 has not been reached yet and gets it when it returns"
+    return f"{count} have not been reached yet and get it when they return"
 
 
 def _soaking(members: Sequence[Member], current: int, now: float, rollout: Rollout) -> bool:
