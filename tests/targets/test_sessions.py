@@ -84,6 +84,17 @@ def test_a_truncated_model_is_an_error_of_ours(target: str, place: float, tmp_pa
         registry.find(target).describe(tmp_path)
 
 
+def test_truncated_weights_of_openvino_are_an_error_too(tmp_path: Path) -> None:
+    for file in converted("openvino").iterdir():
+        data = file.read_bytes()
+        (tmp_path / file.name).write_bytes(data[:1000] if file.suffix == ".bin" else data)
+    with pytest.raises(IntegrityError):
+        registry.find("openvino").describe(tmp_path)
+    (tmp_path / "model.bin").unlink()
+    with pytest.raises(IntegrityError):
+        registry.find("openvino").describe(tmp_path)
+
+
 def tensor(name: str, shape: tuple[int, ...], dtype: str = "float32") -> TensorSpec:
     return TensorSpec(name=name, shape=shape, dtype=dtype, binding=Binding(native_name=name))
 
