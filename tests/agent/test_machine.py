@@ -1,0 +1,374 @@
+"""The update story as a pure table, driven through every order of events a device could meet."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from edgepack_agent.core import state as s
+from edgepack_agent.core.machine import MAX_BOOTS, PHASES, TABLE, deadline, transition
+
+EXAM = s.Exam("e" * 64, 10, 0.9)
+
+
+def model(version: int, *, exam: bool = True) -> s.Model:
+    release = f"digits@{version}.0.0"
+    return s.Model(release, f"models/{release}", f"{version:064d}", 100, 0, EXAM if exam else None)
+
+
+def job(version: int, *, local: bool = False) -> s.Job:
+    found = model(version)
+    return s.Job(f"job-{version}", found.release, found.path, local=local)
+
+
+MODELS = st.integers(1, 4).map(model)
+SLOTS = st.builds(s.Slot, st.sampled_from(["a", "b"]), MODELS)
+JOBS = st.builds(job, st.integers(1, 4), local=st.booleans())
+OUTCOMES = st.builds(
+    s.Outcome,
+    st.sampled_from(["job-1", "job-2"]),
+    st.sampled_from(["SUCCEEDED", "FAILED", "REJECTED", "CANCELED"]),
+    st.just("why"),
+)
+STATES = st.builds(
+    s.State,
+    phase=st.sampled_from(PHASES),
+    current=st.none() | SLOTS,
+    previous=st.none() | SLOTS,
+    job=st.none() | JOBS,
+    candidate=st.none() | SLOTS,
+    result=st.none() | OUTCOMES,
+    outcome=st.none() | OUTCOMES,
+    ended=st.sampled_from(["", "job-1"]),
+    boots=st.integers(0, 5),
+    repairs=st.integers(0, 5),
+    exposed=st.booleans(),
+)
+EVENTS = st.one_of(
+    st.sampled_from([
+        s.Booted(), s.CancelAsked(), s.Unreachable(), s.Retry(), s.Downloaded(), s.Damaged(),
+        s.Staged(), s.Loaded(), s.Accepting(), s.Confirmed(), s.Reverted(), s.JobGone(),
+    ]),
+    st.builds(s.JobSeen, JOBS),
+    st.builds(s.JobTaken, st.sampled_from(["job-1", "job-2"])),
+    st.builds(s.JobGone, st.sampled_from(["job-1", "job-2"])),
+    st.builds(s.OutcomeTaken, st.sampled_from(["job-1", "job-2"])),
+    st.builds(s.InstallAsked, JOBS, MODELS),
+    st.builds(s.RollbackAsked, JOBS),
+    st.builds(s.Approved, MODELS),
+    st.builds(s.Failed, st.sampled_from(["FAILED", "REJECTED"]), st.just("why")),
+    st.builds(s.Checked, st.booleans(), st.none() | st.floats(0, 1)),
+    st.builds(s.Judged, st.booleans(), st.just("why")),
+    st.builds(s.TimerFired, st.sampled_from(PHASES)),
+)  # fmt: skip
+
+
+@settings(max_examples=600)
+@given(STATES, EVENTS)
+def test_the_table_is_total_and_stays_in_its_phases(state: s.State, event: s.Event) -> None:
+    after, effects = transition(state, event)
+    assert after.phase in PHASES
+    assert isinstance(effects, tuple)
+    if (state.phase, type(event)) not in TABLE:
+        assert after == state
+        assert all(isinstance(effect, s.Log) for effect in effects)
+
+
+@settings(max_examples=300)
+@given(STATES, EVENTS)
+def test_only_a_good_verdict_changes_what_is_current(state: s.State, event: s.Event) -> None:
+    after, _ = transition(state, event)
+    if after.current != state.current:
+        assert state.phase == "probation"
+        assert event == s.Judged(True, "why")
+        assert after.current == state.candidate
+
+
+def test_every_phase_but_idle_has_a_deadline_and_a_way_on() -> None:
+    for phase in PHASES:
+        slot = s.Slot("a", model(1))
+        state = s.State(phase=phase, current=slot, job=job(1), candidate=slot)
+        assert (deadline(state) is None) == (phase == "idle")
+        if phase != "idle":
+            after, effects = transition(state, s.TimerFired(phase))
+            assert after.phase != phase or effects, f"{phase} would last for ever"
+
+
+@settings(max_examples=300)
+@given(STATES)
+def test_a_deadline_of_another_phase_means_nothing(state: s.State) -> None:
+    for phase in PHASES:
+        if phase != state.phase:
+            assert transition(state, s.TimerFired(phase)) == (state, ())
+
+
+def walk(state: s.State, *events: s.Event) -> tuple[s.State, list[s.Effect]]:
+    effects: list[s.Effect] = []
+    for event in events:
+        state, more = transition(state, event)
+        effects += more
+    return state, effects
+
+
+GOOD = (
+    s.Downloaded(), s.Staged(), s.Loaded(), s.Checked(golden=True, score=0.95), s.Accepting(),
+    s.Judged(good=True), s.Confirmed(),
+)  # fmt: skip
+RUNS_1 = s.State(current=s.Slot("a", model(1)))
+
+
+def begun(version: int = 2) -> tuple[s.Event, ...]:
+    return s.JobSeen(job(version)), s.JobTaken(f"job-{version}"), s.Approved(model(version))
+
+
+def test_a_good_model_is_committed_reported_and_the_old_one_kept() -> None:
+    state, effects = walk(RUNS_1, *begun(), *GOOD)
+    assert state.phase == "idle"
+    assert state.current == s.Slot("b", model(2))
+    assert state.previous == s.Slot("a", model(1))
+    assert state.outcome == s.Outcome("job-2", "SUCCEEDED")
+    kinds = [type(effect) for effect in effects if not isinstance(effect, s.Tell)]
+    assert kinds == [
+        s.Approve, s.Download, s.Stage, s.Load, s.Check, s.Switch, s.Drain, s.Publish, s.Confirm,
+    ]  # fmt: skip
+    assert walk(state, s.OutcomeTaken("job-2"))[0].outcome is None
+
+
+@pytest.mark.parametrize(
+    ("checked", "reason"),
+    [
+        (s.Checked(golden=False, score=1.0), "golden_mismatch"),
+        (s.Checked(golden=True, score=0.89), "acceptance_below_limit"),
+        (s.Checked(golden=True, score=None), "acceptance_below_limit"),
+    ],
+)
+def test_a_model_that_fails_its_proof_never_answers(checked: s.Checked, reason: str) -> None:
+    state, effects = walk(RUNS_1, *begun(), *GOOD[:3], checked, s.Reverted())
+    assert state.current == RUNS_1.current
+    assert state.outcome
+    assert (state.outcome.status, state.outcome.reason) == ("REJECTED", reason)
+    assert not any(isinstance(effect, s.Switch) for effect in effects)
+    assert s.Revert(s.Slot("b", model(2))) in effects
+
+
+def test_a_model_that_fails_in_probation_is_rolled_back_and_said_so() -> None:
+    state, effects = walk(RUNS_1, *begun(), *GOOD[:5], s.Judged(good=False, reason="error_rate"))
+    assert state.phase == "rolling_back"
+    (event,) = [effect for effect in effects if isinstance(effect, s.Publish)]
+    assert (event.type, event.bundle, event.reason) == ("rolled_back", "digits@1.0.0", "error_rate")
+    assert event.detail["release"] == "digits@2.0.0"
+
+
+def test_a_candidate_that_restarts_the_device_is_given_up() -> None:
+    state, _ = walk(RUNS_1, *begun(), *GOOD[:5])
+    for _ in range(MAX_BOOTS):
+        state, _ = walk(state, s.Booted(), *GOOD[2:5])
+        assert state.phase == "probation"
+    state, _ = walk(state, s.Booted(), s.Reverted())
+    assert state.current == RUNS_1.current
+    assert state.outcome
+    assert state.outcome.reason == "restart_loop"
+
+
+def test_what_ended_here_is_not_begun_again() -> None:
+    state, _ = walk(RUNS_1, *begun(), s.Failed("FAILED", "disk_full"), s.Reverted())
+    again, effects = walk(state, s.JobSeen(job(2)))
+    assert again.phase == "idle"
+    assert effects == [s.Tell(state.outcome, "idle")]  # type: ignore[arg-type]
+    heard, _ = walk(state, s.OutcomeTaken("job-2"), s.JobSeen(job(2)))
+    assert heard.phase == "idle"
+
+
+@pytest.mark.parametrize("count", range(1, 7))
+def test_the_fleet_can_cancel_at_any_time(count: int) -> None:
+    state, _ = walk(RUNS_1, *begun(), *GOOD[: count - 1], s.JobGone())
+    assert state.phase == "rolling_back"
+    state, _ = walk(state, s.Reverted())
+    assert (state.phase, state.current, state.outcome) == ("idle", RUNS_1.current, None)
+
+
+def test_a_person_goes_back_and_the_fleet_is_told_of_the_override() -> None:
+    state, _ = walk(RUNS_1, *begun(), *GOOD, s.OutcomeTaken("job-2"))
+    state, effects = walk(state, s.RollbackAsked(job(1, local=True)), *GOOD[2:])
+    assert (state.current, state.previous) == (s.Slot("a", model(1)), s.Slot("b", model(2)))
+    assert not any(isinstance(effect, (s.Stage, s.Download, s.Tell)) for effect in effects)
+    (event,) = [effect for effect in effects if isinstance(effect, s.Publish)]
+    assert event.detail == {"override": True}
+
+
+def test_a_failed_way_back_keeps_the_previous_slot() -> None:
+    state, _ = walk(RUNS_1, *begun(), *GOOD, s.OutcomeTaken("job-2"))
+    state, effects = walk(
+        state, s.RollbackAsked(job(1, local=True)), s.Failed("REJECTED", "digest_mismatch")
+    )
+    assert s.Revert(None) in effects
+    assert state.previous == s.Slot("a", model(1))
+
+
+class Device(RuleBasedStateMachine):
+    """A device with a disk and two runners, whose power can be cut between any two effects."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.state = s.State()
+        self.disk: dict[str, s.Model] = {}
+        self.todo: list[s.Effect] = []
+        self.serving: s.Slot | None = None
+        self.candidate: s.Slot | None = None
+        self.answers: set[str] = set()
+        self.versions = 0
+
+    def on(self, event: s.Event) -> None:
+        self.state, effects = transition(self.state, event)
+        self.todo += effects
+
+    def do(self, effect: s.Effect) -> None:
+        match effect:
+            case s.Stage(slot):
+                assert slot != self.state.current
+                assert self.state.current is None or slot.name != self.state.current.name
+                self.disk[slot.name] = slot.model
+            case s.Load(slot):
+                self.candidate = slot
+            case s.Switch():
+                self.answers.add("candidate")
+            case s.Drain():
+                self.answers.discard("serving")
+            case s.Confirm(slot):
+                self.serving, self.candidate, self.answers = slot, None, {"serving"}
+            case s.Revert(discard):
+                self.candidate = None
+                self.answers = {"serving"} if self.serving else set()
+                if discard:
+                    assert discard not in (self.state.current, self.state.previous)
+                    if self.disk.get(discard.name) == discard.model:
+                        del self.disk[discard.name]
+
+    def do_all(self) -> None:
+        todo, self.todo = self.todo, []
+        for effect in todo:
+            self.do(effect)
+
+    @rule()
+    def power_cut(self) -> None:
+        """What was to be done is forgotten; the journal and the disk are not."""
+        self.todo, self.candidate = [], None
+        self.serving = self.state.current
+        self.answers = {"serving"} if self.serving else set()
+        self.on(s.Booted())
+
+    @rule(data=st.data())
+    def half_of_the_effects_and_power_cut(self, data: Any) -> None:
+        count = data.draw(st.integers(0, len(self.todo)))
+        for effect in self.todo[:count]:
+            self.do(effect)
+        self.power_cut()
+
+    @rule()
+    def effects_run_twice(self) -> None:
+        todo = list(self.todo)
+        self.do_all()
+        before = (dict(self.disk), self.serving, self.candidate, set(self.answers))
+        for effect in todo:
+            self.do(effect)
+        assert before == (self.disk, self.serving, self.candidate, self.answers)
+
+    @precondition(lambda self: self.state.phase == "idle")
+    @rule()
+    def a_job_comes(self) -> None:
+        self.do_all()
+        self.versions += 1
+        self.on(s.JobSeen(job(self.versions)))
+        self.on(s.JobTaken(f"job-{self.versions}"))
+
+    @precondition(lambda self: self.state.phase == "idle" and self.state.previous)
+    @rule()
+    def a_person_goes_back(self) -> None:
+        self.do_all()
+        self.on(s.RollbackAsked(s.Job("local", "x", "y", local=True)))
+
+    @rule(good=st.booleans())
+    def the_step_ends(self, good: bool) -> None:
+        self.do_all()
+        steps: dict[str, s.Event] = {
+            "checking": s.Approved(model(self.versions)),
+            "downloading": s.Downloaded(),
+            "verifying": s.Staged() if good else s.Damaged(),
+            "staged": s.Loaded(),
+            "self_test": s.Checked(golden=True, score=1.0 if good else 0.1),
+            "switching": s.Accepting(),
+            "probation": s.Judged(good, "error_rate"),
+            "committed": s.Confirmed(),
+            "rolling_back": s.Reverted(),
+            "idle": s.OutcomeTaken(f"job-{self.versions}"),
+        }
+        if self.state.phase in steps:
+            self.on(steps[self.state.phase])
+
+    @rule(event=EVENTS.filter(lambda e: not isinstance(e, (s.Judged, s.Approved, s.InstallAsked))))
+    def something_out_of_order(self, event: s.Event) -> None:
+        self.do_all()
+        if (self.state.phase, type(event)) not in TABLE:
+            self.on(event)
+
+    @rule(reason=st.sampled_from(["timer", "cancel", "failure"]))
+    def it_goes_wrong(self, reason: str) -> None:
+        self.do_all()
+        self.on(
+            {
+                "timer": s.TimerFired(self.state.phase),
+                "cancel": s.JobGone(),
+                "failure": s.Failed("FAILED", "x"),
+            }[reason]
+        )
+
+    @invariant()
+    def what_is_current_is_whole(self) -> None:
+        current, previous = self.state.current, self.state.previous
+        if current:
+            assert self.disk.get(current.name) == current.model
+        if previous:
+            assert self.disk.get(previous.name) == previous.model
+            assert current
+            assert previous.name != current.name
+
+    @invariant()
+    def something_answers_once_a_model_was_committed(self) -> None:
+        if self.state.current and self.serving:
+            assert self.answers
+
+    @invariant()
+    def there_is_one_candidate_at_most(self) -> None:
+        if self.state.phase == "idle":
+            assert self.state.candidate is None
+            assert self.state.job is None
+
+    def teardown(self) -> None:
+        """From wherever it is, the story ends with the old version or the new."""
+        old, wanted = self.state.current, self.state.candidate
+        for _ in range(40):
+            if self.state.phase == "idle":
+                break
+            self.the_step_ends(good=True)
+            if self.state.phase == "offered":
+                self.on(s.JobTaken(self.state.job.id if self.state.job else ""))
+        self.do_all()
+        assert self.state.phase == "idle"
+        assert self.state.current in (old, wanted) or (
+            self.state.current and self.state.current.model == model(self.versions)
+        )
+
+
+Device.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+TestDevice = Device.TestCase
+
+
+def test_states_survive_the_journal_unchanged() -> None:
+    import msgspec
+
+    state, _ = walk(RUNS_1, *begun(), *GOOD[:3], s.Checked(golden=True, score=0.1))
+    state = replace(state, outcome=s.Outcome("j", "FAILED", "x", {"score": 0.1}))
+    assert msgspec.json.decode(msgspec.json.encode(state), type=s.State) == state
