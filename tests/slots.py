@@ -3,6 +3,7 @@
 Slots are built once per process with the real bundle writer and reader and copied per test.
 """
 
+import http.client
 import json
 import queue
 import shutil
@@ -14,8 +15,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
+import msgspec
 import numpy as np
+import onnx
 import onnxruntime
+from onnx import TensorProto, helper
 
 from digits import INPUT, LABELS, OUTPUT, digits_data, digits_onnx
 from edgepack.bundle import open_bundle, write_bundle
@@ -58,9 +62,11 @@ def digits_manifest(version: str = "1.0.0") -> Manifest:
     )
 
 
-def _spec(name: str, shape: tuple[int, ...], layout: str) -> TensorSpec:
+def _spec(
+    name: str, shape: tuple[int, ...], layout: str | None, dtype: str = "float32"
+) -> TensorSpec:
     binding = Binding(native_name=name)
-    return TensorSpec(name=name, shape=shape, dtype="float32", binding=binding, layout=layout)
+    return TensorSpec(name=name, shape=shape, dtype=dtype, binding=binding, layout=layout)
 
 
 @cache
@@ -130,6 +136,20 @@ class Heard:
                 return event
             assert event["evt"] not in {"failed", "exited"}, event
 
+    def silent_for(self, seconds: float) -> bool:
+        """Return whether no event came for SECONDS; False after the first one that did."""
+        try:
+            self.past.append(self.events.get(timeout=seconds))
+        except queue.Empty:
+            return True
+        return False
+
+    def last(self) -> Event:
+        """Return the `exited` event and check that nothing follows it."""
+        exited = self.wait("exited")
+        assert self.events.empty()
+        return exited
+
     def accepting(self) -> Self:
         self.wait("loaded")
         self.tell("accept")
@@ -157,3 +177,108 @@ def rewrite_manifest(slot: Path, change: Callable[[dict[str, Any]], None]) -> No
     document = json.loads(path.read_bytes())
     change(document)
     path.write_text(json.dumps(document, sort_keys=True, separators=(",", ":")))
+
+
+def counting_slot(directory: Path) -> Path:
+    """Build in DIRECTORY a model that counts up to its input `n`, and so takes as long as asked."""
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["go"], ["go_on"]),
+            helper.make_node("Add", ["so_far", "one"], ["next"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("so_far", TensorProto.INT64, [1]),
+        ],
+        [
+            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("next", TensorProto.INT64, [1]),
+        ],
+    )
+    graph = helper.make_graph(
+        [
+            helper.make_node("Squeeze", ["n"], ["trips"]),
+            helper.make_node("Loop", ["trips", "", "zero"], ["count"], body=body),
+        ],
+        "counting",
+        [helper.make_tensor_value_info("n", TensorProto.INT64, [1])],
+        [helper.make_tensor_value_info("count", TensorProto.INT64, [1])],
+        [
+            helper.make_tensor("zero", TensorProto.INT64, [1], [0]),
+            helper.make_tensor("one", TensorProto.INT64, [1], [1]),
+        ],
+    )
+    opset = [helper.make_opsetid("", 17)]
+    with tempfile.TemporaryDirectory() as name:
+        home = Path(name)
+        onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=9), home / "model.onnx")
+        np.savez(home / "inputs.npz", n=np.array([[3]], np.int64))
+        np.savez(home / "outputs.npz", count=np.array([[3]], np.int64))
+        manifest = msgspec.structs.replace(
+            digits_manifest(),
+            name="counting",
+            task="raw",
+            inputs=(_spec("n", (1,), None, "int64"),),
+            outputs=(_spec("count", (1,), None, "int64"),),
+            agreement=Agreement(rule="cosine", output="count"),
+            golden=Golden(inputs="golden/inputs.npz", outputs="golden/outputs.npz", samples=1),
+            preprocess=None,
+            postprocess=None,
+            labels=(),
+        )
+        files = {
+            "model/model.onnx": home / "model.onnx",
+            "golden/inputs.npz": home / "inputs.npz",
+            "golden/outputs.npz": home / "outputs.npz",
+        }
+        with open_bundle(write_bundle(home, manifest, files).path) as bundle:
+            bundle.extract(directory)
+    return directory
+
+
+class Client:
+    """A plain HTTP client on one kept-alive connection, over TCP or a unix socket."""
+
+    def __init__(self, address: tuple[str, int] | str) -> None:
+        self._http = http.client.HTTPConnection("127.0.0.1", timeout=DEADLINE_S)
+        self._http.sock = (
+            socket.socket(socket.AF_UNIX)
+            if isinstance(address, str)
+            else socket.socket(socket.AF_INET)
+        )
+        self._http.sock.settimeout(DEADLINE_S)
+        self._http.sock.connect(address)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    def send(self, method: str, path: str, body: bytes) -> None:
+        """Ask without waiting for the answer."""
+        self._http.request(method, path, body)
+
+    def ask(
+        self, method: str, path: str, body: bytes = b"", **headers: str
+    ) -> tuple[int, dict[str, str], bytes]:
+        """Return status, headers (lower case) and body."""
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        self._http.request(method, path, body, named)
+        answer = self._http.getresponse()
+        content = answer.read()
+        return answer.status, {k.lower(): v for k, v in answer.getheaders()}, content
+
+    def infer(self, image: np.ndarray, model: str = "digits") -> tuple[np.ndarray, dict[str, str]]:
+        """Return the first output and the headers for IMAGE (1, 16, 16), sent as JSON."""
+        tensor = {"name": INPUT, "datatype": "FP32", "shape": [1, *image.shape]}
+        body = json.dumps({"inputs": [tensor | {"data": image.ravel().tolist()}]}).encode()
+        status, headers, content = self.ask("POST", f"/v2/models/{model}/infer", body)
+        assert status == 200, content
+        found = json.loads(content)["outputs"][0]
+        return np.array(found["data"], np.float32).reshape(found["shape"]), headers

@@ -32,14 +32,14 @@ def main(
     logging.basicConfig(format="runner: %(levelname)s: %(message)s", level=logging.WARNING)
     listeners = tuple(socket.socket(fileno=fd) for fd in listen_fd)
     options = Options(socket.socket(fileno=control_fd), listeners, slot, threads, state)
-    code = asyncio.run(_drive(options))
+    asyncio.run(_drive(options))
+
+
+async def _drive(options: Options) -> None:
+    code = await Driver(options).run()
     # A hung inference thread would keep an ordinary exit waiting, and runtimes are known to
     # crash while the interpreter takes itself apart.
     os._exit(code)
-
-
-async def _drive(options: Options) -> int:
-    return await Driver(options).run()
 
 
 main()

@@ -106,14 +106,15 @@ class Api:
     async def _infer(self, headers: Mapping[str, str], body: bytes) -> _Reply:
         model = self._model
         request = protocol.read_request(headers, body, model.manifest)
+        patience = min(request.timeout_s, DEADLINE_S)
         try:
-            future = self._engine.submit(lambda: model.answer(request.inputs), DEADLINE_S)
-            async with asyncio.timeout(DEADLINE_S):
-                outputs = await asyncio.wrap_future(future)
+            async with asyncio.timeout(patience):
+                work = self._engine.submit(lambda: model.answer(request.inputs), patience)
+                outputs = await asyncio.wrap_future(work)
         except QueueFullError as error:
             raise RequestError(503, "too many requests are waiting", "queue_full") from error
         except (ExpiredError, TimeoutError) as error:
-            raise RequestError(504, f"no answer within {DEADLINE_S:.0f} s", "deadline") from error
+            raise RequestError(504, f"no answer within {patience:g} s", "deadline") from error
         except RequestError:
             raise
         except Exception as error:

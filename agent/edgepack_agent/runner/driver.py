@@ -194,7 +194,9 @@ class Driver:
 
 def _failure(error: BaseException) -> dict[str, Any]:
     if isinstance(error, EdgepackError):
-        why = f": {error.why}" if error.why else ""
-        return {"evt": "failed", "reason": error.reason, "message": f"{error.what}{why}"}
-    log.error("the runner failed", exc_info=error)
-    return {"evt": "failed", "reason": "runner_error", "message": type(error).__name__}
+        message = f"{error.what}: {error.why}" if error.why else error.what
+        code, reason = error.exit_code, error.reason
+    else:
+        log.error("the runner failed", exc_info=error)
+        message, code, reason = type(error).__name__, EdgepackError.exit_code, "runner_error"
+    return {"evt": "failed", "reason": reason, "message": message, "code": code}

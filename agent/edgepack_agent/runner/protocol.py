@@ -91,6 +91,8 @@ class InferRequest:
     id: str
     inputs: dict[str, Array | EncodedImage]
     outputs: tuple[Output, ...]
+    timeout_s: float = math.inf
+    """How long the client waits, by its own word."""
 
 
 class _Tensor(msgspec.Struct, frozen=True):
@@ -161,7 +163,8 @@ def read_request(headers: Mapping[str, str], body: bytes, manifest: Manifest) ->
     whole = memoryview(body)
     request = _decode(whole[:split])
     outputs = _outputs(request, manifest)
-    return InferRequest(request.id, _inputs(request.inputs, whole[split:], manifest), outputs)
+    inputs = _inputs(request.inputs, whole[split:], manifest)
+    return InferRequest(request.id, inputs, outputs, _timeout_s(request))
 
 
 def _image_request(body: bytes, manifest: Manifest) -> InferRequest:
@@ -198,6 +201,14 @@ def _outputs(request: _Request, manifest: Manifest) -> tuple[Output, ...]:
         Output(wanted.name, _flag(wanted.parameters, "binary_data", default=default))
         for wanted in request.outputs
     )
+
+
+def _timeout_s(request: _Request) -> float:
+    """Return the request's `timeout`, which tritonclient gives in microseconds."""
+    timeout = request.parameters.get("timeout", math.inf)
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or timeout <= 0:
+        raise RequestError(400, "the parameter `timeout` must be microseconds, more than 0")
+    return timeout / 1e6
 
 
 def _flag(parameters: Mapping[str, Any], name: str, *, default: bool = False) -> bool:

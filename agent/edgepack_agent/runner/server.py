@@ -33,6 +33,7 @@ class Server:
         self._config = Config(
             app, http="httptools", ws="none", lifespan="off", log_config=None, access_log=False,
             timeout_keep_alive=_KEEP_ALIVE_S, server_header=False, date_header=False,
+            proxy_headers=False,
         )  # fmt: skip
         self._state = ServerState()
         self._listeners = list(listeners)

@@ -1,0 +1,295 @@
+"""The inference protocol without a server: what a request means, and that no bytes break it."""
+
+import base64
+import json
+import math
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from edgepack.manifest import Binding, Manifest, TensorSpec
+from edgepack_agent.runner import protocol
+from edgepack_agent.runner.protocol import DATATYPES, EncodedImage, RequestError, read_request
+from slots import digits_manifest
+
+LENGTH = protocol.HEADER_LENGTH
+DTYPES = sorted(DATATYPES.values())
+OIP = {numpy: oip for oip, numpy in DATATYPES.items()}
+
+
+def model(*specs: tuple[str, str, tuple[int, ...]]) -> Manifest:
+    """Return a manifest whose inputs and outputs are SPECS of name, dtype and shape."""
+    tensors = tuple(
+        TensorSpec(name=name, dtype=dtype, shape=shape, binding=Binding(native_name=name))
+        for name, dtype, shape in specs
+    )
+    return msgspec.structs.replace(
+        digits_manifest(), inputs=tensors, outputs=tensors, preprocess=None
+    )
+
+
+def request(*tensors: dict[str, Any], binary: bytes = b"", **more: Any) -> dict[str, Any]:
+    """Return headers and body as arguments of `read_request`."""
+    head = json.dumps({"inputs": list(tensors)} | more).encode()
+    headers = {LENGTH: str(len(head))} if binary else {}
+    return {"headers": headers, "body": head + binary}
+
+
+def tensor(name: str, array: np.ndarray, **more: Any) -> dict[str, Any]:
+    return {"name": name, "datatype": OIP[array.dtype.name], "shape": list(array.shape)} | more
+
+
+def refused(manifest: Manifest, *tensors: dict[str, Any], **more: Any) -> RequestError:
+    with pytest.raises(RequestError) as caught:
+        read_request(manifest=manifest, **request(*tensors, **more))
+    return caught.value
+
+
+any_array = st.sampled_from(DTYPES).flatmap(
+    lambda dtype: arrays.arrays(
+        dtype,
+        arrays.array_shapes(min_dims=1, max_dims=3, max_side=4),
+        elements=arrays.from_dtype(np.dtype(dtype), allow_nan=False, allow_infinity=False),
+    )
+)
+
+
+@given(any_array)
+def test_json_tensors_arrive_as_they_were_sent(sent: np.ndarray) -> None:
+    manifest = model(("x", sent.dtype.name, sent.shape))
+    for data in (sent.tolist(), sent.ravel().tolist()):
+        got = read_request(manifest=manifest, **request(tensor("x", sent, data=data)))
+        received = got.inputs["x"]
+        assert received.dtype == sent.dtype
+        assert np.array_equal(received, sent)
+
+
+@given(any_array, any_array)
+def test_binary_tensors_arrive_as_they_were_sent(first: np.ndarray, second: np.ndarray) -> None:
+    pairs = [("x", first), ("y", second)]
+    manifest = model(*((name, a.dtype.name, a.shape) for name, a in pairs))
+    tensors = [tensor(n, a, parameters={"binary_data_size": a.nbytes}) for n, a in pairs]
+    binary = first.tobytes() + second.tobytes()
+    got = read_request(manifest=manifest, **request(*tensors, binary=binary))
+    for name, sent in pairs:
+        assert got.inputs[name].flags.aligned
+        assert got.inputs[name].dtype == sent.dtype
+        assert np.array_equal(got.inputs[name], sent)
+
+
+@given(any_array)
+def test_answers_read_back_as_they_were(sent: np.ndarray) -> None:
+    manifest = model(("x", sent.dtype.name, sent.shape), ("y", sent.dtype.name, sent.shape))
+    asked = [tensor("x", sent, data=sent.tolist()), tensor("y", sent, data=sent.tolist())]
+    wanted = [{"name": "y", "parameters": {"binary_data": True}}, {"name": "x"}]
+    got = read_request(manifest=manifest, **request(*asked, outputs=wanted, id="7"))
+    headers, body = protocol.write_response(manifest, "sha256:0", got, {"x": sent, "y": sent})
+    size = int(headers[LENGTH])
+    head = json.loads(body[:size])
+    assert (head["id"], head["parameters"]) == ("7", {"edgepack_bundle": "sha256:0"})
+    y, x = head["outputs"]
+    assert y["parameters"] == {"binary_data_size": len(body) - size}
+    assert np.array_equal(np.frombuffer(body[size:], sent.dtype), sent.ravel())
+    assert np.array_equal(np.array(x["data"], sent.dtype), sent.ravel())
+
+
+@given(st.binary(max_size=400), st.text(max_size=12))
+@example(b'{"inputs":[{"name":"image","shape":[1,1,16,16],"datatype":"FP32","data":[]}]}', "")
+@example(b"[" * 5000, "")
+def test_no_bytes_break_the_reader(body: bytes, length: str) -> None:
+    for headers in ({}, {LENGTH: length}, {"content-type": "image/png"}):
+        assert outcome(headers, body, digits_manifest()) in {200, 400, 415}
+
+
+def outcome(headers: dict[str, str], body: bytes, manifest: Manifest) -> int:
+    try:
+        got = read_request(headers, body, manifest)
+    except RequestError as error:
+        return error.status
+    for spec in manifest.inputs:
+        found = got.inputs[spec.name]
+        assert isinstance(found, EncodedImage) or found.dtype == spec.dtype
+    return 200
+
+
+json_value = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=8,
+)
+odd_tensor = st.fixed_dictionaries(
+    {
+        "name": st.sampled_from(["x", "image"]),
+        "datatype": st.sampled_from([*DATATYPES, "BYTES", "XY"]),
+        "shape": st.lists(st.integers(-1, 4), max_size=4) | json_value,
+    },
+    optional={
+        "data": json_value,
+        "parameters": st.dictionaries(
+            st.sampled_from(["binary_data_size", "classification", "binary_data"]), json_value
+        ),
+    },
+)
+
+
+@given(st.lists(odd_tensor, max_size=2), json_value, st.binary(max_size=16))
+def test_no_json_breaks_the_reader(tensors: list[Any], odd: Any, binary: bytes) -> None:
+    manifest = model(("x", "int64", (1, -1)), ("image", "bool", (2,)))
+    body = request(*tensors, binary=binary, parameters=odd, outputs=odd)
+    assert outcome(manifest=manifest, **body) in {200, 400}
+
+
+ONE = model(("x", "float32", (1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"name": "z"}, "must be ['x']"),
+        ({"datatype": "FP64"}, "must be FP32"),
+        ({"datatype": "BYTES"}, "must be FP32"),
+        ({"shape": [2, 1]}, "must be [1, 2]"),
+        ({"shape": [1, 2, 1]}, "must be [1, 2]"),
+        ({"data": [1.0]}, "flat or [1, 2]"),
+        ({"data": [[1.0], [2.0]]}, "flat or [1, 2]"),
+        ({"data": [[1.0], 2.0]}, "uneven"),
+        ({"data": [1.0, "2"]}, "no FP32"),
+        ({"data": [1.0, None]}, "no FP32"),
+        ({"data": [1.0, 1e39]}, "too large"),
+        ({"data": None}, "neither"),
+        ({"parameters": {"binary_data_size": 8}}, "past the body"),
+        ({"parameters": {"classification": 3}}, "not supported"),
+        ({"parameters": {"shared_memory_region": "m"}}, "not supported"),
+    ],
+)
+def test_what_does_not_fit_is_named(change: dict[str, Any], words: str) -> None:
+    good = {"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1.0, 2.0]}
+    assert read_request(manifest=ONE, **request(good)).inputs["x"].tolist() == [[1.0, 2.0]]
+    error = refused(ONE, good | change)
+    assert (error.status, words in str(error)) == (400, True), error
+
+
+@pytest.mark.parametrize(
+    ("dtype", "data"),
+    [
+        ("uint8", [256]), ("uint8", [-1]), ("int8", [1.0]), ("int64", [2**63]),
+        ("bool", [1]), ("uint64", [-1]), ("int32", [True]), ("float16", [70000.0]),
+    ],
+)  # fmt: skip
+def test_no_number_is_bent_to_fit(dtype: str, data: list[Any]) -> None:
+    error = refused(model(("x", dtype, (1,))), tensor("x", np.zeros(1, dtype), data=data))
+    assert error.status == 400
+
+
+def test_binary_data_must_add_up() -> None:
+    array = np.ones((1, 2), np.float32)
+    sized = tensor("x", array, parameters={"binary_data_size": 8})
+    assert "binary data" in str(refused(ONE, sized, binary=array.tobytes() + b"\0"))
+    short = tensor("x", array, parameters={"binary_data_size": 7})
+    assert "shape needs 8" in str(refused(ONE, short, binary=array.tobytes()[:7]))
+    both = sized | {"data": [1.0, 1.0]}
+    assert "twice" in str(refused(ONE, both, binary=array.tobytes()))
+
+
+def test_a_bool_byte_is_zero_or_one() -> None:
+    sized = {"name": "x", "datatype": "BOOL", "shape": [2], "parameters": {"binary_data_size": 2}}
+    manifest = model(("x", "bool", (2,)))
+    good = read_request(manifest=manifest, **request(sized, binary=b"\0\1"))
+    assert good.inputs["x"].tolist() == [False, True]
+    assert "0 or 1" in str(refused(manifest, sized, binary=b"\0\2"))
+
+
+def test_a_dynamic_axis_takes_any_size_but_none() -> None:
+    manifest = model(("x", "float32", (-1, 2)))
+    array = np.ones((3, 2), np.float32)
+    got = read_request(manifest=manifest, **request(tensor("x", array, data=array.tolist())))
+    assert got.inputs["x"].shape == (3, 2)
+    empty = np.ones((0, 2), np.float32)
+    assert refused(manifest, tensor("x", empty, data=[])).status == 400
+
+
+def test_outputs_are_those_asked_for_in_the_way_asked_for() -> None:
+    manifest = model(("x", "bool", (1,)), ("y", "bool", (1,)))
+    both = [tensor(name, np.ones(1, bool), data=[True]) for name in "xy"]
+    plain = read_request(manifest=manifest, **request(*both))
+    assert [(o.name, o.binary) for o in plain.outputs] == [("x", False), ("y", False)]
+    binary = request(*both, parameters={"binary_data_output": True})
+    assert all(o.binary for o in read_request(manifest=manifest, **binary).outputs)
+    mixed = binary["body"][:-1] + b',"outputs":[{"name":"y","parameters":{"binary_data":false}}]}'
+    [only] = read_request({}, mixed, manifest).outputs
+    assert (only.name, only.binary) == ("y", False)
+    assert "unknown output" in str(refused(manifest, *both, outputs=[{"name": "z"}]))
+
+
+def test_an_image_comes_as_bytes_base64_or_body() -> None:
+    manifest = digits_manifest()
+    named = {"name": "image", "datatype": "BYTES", "shape": [1]}
+    text = base64.b64encode(b"picture").decode()
+    as_json = read_request(manifest=manifest, **request(named | {"data": [text]}))
+    element = (7).to_bytes(4, "little") + b"picture"
+    sized = named | {"parameters": {"binary_data_size": len(element)}}
+    as_binary = read_request(manifest=manifest, **request(sized, binary=element))
+    as_body = read_request({"content-type": "image/jpeg"}, b"picture", manifest)
+    for got in (as_json, as_binary, as_body):
+        assert got.inputs == {"image": EncodedImage(b"picture")}
+
+
+@pytest.mark.parametrize("data", [["*"], [1], [], "xx", ["eA==", "eA=="], {"a": 1}])
+def test_a_bad_element_is_no_image(data: Any) -> None:
+    named = {"name": "image", "datatype": "BYTES", "shape": [1], "data": data}
+    assert refused(digits_manifest(), named).status == 400
+
+
+def test_a_torn_element_is_no_image() -> None:
+    torn = {"name": "image", "datatype": "BYTES", "shape": [1]}
+    for element in (b"", b"\1\0\0", b"\2\0\0\0x", b"\0\0\0\0x"):
+        sized = torn | {"parameters": {"binary_data_size": len(element)}}
+        assert refused(digits_manifest(), sized, binary=element).status == 400
+
+
+def test_a_model_without_preprocessing_takes_no_image() -> None:
+    with pytest.raises(RequestError) as caught:
+        read_request({"content-type": "image/png"}, b"x", ONE)
+    assert caught.value.status == 415
+
+
+def test_a_compressed_body_is_refused() -> None:
+    with pytest.raises(RequestError) as caught:
+        read_request({"content-encoding": "gzip"}, b"x", ONE)
+    assert caught.value.status == 415
+
+
+@pytest.mark.parametrize("timeout", [0, -1, True, "1", None])
+def test_a_timeout_is_a_number_of_microseconds(timeout: Any) -> None:
+    good = {"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1.0, 2.0]}
+    got = read_request(manifest=ONE, **request(good, parameters={"timeout": 1500}))
+    assert got.timeout_s == 0.0015
+    assert read_request(manifest=ONE, **request(good)).timeout_s == math.inf
+    assert refused(ONE, good, parameters={"timeout": timeout}).status == 400
+
+
+def test_json_cannot_say_nan_but_binary_can() -> None:
+    array = np.array([[np.nan, 1]], np.float32)
+    good = tensor("x", array, data=[0.0, 1.0])
+    asked = read_request(manifest=ONE, **request(good))
+    with pytest.raises(RequestError) as caught:
+        protocol.write_response(ONE, "d", asked, {"x": array})
+    assert (caught.value.status, caught.value.reason) == (500, "non_finite")
+    binary = request(good, parameters={"binary_data_output": True})
+    headers, body = protocol.write_response(
+        ONE, "d", read_request(manifest=ONE, **binary), {"x": array}
+    )
+    assert np.isnan(np.frombuffer(body[int(headers[LENGTH]) :], np.float32)[0])
+
+
+def test_the_limit_has_room_for_the_longest_json() -> None:
+    array = np.full((1, 5000), -1.2345678901234567e-300)
+    manifest = model(("x", "float64", array.shape))
+    body = request(tensor("x", array, data=array.tolist()))["body"]
+    assert len(body) <= protocol.body_limit(manifest) < 5 * len(body)
+    assert protocol.body_limit(model(("x", "float64", (-1, 2)))) > 2**20
