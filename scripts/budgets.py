@@ -9,11 +9,9 @@ import io
 import statistics
 import sys
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-import grimp
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = {
@@ -95,26 +93,62 @@ def definitions(path: Path) -> Iterator[Definition]:
     yield from visit(tree, (), False)
 
 
-def import_shape() -> tuple[int, list[list[str]]]:
-    """Return the length of the longest import chain and the cycles."""
-    graph = grimp.build_graph(*PACKAGES, include_external_packages=False, cache_dir=None)
-    below = {m: graph.find_modules_directly_imported_by(m) for m in graph.modules}
-    depth: dict[str, int] = {}
+def import_graph() -> dict[str, set[str]]:
+    """Return module -> modules it imports when it is itself imported; later ones do not count."""
+    trees = {module_name(path): ast.parse(path.read_text()) for path in sources()}
+    return {
+        name: {m for wanted in imported(tree) if (m := longest_prefix(wanted, trees))} - {name}
+        for name, tree in trees.items()
+    }
+
+
+def module_name(path: Path) -> str:
+    """Return the import name of the source file PATH."""
+    parts = path.relative_to(ROOT).with_suffix("").parts[1:]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported(node: ast.AST) -> Iterator[str]:
+    """Yield what NODE imports, but not inside functions or for type checkers only."""
+    for child in ast.iter_child_nodes(node):
+        match child:
+            case ast.Import():
+                yield from (alias.name for alias in child.names)
+            case ast.ImportFrom():
+                yield from (f"{child.module}.{alias.name}" for alias in child.names)
+            case ast.FunctionDef() | ast.AsyncFunctionDef():
+                pass
+            case ast.If() if "TYPE_CHECKING" in ast.unparse(child.test):
+                pass
+            case _:
+                yield from imported(child)
+
+
+def longest_prefix(name: str, known: Container[str]) -> str:
+    """Return the longest prefix of NAME that is a module in KNOWN, or an empty string."""
+    while name and name not in known:
+        name = name.rpartition(".")[0]
+    return name
+
+
+def import_shape() -> tuple[list[str], list[list[str]]]:
+    """Return the longest import chain and the cycles."""
+    graph = import_graph()
+    chains: dict[str, list[str]] = {}
     path: list[str] = []
     cycles: list[list[str]] = []
 
-    def measure(module: str) -> int:
+    def chain(module: str) -> list[str]:
         if module in path:
             cycles.append([*path[path.index(module) :], module])
-            return 0
-        if module not in depth:
+            return []
+        if module not in chains:
             path.append(module)
-            depth[module] = 1 + max((measure(m) for m in sorted(below[module])), default=0)
+            chains[module] = [module, *max(map(chain, sorted(graph[module])), key=len, default=[])]
             path.pop()
-        return depth[module]
+        return chains[module]
 
-    longest = max(measure(m) for m in sorted(graph.modules))
-    return longest, cycles
+    return max(map(chain, sorted(graph)), key=len), cycles
 
 
 def problems() -> Iterator[str]:
@@ -124,10 +158,10 @@ def problems() -> Iterator[str]:
     median, p90 = statistics.median(sizes), sizes[int(0.9 * len(sizes))]
     public = [d for d in found if d.public]
     documented = sum(d.documented for d in public) / len(public)
-    depth, cycles = import_shape()
+    longest, cycles = import_shape()
     print(
         f"functions {len(sizes)}: median {median:g}, p90 {p90}, max {sizes[-1]}; "
-        f"public documented {documented:.1%}; import depth {depth}, cycles {len(cycles)}"
+        f"public documented {documented:.1%}; import depth {len(longest)}, cycles {len(cycles)}"
     )
     if median > MEDIAN:
         yield f"median function is {median:g} code lines, budget {MEDIAN}"
@@ -144,8 +178,8 @@ def problems() -> Iterator[str]:
     if documented < DOCUMENTED:
         missing = ", ".join(d.where for d in public if not d.documented)
         yield f"{documented:.1%} of public definitions documented, budget 95%: {missing}"
-    if depth > DEPTH:
-        yield f"import depth {depth}, budget {DEPTH}"
+    if len(longest) > DEPTH:
+        yield f"import depth {len(longest)}, budget {DEPTH}: {' > '.join(longest)}"
     yield from (f"import cycle: {' -> '.join(c)}" for c in cycles)
 
 
