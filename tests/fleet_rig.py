@@ -14,8 +14,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+import httpx
 import msgspec
 import paho.mqtt.client as paho
+from anyio.from_thread import BlockingPortal, start_blocking_portal
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -254,6 +256,39 @@ def running(data: Path, address: Address) -> Iterator[Service]:
         yield service
     finally:
         service.stop()
+
+
+class _InProcess(httpx.BaseTransport):
+    """Carries requests to an application in this process."""
+
+    def __init__(self, app: Any, portal: BlockingPortal) -> None:
+        self.inner = httpx.ASGITransport(app, raise_app_exceptions=False)
+        self.portal = portal
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        return self.portal.call(
+            self._carry, request.method, request.url, request.headers, request.read()
+        )
+
+    async def _carry(
+        self, method: str, url: httpx.URL, headers: httpx.Headers, body: bytes
+    ) -> httpx.Response:
+        sent = httpx.Request(method, url, headers=headers, content=body)
+        answer = await self.inner.handle_async_request(sent)
+        content = await answer.aread()
+        return httpx.Response(answer.status_code, headers=answer.headers, content=content)
+
+
+@contextlib.contextmanager
+def talking_to(app: Any) -> Iterator[httpx.Client]:
+    """Yield a client of the application APP, without a network in between."""
+    with (
+        start_blocking_portal() as portal,
+        httpx.Client(
+            transport=_InProcess(app, portal), base_url="http://testserver", follow_redirects=True
+        ) as client,
+    ):
+        yield client
 
 
 def environment(home: Path) -> dict[str, str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError
 from sqlalchemy.orm import Session, sessionmaker
 
 from edgepack.errors import UnsupportedError, UsageError
@@ -65,7 +65,6 @@ class Database:
         """
         from alembic import command
         from alembic.util import CommandError
-        from sqlalchemy.exc import DatabaseError
 
         try:
             with self.engine.begin() as connection:
@@ -140,7 +139,11 @@ def _try(engine: Engine) -> None:
     try:
         with engine.connect():
             pass
-    except OperationalError as error:
+    except DatabaseError as error:
+        engine.dispose()
         raise UsageError(
-            "the fleet's database cannot be opened", why=str(error.orig), reason="database"
+            "the fleet's database cannot be opened",
+            why=str(error.orig),
+            fix="give another --data directory or --database URL",
+            reason="database",
         ) from error
