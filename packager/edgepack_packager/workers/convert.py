@@ -4,12 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from edgepack.errors import UnsupportedError
+from edgepack.errors import IntegrityError, UnsupportedError
 from edgepack_packager.workers.arrays import read_arrays
 from edgepack_packager.workers.probe import installed_versions
 from edgepack_targets import registry
+from edgepack_targets.interface import NativeTensor, Target
 
-__all__ = ["convert", "quantize"]
+__all__ = ["convert", "describe", "quantize"]
 
 SOURCES = {"saved_model": "saved_model", "onnx": "model.onnx", "tflite": "model.tflite"}
 TOOLS = {
@@ -51,8 +52,25 @@ def quantize(args: dict[str, Any], out: Path, say: Callable[[str], None]) -> dic
     return result
 
 
-def _describe(target: Any, model_dir: Path) -> dict[str, Any]:
-    inputs, outputs = target.describe(model_dir)
+def describe(target: Target, model_dir: Path) -> tuple[list[NativeTensor], list[NativeTensor]]:
+    """Return the native inputs and outputs of a model that was just converted.
+
+    Raises:
+        UnsupportedError: the runtime cannot load it: an operator that it does not have.
+    """
+    try:
+        return target.describe(model_dir)
+    except IntegrityError as error:
+        raise UnsupportedError(
+            f"the runtime of target {target.name} cannot load this model",
+            why=error.why,
+            fix="replace the operator, or leave this target out",
+            reason="unsupported_operator",
+        ) from error
+
+
+def _describe(target: Target, model_dir: Path) -> dict[str, Any]:
+    inputs, outputs = describe(target, model_dir)
     return {
         "inputs": [[n.name, list(n.shape), n.dtype] for n in inputs],
         "outputs": [[n.name, list(n.shape), n.dtype] for n in outputs],

@@ -12,7 +12,9 @@ import numpy as np
 
 from edgepack.errors import UnsupportedError, UsageError
 from edgepack_packager.workers.arrays import read_arrays, write_npz
+from edgepack_packager.workers.convert import describe
 from edgepack_packager.workers.probe import installed_versions
+from edgepack_targets import registry
 
 __all__ = ["normalise", "reference"]
 
@@ -24,15 +26,13 @@ def normalise(args: dict[str, Any], out: Path, say: Callable[[str], None]) -> di
         UsageError: not an ONNX model, or an unknown axis has no `--shape`.
         UnsupportedError: external data, or an output whose shape is not known.
     """
-    from edgepack_targets import registry
-
     source = Path(args["source"])
     say("opening the model")
     _check(source)
     target = registry.find("onnx")
     shapes = {name: tuple(shape) for name, shape in args["shapes"].items()}
     target.convert(source, "onnx", out, shapes=shapes)
-    inputs, outputs = target.describe(out)
+    inputs, outputs = describe(target, out)
     return {
         "inputs": [_tensor(native) for native in inputs],
         "outputs": [_tensor(native) for native in outputs],

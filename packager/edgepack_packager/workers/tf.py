@@ -45,10 +45,10 @@ def export(args: dict[str, Any], out: Path, say: Say) -> dict[str, Any]:
         UsageError: the file is broken, or an unknown axis has no `--shape`.
         UnsupportedError: unsafe or custom layers, several signatures, state.
     """
-    import tensorflow as tf
-
     say("opening the model")
     source = _open(args)
+    import tensorflow as tf
+
     shapes = _static(source, args["shapes"])
     keys = {name: _key(name, "in", i) for i, name in enumerate(source.inputs)}
     specs = {
@@ -180,23 +180,33 @@ def _static(source: Source, wanted: Mapping[str, list[int]]) -> dict[str, tuple[
             reason="unknown_input",
         )
     shapes = {
-        name: tuple(wanted[name])
-        if name in wanted
-        else (1 if own[:1] == (-1,) else own[0], *own[1:])
+        name: tuple(wanted.get(name) or _batch_of_one(own))
         for name, (own, _) in source.inputs.items()
-        if own or name in wanted
     }
     for name, shape in shapes.items():
-        own = source.inputs[name][0]
-        fits = len(own) == len(shape) and all(o in {-1, s} for o, s in zip(own, shape, strict=True))
-        if not fits or min(shape, default=1) < 1:
-            raise UsageError(
-                f"input {name} needs a shape",
-                why=f"the model says {list(own)} (-1: unknown), chosen is {list(shape)}",
-                fix=f"--shape {name}=" + ",".join("N" if d < 1 else str(d) for d in shape),
-                reason="bad_shape",
-            )
+        _check_shape(name, source.inputs[name][0], shape)
     return shapes
+
+
+def _batch_of_one(own: tuple[int, ...]) -> tuple[int, ...]:
+    return (1, *own[1:]) if own[:1] == (-1,) else own
+
+
+def _check_shape(name: str, own: tuple[int, ...], chosen: tuple[int, ...]) -> None:
+    if min(chosen, default=1) < 1:
+        raise UnsupportedError(
+            f"the shape of input {name} is not fixed: {list(own)} (-1: unknown)",
+            why="only an unknown first axis, the batch, becomes 1 by itself",
+            fix=f"give it: --shape {name}=" + ",".join(str(max(size, 1)) for size in chosen),
+            reason="unknown_shape",
+        )
+    sizes = zip(own, chosen, strict=False)
+    if len(own) != len(chosen) or any(size not in {-1, want} for size, want in sizes):
+        raise UsageError(
+            f"--shape {name} does not fit the model",
+            why=f"it takes {list(own)} (-1: any), chosen is {list(chosen)}",
+            reason="bad_shape",
+        )
 
 
 def _open(args: Mapping[str, Any]) -> Source:

@@ -1,0 +1,115 @@
+"""Shared by the packager's tests: one trained Keras model, its sources, and one build of each."""
+
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from digits import calibration_npz, digits_onnx, evaluation_npz
+from edgepack_packager.adapters import toolchains
+from edgepack_packager.demo.training import train_digits
+from packager_rig import OnnxDigits, Pair, build_twice
+
+ZOO = """
+import sys
+import keras
+import tensorflow as tf
+
+out = sys.argv[2]
+keras.saving.load_model(sys.argv[1]).export(f"{out}/saved", verbose=False)
+
+
+class Counter(tf.Module):
+    def __init__(self):
+        self.total = tf.Variable(0.0)
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 4], tf.float32, name="x")])
+    def count(self, x):
+        self.total.assign_add(1.0)
+        return {"y": x + self.total}
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 4], tf.float32, name="x")])
+    def double(self, x):
+        return {"y": 2.0 * x}
+
+
+counter = Counter()
+tf.saved_model.save(counter, f"{out}/stateful", signatures={"serving_default": counter.count})
+tf.saved_model.save(
+    counter, f"{out}/two", signatures={"count": counter.count, "double": counter.double}
+)
+left, right = keras.Input((4,), name="left"), keras.Input((4, 3), name="right")
+both = keras.layers.Dense(5, name="both")(
+    keras.layers.Concatenate()([left, keras.layers.Flatten()(right)])
+)
+total = keras.layers.Dense(2, name="total")(both)
+keras.Model([right, left], [total, both], name="pair").save(f"{out}/pair.keras")
+"""
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> OnnxDigits:
+    home = tmp_path_factory.mktemp("digits")
+    return OnnxDigits(
+        home,
+        digits_onnx(home / "digits.onnx"),
+        calibration_npz(home / "calibration.npz"),
+        evaluation_npz(home / "evaluation.npz"),
+    )
+
+
+@pytest.fixture(scope="session")
+def onnx_builds(digits: OnnxDigits, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    home = tmp_path_factory.mktemp("onnx-builds")
+    done = build_twice(
+        home, digits.model, "--target", "onnx", "--target", "openvino", "--precision", "fp32",
+        "--precision", "int8", "--calibration", digits.calibration, "--evaluate",
+        digits.evaluation, "--max-drop", "0.01",
+    )  # fmt: skip
+    return Pair(home, *done)
+
+
+@pytest.fixture(scope="session")
+def keras_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with model.keras, its data, and x.npz: 50 unlabelled samples."""
+    home = tmp_path_factory.mktemp("keras")
+    train_digits(home, epochs=6)
+    with np.load(home / "evaluate.npz") as data:
+        np.savez(home / "x.npz", image=data["image"][:50])
+    return home
+
+
+@pytest.fixture(scope="session")
+def zoo(keras_home: Path) -> Path:
+    """A directory with saved/ (the same model), stateful/, two/ (signatures) and pair.keras."""
+    where, _ = toolchains.install(toolchains.find_toolchain("tf"))
+    subprocess.run(
+        [where.python, "-c", ZOO, keras_home / "model.keras", keras_home],
+        check=True, capture_output=True, env={"TF_CPP_MIN_LOG_LEVEL": "3"},
+    )  # fmt: skip
+    return keras_home
+
+
+@pytest.fixture(scope="session")
+def keras_builds(keras_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    home = tmp_path_factory.mktemp("keras-builds")
+    done = build_twice(
+        home, keras_home / "model.keras", "--target", "onnx", "--target", "openvino",
+        "--target", "tflite", "--precision", "fp32", "--precision", "int8", "--name", "digits",
+        "--calibration", keras_home / "calibration.npz", "--evaluate",
+        keras_home / "evaluate.npz", "--max-drop", "0.01",
+        "--preprocess", '{"color": "gray"}',
+    )  # fmt: skip
+    return Pair(home, *done)
+
+
+@pytest.fixture(scope="session")
+def saved_builds(zoo: Path, keras_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    home = tmp_path_factory.mktemp("saved-builds")
+    done = build_twice(
+        home, zoo / "saved", "--target", "onnx", "--target", "openvino", "--target", "tflite",
+        "--precision", "fp32", "--precision", "int8", "--name", "digits",
+        "--calibration", keras_home / "calibration.npz",
+    )  # fmt: skip
+    return Pair(home, *done)

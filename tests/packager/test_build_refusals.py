@@ -1,0 +1,394 @@
+"""Bad input to `edgepack build`: one clear error, the right exit code, nothing left behind."""
+
+import json
+import os
+import shutil
+import signal
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from digits import INPUT, digits_onnx
+from packager_rig import Done, OnnxDigits, edgepack, finish, start
+
+
+def build(cwd: Path, model: Path, *args: str | Path, env: dict[str, str] | None = None) -> Done:
+    words = ("build", model, "--unsigned", "--no-cache", "--out", cwd / "dist", *args)
+    return edgepack(*words, cwd=cwd, env=(env or {}) | {"TMPDIR": str(cwd / "tmp")})
+
+
+@pytest.fixture(autouse=True)
+def own_tmp(tmp_path: Path) -> None:
+    (tmp_path / "tmp").mkdir()
+
+
+def check_refused(done: Done, code: int, *words: str, home: Path) -> None:
+    """One error with these WORDS, this CODE, no traceback and nothing written."""
+    assert done.code == code, done.err
+    assert len([line for line in done.err.splitlines() if line.startswith("error: ")]) == 1
+    for word in words:
+        assert word in done.err
+    assert "Traceback" not in done.err
+    assert not list((home / "dist").glob("*")) if (home / "dist").exists() else True
+    assert list((home / "tmp").iterdir()) == []
+
+
+# -- the model
+
+
+def test_missing_model(tmp_path: Path) -> None:
+    done = build(tmp_path, tmp_path / "no.onnx", "--target", "onnx")
+    check_refused(done, 2, "does not exist", home=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("empty.onnx", b""),
+        ("noise.onnx", bytes(range(256)) * 40),
+        ("cut.onnx", None),
+        ("text.keras", b"hello"),
+        ("model.txt", b"hello"),
+    ],
+)
+def test_corrupt_model(
+    digits: OnnxDigits, tmp_path: Path, name: str, content: bytes | None
+) -> None:
+    model = tmp_path / name
+    model.write_bytes(digits.model.read_bytes()[:5000] if content is None else content)
+    check_refused(build(tmp_path, model, "--target", "onnx"), 2, name, home=tmp_path)
+
+
+def test_folder_that_is_no_saved_model(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    done = build(tmp_path, tmp_path / "folder", "--target", "onnx")
+    check_refused(done, 2, "not a SavedModel", home=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a.tflite", "a.pt2", "a.pt", "a.h5", "a.xml"])
+def test_known_kinds_that_are_not_there_yet(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"x")
+    done = build(tmp_path, tmp_path / name, "--target", "onnx")
+    check_refused(done, 5, "not there yet", "fix:", home=tmp_path)
+
+
+def test_onnx_with_external_data(digits: OnnxDigits, tmp_path: Path) -> None:
+    import onnx
+
+    model = onnx.load(digits.model)
+    onnx.save(
+        model, tmp_path / "two.onnx", save_as_external_data=True, location="w.bin", size_threshold=0
+    )
+    done = build(tmp_path, tmp_path / "two.onnx", "--target", "onnx")
+    check_refused(done, 5, "second file", "external_data=False", home=tmp_path)
+
+
+def test_unknown_operator(digits: OnnxDigits, tmp_path: Path) -> None:
+    import onnx
+
+    model = onnx.load(digits.model)
+    model.graph.node[1].op_type = "Mystery"
+    model.graph.node[1].domain = "com.example"
+    model.opset_import.append(onnx.helper.make_opsetid("com.example", 1))
+    (tmp_path / "odd.onnx").write_bytes(model.SerializeToString())
+    check_refused(build(tmp_path, tmp_path / "odd.onnx", "--target", "onnx"), 5, home=tmp_path)
+
+
+# -- target, precision, route, flags
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "word"),
+    [
+        (("--target", "gpu"), 5, "there is no target gpu"),
+        (("--target", "onnx-mobile"), 5, "not there yet"),
+        (("--target", "onnx", "--precision", "fp16"), 5, "not there yet"),
+        (("--target", "onnx", "--precision", "int3"), 5, "there is no precision int3"),
+        (("--target", "tflite"), 5, "onnx2tf"),
+        (("--target", "onnx", "--auto"), 5, "--auto is not there yet"),
+        (("--target", "onnx", "--trust-source"), 5, "--trust-source is not there yet"),
+        (("--target", "onnx", "--emit", "triton"), 5, "--emit is not there yet"),
+        ((), 2, "no target"),
+        (("--target", "onnx", "--name", "Big Name"), 2, "cannot be a model's name"),
+        (("--target", "onnx", "--version", "one"), 2, "is not a version"),
+        (("--target", "onnx", "--task", "guess"), 2, "there is no task"),
+        (("--target", "onnx", "--precision", "int8"), 2, "needs calibration"),
+        (("--target", "onnx", "--max-drop", "0.1"), 2, "needs evaluation"),
+        (("--target", "onnx", "--shape", "image=1,x"), 2, "cannot be read"),
+        (("--target", "onnx", "--shape", "image=-1,1,16,16"), 5, "static"),
+        (("--target", "onnx", "--shape", "other=1,1,16,16"), 2, "other"),
+        (("--target", "onnx", "--labels", "nowhere.txt"), 2, "nowhere.txt"),
+        (("--target", "onnx", "--recipe", "nowhere.yaml"), 2, "nowhere.yaml"),
+        (("--target", "onnx", "--preprocess", '{"colour": "gray"}'), 2, "colour"),
+        (("--target", "onnx", "--preprocess", '{"color": "rgb"}'), 2, "does not take rgb"),
+    ],
+)
+def test_request_that_cannot_be_met(
+    digits: OnnxDigits, tmp_path: Path, args: tuple[str, ...], code: int, word: str
+) -> None:
+    check_refused(build(tmp_path, digits.model, *args), code, word, home=tmp_path)
+
+
+def test_recipe_with_steps_is_refused(digits: OnnxDigits, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("model: {task: classify}\nsteps: [prune]\n")
+    done = build(tmp_path, digits.model, "--target", "onnx", "--recipe", "recipe.yaml")
+    check_refused(done, 5, "steps", home=tmp_path)
+
+
+def test_no_key_names_the_command_that_makes_one(digits: OnnxDigits, tmp_path: Path) -> None:
+    done = edgepack("build", digits.model, "--target", "onnx", cwd=tmp_path)
+    assert done.code == 2
+    assert "edgepack keys create" in done.err
+    assert not (tmp_path / "dist").exists()
+
+
+def test_missing_toolchain_with_no_install(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "m.keras", "w") as archive:
+        archive.writestr("config.json", "{}")
+    env = {"EDGEPACK_TOOLCHAINS": str(tmp_path / "none"), "EDGEPACK_TF_PYTHON": ""}
+    done = build(tmp_path, tmp_path / "m.keras", "--target", "onnx", "--no-install", env=env)
+    check_refused(done, 5, "edgepack toolchain install tf", home=tmp_path)
+    assert not (tmp_path / "none").exists()
+
+
+# -- data
+
+
+def zeros(*shape: int, dtype: str = "float32") -> np.ndarray:
+    return np.zeros(shape, dtype)
+
+
+BAD_DATA: dict[str, tuple[Callable[[], dict[str, np.ndarray]], str]] = {
+    "wrong name": (lambda: {"picture": zeros(8, 1, 16, 16)}, "picture"),
+    "wrong shape": (lambda: {INPUT: zeros(8, 16, 16, 1)}, "(8, 16, 16, 1)"),
+    "wrong type": (lambda: {INPUT: zeros(8, 1, 16, 16, dtype="float64")}, "float64"),
+    "empty": (lambda: {INPUT: zeros(0, 1, 16, 16)}, "is empty"),
+    "no arrays": (dict, "does not name"),
+    "NaN": (lambda: {INPUT: zeros(8, 1, 16, 16) + np.nan}, "NaN"),
+    "infinite": (lambda: {INPUT: zeros(8, 1, 16, 16) + np.inf}, "NaN or infinite"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_DATA)
+def test_bad_calibration(digits: OnnxDigits, tmp_path: Path, case: str) -> None:
+    make, word = BAD_DATA[case]
+    np.savez(tmp_path / "bad.npz", **make())
+    done = build(
+        tmp_path, digits.model, "--target", "onnx", "--precision", "int8",
+        "--calibration", tmp_path / "bad.npz",
+    )  # fmt: skip
+    check_refused(done, 2, "calibration data", word, home=tmp_path)
+
+
+def test_calibration_that_is_no_npz(digits: OnnxDigits, tmp_path: Path) -> None:
+    args = ("--target", "onnx", "--precision", "int8", "--calibration")
+    (tmp_path / "text.npz").write_text("hello")
+    check_refused(build(tmp_path, digits.model, *args, "text.npz"), 2, "text.npz", home=tmp_path)
+    check_refused(build(tmp_path, digits.model, *args, "none.npz"), 2, "none.npz", home=tmp_path)
+    (tmp_path / "folder").mkdir()
+    done = build(tmp_path, digits.model, *args, "folder")
+    check_refused(done, 5, "folder", "not there yet", home=tmp_path)
+
+
+def test_pickled_data_is_not_opened(digits: OnnxDigits, tmp_path: Path) -> None:
+    np.savez(tmp_path / "bad.npz", **{INPUT: np.array([{"a": 1}], dtype=object)})
+    args = ("--target", "onnx", "--precision", "int8", "--calibration", "bad.npz")
+    check_refused(build(tmp_path, digits.model, *args), 2, "bad.npz", home=tmp_path)
+
+
+def test_evaluation_without_labels(digits: OnnxDigits, tmp_path: Path) -> None:
+    done = build(tmp_path, digits.model, "--target", "onnx", "--evaluate", digits.calibration)
+    check_refused(done, 2, "no labels", home=tmp_path)
+
+
+def test_label_count_must_fit(digits: OnnxDigits, tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("a\nb\nc\n")
+    done = build(tmp_path, digits.model, "--target", "onnx", "--labels", "labels.txt")
+    check_refused(done, 2, "3 labels for 10 classes", home=tmp_path)
+
+
+# -- gates
+
+
+def test_baseline_near_chance_proves_nothing(digits: OnnxDigits, tmp_path: Path) -> None:
+    with np.load(digits.evaluation) as data:
+        labels = np.random.default_rng(0).permutation(data["labels"])
+        np.savez(tmp_path / "shuffled.npz", image=data["image"], labels=labels)
+    done = build(tmp_path, digits.model, "--target", "onnx", "--evaluate", "shuffled.npz")
+    check_refused(done, 4, "guessing", home=tmp_path)
+
+
+METRIC = '''
+import numpy as np
+
+def exact(outputs, labels):
+    """Falls at the smallest change of any output."""
+    return -float(np.abs(outputs["logits"]).sum())
+
+def broken(outputs, labels):
+    raise KeyError("nothing")
+
+def online(outputs, labels):
+    import socket
+    socket.create_connection(("127.0.0.1", 9), timeout=1)
+    return 1.0
+'''
+
+
+def test_failing_gate_writes_only_what_passed(digits: OnnxDigits, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(METRIC)
+    done = build(
+        tmp_path, digits.model, "--target", "onnx", "--precision", "fp32", "--precision", "int8",
+        "--calibration", digits.calibration, "--evaluate", digits.evaluation,
+        "--metric", "own.py:exact", "--max-drop", "0.000001", "--json",
+    )  # fmt: skip
+    failed = done.document["failed"]
+    if [f["precision"] for f in failed] == ["int8"]:
+        assert done.code == 8
+        assert failed[0]["code"] == 4
+        assert failed[0]["reason"] == "max_drop"
+        assert {p.name for p in (tmp_path / "dist").iterdir()} == {
+            "digits-0.1.0-onnx-fp32.edgepack", "digits-0.1.0-onnx-fp32.report.json",
+        }  # fmt: skip
+    else:
+        pytest.fail(f"only int8 must fail: {done.out}")
+
+
+def test_all_variants_failing_gives_the_first_code(digits: OnnxDigits, tmp_path: Path) -> None:
+    done = build(
+        tmp_path, digits.model, "--target", "tflite", "--target", "onnx-", "--json",
+    )  # fmt: skip
+    check_refused(done, 5, home=tmp_path)
+    done = build(
+        tmp_path, digits.model, "--target", "onnx", "--max-size-mb", "0.001", "--target", "tflite",
+        "--json",
+    )  # fmt: skip
+    assert {f["code"] for f in done.document["failed"]} == {5, 6}
+    check_refused(done, done.document["failed"][0]["code"], home=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["broken", "online", "missing"])
+def test_metric_that_fails(digits: OnnxDigits, tmp_path: Path, name: str) -> None:
+    (tmp_path / "own.py").write_text(METRIC)
+    done = build(
+        tmp_path, digits.model, "--target", "onnx", "--evaluate", digits.evaluation,
+        "--metric", f"own.py:{name}",
+    )  # fmt: skip
+    check_refused(done, 2, "metric", home=tmp_path)
+
+
+def test_budgets(digits: OnnxDigits, tmp_path: Path) -> None:
+    for flag in ("--max-size-mb", "--max-latency-ms", "--max-rss-mb"):
+        done = build(tmp_path, digits.model, "--target", "onnx", flag, "0.0001")
+        check_refused(done, 6, "allowed", "this host", home=tmp_path)
+
+
+def test_limit_finer_than_the_data_is_pointed_out(digits: OnnxDigits, tmp_path: Path) -> None:
+    with np.load(digits.evaluation) as data:
+        np.savez(tmp_path / "few.npz", image=data["image"][:20], labels=data["labels"][:20])
+    done = build(
+        tmp_path, digits.model, "--target", "onnx", "--evaluate", "few.npz", "--max-drop", "0.01"
+    )
+    assert done.code == 0, done.err
+    assert "only 20 samples" in done.err
+    assert "one sample is 0.0500" in done.err
+
+
+# -- interruption
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_build_leaves_nothing(
+    digits: OnnxDigits, tmp_path: Path, how: signal.Signals
+) -> None:
+    process = start(
+        "build", digits.model, "--target", "openvino", "--precision", "int8", "--unsigned",
+        "--no-cache", "--calibration", digits.calibration, cwd=tmp_path,
+        env={"TMPDIR": str(tmp_path / "tmp")},
+    )  # fmt: skip
+    deadline = time.monotonic() + 30
+    while not list((tmp_path / "tmp").glob("edgepack-step-*")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(how)
+    done = finish(process, 30)
+    assert done.code == 130
+    assert "Traceback" not in done.err
+    assert list((tmp_path / "tmp").iterdir()) == []
+    assert not (tmp_path / "dist").exists()
+
+
+# -- Keras and SavedModel: what is unsafe or impossible
+
+
+def altered(model: Path, out: Path, change: Callable[[str], str]) -> Path:
+    """Write MODEL to OUT with its configuration changed."""
+    with zipfile.ZipFile(model) as source, zipfile.ZipFile(out, "w") as target:
+        for item in source.infolist():
+            data = source.read(item)
+            if item.filename == "config.json":
+                data = change(data.decode()).encode()
+            target.writestr(item, data)
+    return out
+
+
+@pytest.mark.toolchain
+def test_lambda_layer_is_named_and_not_run(keras_home: Path, tmp_path: Path) -> None:
+    def change(text: str) -> str:
+        config = json.loads(text)
+        layer = next(one for one in config["config"]["layers"] if one["config"]["name"] == "relu0")
+        layer["class_name"] = "Lambda"
+        return json.dumps(config)
+
+    model = altered(keras_home / "model.keras", tmp_path / "unsafe.keras", change)
+    done = build(tmp_path, model, "--target", "tflite")
+    check_refused(done, 5, "relu0", "holds code", home=tmp_path)
+
+
+@pytest.mark.toolchain
+def test_layer_of_its_own_is_refused(keras_home: Path, tmp_path: Path) -> None:
+    def change(text: str) -> str:
+        return text.replace('"class_name": "ReLU"', '"class_name": "Mystery"').replace(
+            '"module": "keras.layers"', '"module": "somewhere.else"'
+        )
+
+    model = altered(keras_home / "model.keras", tmp_path / "own.keras", change)
+    check_refused(build(tmp_path, model, "--target", "tflite"), 5, home=tmp_path)
+
+
+@pytest.mark.toolchain
+def test_damaged_weights(keras_home: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(keras_home / "model.keras") as source:
+        config = source.read("config.json")
+    with zipfile.ZipFile(tmp_path / "cut.keras", "w") as target:
+        target.writestr("config.json", config)
+    check_refused(build(tmp_path, tmp_path / "cut.keras", "--target", "onnx"), 2, home=tmp_path)
+
+
+@pytest.mark.toolchain
+def test_damaged_saved_model(zoo: Path, tmp_path: Path) -> None:
+    shutil.copytree(zoo / "saved", tmp_path / "saved")
+    (tmp_path / "saved" / "saved_model.pb").write_bytes(os.urandom(2000))
+    check_refused(build(tmp_path, tmp_path / "saved", "--target", "onnx"), 2, home=tmp_path)
+
+
+@pytest.mark.toolchain
+def test_stateful_model_is_refused(zoo: Path, tmp_path: Path) -> None:
+    done = build(tmp_path, zoo / "stateful", "--target", "onnx")
+    check_refused(done, 5, "keeps state", home=tmp_path)
+
+
+def test_model_whose_axes_are_unknown_needs_a_shape(tmp_path: Path) -> None:
+    import onnx
+
+    model = onnx.load(digits_onnx(tmp_path / "fixed.onnx"))
+    for axis in (2, 3):
+        model.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = f"size{axis}"
+    (tmp_path / "open.onnx").write_bytes(model.SerializeToString())
+    done = build(tmp_path, tmp_path / "open.onnx", "--target", "onnx")
+    check_refused(done, 5, "--shape", home=tmp_path)
+    done = build(tmp_path, tmp_path / "open.onnx", "--target", "onnx", "--shape", "image=1,1,16,16")
+    assert done.code == 0, done.err
