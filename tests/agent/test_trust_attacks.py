@@ -321,6 +321,14 @@ def test_a_root_with_one_of_three_signatures(world: World, device: TrustClient) 
     assert reason(device) == "bad_signature"
 
 
+def test_a_root_of_new_owners_only(world: World, device: TrustClient, tmp_path: Path) -> None:
+    thief = World(tmp_path / "thief", world.clock)
+    root = Root.from_dict(thief.home.root.to_dict() | {"version": 2})
+    data = sign(root, *(thief.home.signer(f"root-{n}") for n in (1, 2, 3)))
+    world.tamper = replaced("image/2.root.json", data)
+    assert reason(device) == "bad_signature"
+
+
 def test_a_root_that_skips_a_version(world: World, device: TrustClient) -> None:
     _, data = rotated(world, 3, ("root-1", "root-2"))
     world.tamper = replaced("image/2.root.json", data)

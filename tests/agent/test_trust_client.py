@@ -1,6 +1,7 @@
 """A device asks what it may run: the honest cases, floors, clocks and damaged files."""
 
 import json
+import os
 import shutil
 from datetime import timedelta
 from pathlib import Path
@@ -178,6 +179,26 @@ def test_a_lost_cache_is_fetched_again(world: World) -> None:
     assert world.device().approve(FACTS) is not None
 
 
+def test_what_was_verified_is_on_the_disk(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed = set()
+    flush = os.fsync
+
+    def noting(handle: int) -> None:
+        flushed.add(Path(f"/proc/self/fd/{handle}").readlink())
+        flush(handle)
+
+    world.director.assign("cam-1", world.release())
+    client = world.device()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", noting)
+        client.approve(FACTS)
+    cache = world.path / "cam-1" / "tuf"
+    for repo in (cache / "image", cache / "director"):
+        kept = {path for path in repo.rglob("*") if not path.is_symlink()}
+        assert len(kept) > 4
+        assert kept | {repo} <= flushed
+
+
 def test_what_a_killed_refresh_left_is_removed(world: World) -> None:
     client = world.device()
     client.approve(FACTS)
@@ -209,6 +230,15 @@ def test_a_clock_behind_waits_and_harms_nothing(world: World) -> None:
     assert reason(client) == "clock"
     world.clock.now = START - timedelta(minutes=30)  # within what clocks may differ
     assert client.approve(FACTS) is not None
+
+
+def test_a_clock_behind_is_told_before_anything_is_fetched(world: World) -> None:
+    client = world.device()
+    client.approve(FACTS)
+    world.asked.clear()
+    world.clock.now = START - timedelta(days=2)
+    assert reason(client) == "clock"
+    assert world.asked == []
 
 
 def test_a_clock_at_the_epoch_is_behind_even_on_a_new_device(world: World) -> None:

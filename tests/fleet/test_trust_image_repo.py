@@ -17,8 +17,9 @@ from edgepack.trust import TrustError
 from edgepack_fleet.adapters.content import ContentStore
 from edgepack_fleet.adapters.image_repo import ImageRepo
 from edgepack_fleet.core.publication import Current, accept
+from edgepack_packager.adapters.publisher_home import ROOT_KEYS, PublisherHome
 from edgepack_packager.repository import init
-from trust_rig import World, line_of, target_of
+from trust_rig import World, line_of, no_passphrase, target_of
 
 STRANGER = signer_of(ec.derive_private_key(99, ec.SECP256R1()))
 
@@ -320,6 +321,28 @@ def test_a_root_needs_two_of_three(ready: World) -> None:
     ready.image.publish(files | {"2.root.json": ready.image.metadata("2.root.json") or b""})
     other = next_root(ready, 2, ("root-1", "root-3"))
     assert refused(ready, files | {"2.root.json": other}) == "bad_root"
+
+
+def test_a_root_of_new_owners_needs_the_old_ones(ready: World, tmp_path: Path) -> None:
+    """Everything below the stolen root is in order; only the old owners' signatures lack."""
+    init(tmp_path / "thief", None, ready.clock(), ready.image.online_keys())
+    thief = PublisherHome(tmp_path / "thief", no_passphrase)
+    root = Root.from_dict(thief.root.to_dict() | {"version": 2})
+    theirs = [thief.signer(name) for name in ROOT_KEYS]
+    top = parse(ready.image_files.current()["targets"], Targets).signed
+    line = line_of(ready)
+    top.version = line.version = 9
+    assert top.delegations is not None
+    top.revoke_key(top.get_delegated_role("line-digits").keyids[0], "line-digits")
+    top.add_key(STRANGER.public_key, "line-digits")
+    below = {
+        "9.targets.json": sign(top, thief.signer("targets")),
+        "9.line-digits.json": sign(line, STRANGER),
+    }
+    assert refused(ready, below | {"2.root.json": sign(root, *theirs)}) == "bad_signature"
+    ours = [ready.home.signer(name) for name in ROOT_KEYS[:2]]
+    ready.image.publish(below | {"2.root.json": sign(root, *theirs, *ours)})
+    assert line_of(ready).version == 9
 
 
 def test_a_root_that_has_expired(ready: World) -> None:
