@@ -60,6 +60,8 @@ any_array = st.sampled_from(DTYPES).flatmap(
 
 
 @given(any_array)
+@example(np.array([0, 2**63], np.uint64))
+@example(np.zeros((2, 1), np.uint64))
 def test_json_tensors_arrive_as_they_were_sent(sent: np.ndarray) -> None:
     manifest = model(("x", sent.dtype.name, sent.shape))
     for data in (sent.tolist(), sent.ravel().tolist()):
@@ -178,11 +180,13 @@ def test_what_does_not_fit_is_named(change: dict[str, Any], words: str) -> None:
     ("dtype", "data"),
     [
         ("uint8", [256]), ("uint8", [-1]), ("int8", [1.0]), ("int64", [2**63]),
-        ("bool", [1]), ("uint64", [-1]), ("int32", [True]), ("float16", [70000.0]),
+        ("bool", [1]), ("uint64", [0, 2**63, -1]), ("int64", [1.5, 2]), ("uint64", [-1]),
+        ("int32", [True]), ("float16", [70000.0]),
     ],
 )  # fmt: skip
 def test_no_number_is_bent_to_fit(dtype: str, data: list[Any]) -> None:
-    error = refused(model(("x", dtype, (1,))), tensor("x", np.zeros(1, dtype), data=data))
+    zeros = np.zeros(len(data), dtype)
+    error = refused(model(("x", dtype, zeros.shape)), tensor("x", zeros, data=data))
     assert error.status == 400
 
 

@@ -127,13 +127,13 @@ class Driver:
                 self._say({"evt": "accepting"})
             case wire.Drain():
                 loaded.feed.stop()
+                loaded.server.refuse()
                 self._draining = asyncio.create_task(self._drain(loaded.server))
             case wire.Sources(sources):
                 loaded.feed.replace(sources)
 
     async def _drain(self, server: Server) -> None:
-        await server.drain(DEADLINE_S)
-        if not server.accepting:
+        if await server.drained(DEADLINE_S):
             self._say_beat()
             self._say({"evt": "drained"})
 
@@ -141,7 +141,8 @@ class Driver:
         """Answer what is under way and tell the last counts."""
         if self._loaded:
             self._loaded.feed.stop()
-            await self._loaded.server.drain(DEADLINE_S)
+            self._loaded.server.refuse()
+            await self._loaded.server.drained(DEADLINE_S)
             self._say_beat()
 
     def _look(self, model: Model) -> Look:

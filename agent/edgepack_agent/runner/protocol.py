@@ -299,6 +299,8 @@ def _from_binary(tensor: _Tensor, piece: memoryview) -> Array:
 def _from_json(tensor: _Tensor) -> Array:
     dtype = np.dtype(DATATYPES[tensor.datatype])
     loose = _loose(tensor)
+    if dtype.kind in "ui" and loose.dtype.kind in "fO":
+        return _integers(tensor, loose, dtype)
     if loose.size and loose.dtype.kind not in _KINDS[dtype.kind]:
         raise RequestError(400, f"input `{tensor.name}` holds data that is no {tensor.datatype}")
     with np.errstate(over="ignore"):
@@ -307,6 +309,17 @@ def _from_json(tensor: _Tensor) -> Array:
     if not exact:
         raise RequestError(400, f"input `{tensor.name}`: a number is too large")
     return array
+
+
+def _integers(tensor: _Tensor, loose: Array, dtype: np.dtype[Any]) -> Array:
+    """Return integers for which numpy alone finds no common type: small ones beside 2**63."""
+    numbers = np.array(tensor.data, dtype=object).ravel().tolist()
+    if not all(type(number) is int for number in numbers):
+        raise RequestError(400, f"input `{tensor.name}` holds data that is no {tensor.datatype}")
+    try:
+        return np.array(numbers, dtype).reshape(loose.shape)
+    except OverflowError as error:
+        raise RequestError(400, f"input `{tensor.name}`: a number is too large") from error
 
 
 def _loose(tensor: _Tensor) -> Array:

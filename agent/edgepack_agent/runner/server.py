@@ -47,16 +47,19 @@ class Server:
             listener.setblocking(False)
             asyncio.get_running_loop().add_reader(listener, self._take, listener)
 
-    async def drain(self, within_s: float) -> None:
-        """Take no more connections and return when the last one is answered and closed.
-
-        Whoever waits in the sockets' queues is left to the next runner. What is not finished
-        WITHIN_S seconds is cut off. Taking connections again ends the draining at once.
-        """
+    def refuse(self) -> None:
+        """Take no more connections; whoever waits in the queues is left to the next runner."""
         self.accepting = False
-        loop = asyncio.get_running_loop()
         for listener in self._listeners:
-            loop.remove_reader(listener)
+            asyncio.get_running_loop().remove_reader(listener)
+
+    async def drained(self, within_s: float) -> bool:
+        """Wait until the last connection is answered and closed.
+
+        What is not finished within WITHIN_S seconds is cut off. False: connections are taken
+        again, so there is no last one.
+        """
+        loop = asyncio.get_running_loop()
         start = loop.time()
         while (self._arriving or self._state.connections) and not self.accepting:
             waited = loop.time() - start
@@ -65,6 +68,7 @@ class Server:
             if waited > within_s:
                 self._cut_off()
             await asyncio.sleep(_POLL_S)
+        return not self.accepting
 
     def _close_idle(self) -> None:
         for connection in list(self._state.connections):
