@@ -1,0 +1,261 @@
+"""The outbox against a fleet that loses, repeats and acknowledges late: sums stay exact."""
+
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import msgspec
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from edgepack.messages import (
+    MAX_MESSAGE,
+    Ack,
+    Event,
+    Histogram,
+    Telemetry,
+    decode_batch,
+    encode_batch,
+)
+from edgepack_agent.adapters.outbox import BATCH, RESEND_S, WINDOW, Outbox
+from edgepack_fleet.core.stream import Stream, absorb
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Fleet:
+    """What a fleet has committed, by the very rule of the fleet."""
+
+    def __init__(self) -> None:
+        self.streams: dict[str, Stream] = {}
+        self.rows: list[Telemetry | Event] = []
+
+    def take(self, box: Outbox) -> None:
+        for batch in box.take():
+            kind = Telemetry if batch.kind == "tele" else Event
+            self.receive(decode_batch(encode_batch(batch.rows), kind))  # type: ignore[arg-type]
+
+    def receive(self, rows: list[Telemetry | Event]) -> None:
+        for row in rows:
+            stream, fresh = absorb(self.streams.get(row.boot, Stream()), [row.seq])
+            self.streams[row.boot] = stream
+            self.rows += [row] if fresh else []
+
+    def acks(self) -> list[Ack]:
+        return [Ack(boot=b, upto=s.upto, missing=s.missing) for b, s in self.streams.items()]
+
+    def inferences(self) -> int:
+        return sum(row.inferences for row in self.rows if isinstance(row, Telemetry))
+
+    def lost(self) -> int:
+        return sum(row.lost for row in self.rows if isinstance(row, Telemetry))
+
+
+def telemetry(box: Outbox, inferences: int, digest: str = "d") -> Callable[[int, int], Telemetry]:
+    def make(seq: int, lost: int) -> Telemetry:
+        return Telemetry(
+            boot=box.boot,
+            seq=seq,
+            start=float(seq),
+            end=seq + 1.0,
+            digest=digest,
+            inferences=inferences,
+            errors={"deadline": 1},
+            latency_ms=Histogram(edges=(1.0,), counts=(inferences, 0)),
+            lost=lost,
+        )
+
+    return make
+
+
+def drain(box: Outbox, fleet: Fleet, clock: Clock) -> None:
+    for _ in range(200):
+        clock.now += RESEND_S + 1
+        fleet.take(box)
+        for ack in fleet.acks():
+            box.acknowledge(ack)
+        if not len(box):
+            return
+    raise AssertionError(f"{len(box)} rows never left")
+
+
+STEPS = st.lists(
+    st.sampled_from(["row", "row", "row", "event", "send", "lose", "ack", "cut", "restart"]),
+    max_size=60,
+)
+
+
+class Story:
+    """A device and its fleet, and what the device has put into its outbox so far."""
+
+    def __init__(self, path: Path, cap: int) -> None:
+        self.path, self.cap = path, cap
+        self.clock, self.fleet = Clock(), Fleet()
+        self.box = self.opened()
+        self.made = self.events = self.number = 0
+
+    def opened(self) -> Outbox:
+        return Outbox(self.path, max_rows=self.cap, clock=self.clock)
+
+    def row(self) -> None:
+        self.number += 1
+        self.box.add_telemetry(telemetry(self.box, self.number))
+        self.made += self.number
+
+    def event(self) -> None:
+        self.box.add_event(1.0, "activated")
+        self.events += 1
+
+    def send(self) -> None:
+        self.fleet.take(self.box)
+
+    def lose(self) -> None:
+        self.box.take()
+
+    def ack(self) -> None:
+        for ack in self.fleet.acks():
+            self.box.acknowledge(ack)
+
+    def cut(self) -> None:
+        self.box.link_lost()
+
+    def restart(self) -> None:
+        self.box.close()
+        self.box = self.opened()
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(STEPS, st.integers(4, 40))
+def test_every_inference_arrives_once_or_is_counted_as_lost(steps: list[str], cap: int) -> None:
+    with TemporaryDirectory() as name:
+        story = Story(Path(name) / "outbox.db", cap)
+        for step in steps:
+            getattr(story, step)()
+            assert len(story.box) <= cap
+        for _ in range(2):
+            drain(story.box, story.fleet, story.clock)
+            story.box.add_telemetry(telemetry(story.box, 0))  # tells what was lost
+        drain(story.box, story.fleet, story.clock)
+        story.box.close()
+        arrived = [row for row in story.fleet.rows if isinstance(row, Event)]
+        if story.fleet.lost() == 0:
+            assert story.fleet.inferences() == story.made
+            assert len(arrived) == story.events
+        else:
+            assert story.fleet.inferences() <= story.made
+
+
+def test_a_long_time_offline_costs_resolution_and_no_counts(tmp_path: Path) -> None:
+    clock, fleet = Clock(), Fleet()
+    box = Outbox(tmp_path / "outbox.db", max_rows=20, clock=clock)
+    for _ in range(500):
+        box.add_telemetry(telemetry(box, 3))
+        assert len(box) <= 20
+    box.add_event(1.0, "activated")
+    drain(box, fleet, clock)
+    assert fleet.inferences() == 1500
+    assert fleet.lost() == 0
+    rows = [row for row in fleet.rows if isinstance(row, Telemetry)]
+    assert sum(sum(row.errors.values()) for row in rows) == 500
+    assert sum(sum(row.latency_ms.counts) for row in rows if row.latency_ms) == 1500
+    assert (rows[0].start, rows[-1].end) == (0.0, 500.0)
+    box.close()
+
+
+def test_rows_of_two_bundles_are_never_added_up(tmp_path: Path) -> None:
+    clock, fleet = Clock(), Fleet()
+    box = Outbox(tmp_path / "outbox.db", max_rows=6, clock=clock)
+    for digest in "aabbab":
+        box.add_telemetry(telemetry(box, 1, digest))
+    box.add_telemetry(telemetry(box, 1, "c"))
+    drain(box, fleet, clock)
+    found = {d: sum(r.inferences for r in fleet.rows if r.digest == d) for d in "abc"}
+    assert found == {"a": 3, "b": 3, "c": 1}
+    box.close()
+
+
+def test_what_was_on_the_wire_is_not_changed_but_its_loss_is_told(tmp_path: Path) -> None:
+    clock, fleet = Clock(), Fleet()
+    box = Outbox(tmp_path / "outbox.db", max_rows=3, clock=clock)
+    for _ in range(3):
+        box.add_telemetry(telemetry(box, 1))
+    box.take()  # sent, and nobody knows whether it arrived
+    box.add_telemetry(telemetry(box, 1))
+    drain(box, fleet, clock)
+    box.add_telemetry(telemetry(box, 0))
+    drain(box, fleet, clock)
+    assert fleet.inferences() == 3
+    assert fleet.lost() == 1
+    box.close()
+
+
+def test_a_row_waits_for_its_acknowledgement_before_it_is_sent_again(tmp_path: Path) -> None:
+    clock = Clock()
+    box = Outbox(tmp_path / "outbox.db", clock=clock)
+    box.add_event(1.0, "activated")
+    assert len(box.take()) == 1
+    assert box.take() == []
+    clock.now += RESEND_S + 1
+    assert len(box.take()) == 1
+    box.link_lost()
+    assert len(box.take()) == 1
+    box.acknowledge(Ack(boot=box.boot, upto=0, missing=(0,)))
+    assert len(box.take()) == 1, "what the fleet misses goes at once"
+    box.acknowledge(Ack(boot="another", upto=99))
+    assert len(box) == 1
+    box.acknowledge(Ack(boot=box.boot, upto=0))
+    assert len(box) == 0
+    box.close()
+
+
+def test_the_window_and_the_messages_are_bounded(tmp_path: Path) -> None:
+    box = Outbox(tmp_path / "outbox.db", clock=Clock())
+    for number in range(WINDOW + 50):
+        box.add_event(1.0, "x", detail={"text": "y" * 4000, "n": number})
+    batches = box.take()
+    assert sum(len(batch.rows) for batch in batches) == WINDOW
+    assert all(len(batch.rows) <= BATCH for batch in batches)
+    assert all(len(msgspec.json.encode(batch.rows)) <= MAX_MESSAGE for batch in batches)
+    assert box.take() == []
+    box.close()
+
+
+def test_numbers_go_on_after_a_restart_and_a_damaged_outbox_is_a_new_boot(tmp_path: Path) -> None:
+    path = tmp_path / "outbox.db"
+    box = Outbox(path)
+    box.add_event(1.0, "activated")
+    boot = box.boot
+    box.close()
+    again = Outbox(path)
+    again.add_event(1.0, "activated")
+    rows = [msgspec.json.decode(row, type=Event) for batch in again.take() for row in batch.rows]
+    assert [(row.boot, row.seq) for row in rows] == [(boot, 0), (boot, 1)]
+    again.close()
+    for leftover in tmp_path.glob("outbox.db-*"):
+        leftover.unlink()
+    path.write_bytes(b"rubbish" * 1000)
+    fresh = Outbox(path)
+    assert fresh.lost_database
+    assert fresh.boot != boot
+    fresh.close()
+
+
+def test_a_new_boot_begins_its_own_numbers_and_keeps_the_old_rows(tmp_path: Path) -> None:
+    clock, fleet = Clock(), Fleet()
+    box = Outbox(tmp_path / "outbox.db", clock=clock)
+    box.add_telemetry(telemetry(box, 5))
+    box.new_boot()
+    box.add_telemetry(telemetry(box, 7))
+    drain(box, fleet, clock)
+    assert fleet.inferences() == 12
+    assert [stream.upto for stream in fleet.streams.values()] == [0, 0]
+    box.close()
+    with sqlite3.connect(tmp_path / "outbox.db") as database:
+        assert database.execute("SELECT count(*) FROM rows").fetchone() == (0,)
+    database.close()
