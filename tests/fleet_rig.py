@@ -51,6 +51,15 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def listens(port: int) -> bool:
+    with (
+        contextlib.suppress(OSError),
+        socket.create_connection(("127.0.0.1", port), 1),
+    ):
+        return True
+    return False
+
+
 def pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
@@ -83,20 +92,12 @@ class Mosquitto:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        wait("mosquitto to listen", self._listens)
+        wait("mosquitto to listen", lambda: listens(self.address.port))
 
     def kill(self) -> None:
         assert self.process is not None
         self.process.kill()
         self.process.wait()
-
-    def _listens(self) -> bool:
-        with (
-            contextlib.suppress(OSError),
-            socket.create_connection((self.address.host, self.address.port), 1),
-        ):
-            return True
-        return False
 
 
 @contextlib.contextmanager

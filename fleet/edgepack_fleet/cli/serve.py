@@ -66,6 +66,7 @@ def serve(
         parse_address(listen), parse_address(device_listen), tls_cert, tls_key
     )
     address = parse_address(_broker_host(broker_url)) if broker_url else known_address(data)
+    server.check_exposure(listeners)
     _log_to_stderr()
     server.serve(
         Settings(data.absolute(), address, database, hosts),

@@ -1,0 +1,449 @@
+"""`edgepack fleet` as people start it: processes, commands, exit codes, sudden ends."""
+
+import contextlib
+import io
+import json
+import os
+import signal
+import stat
+import subprocess
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from edgepack import messages
+from edgepack.cli import root, run_command
+from fleet_rig import (
+    EDGEPACK,
+    INVENTORY,
+    Device,
+    Identity,
+    Mosquitto,
+    csr,
+    environment,
+    free_port,
+    listens,
+    mosquitto,
+    pem,
+    publisher,
+    wait,
+)
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+@dataclass
+class Place:
+    """A data directory and the fleet that serves it."""
+
+    data: Path
+    broker: str = "mqtts://127.0.0.1:1"
+    more: tuple[str, ...] = ()
+    process: subprocess.Popen[bytes] | None = None
+    port: int = field(default_factory=free_port)
+    devices: int = field(default_factory=free_port)
+
+    def start(self) -> None:
+        broker = () if "--embedded-broker" in self.more else ("--broker", self.broker)
+        with (self.data.parent / "serve.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [EDGEPACK, "fleet", "serve", "--data", self.data, "--listen",
+                 f"127.0.0.1:{self.port}", "--device-listen", f"127.0.0.1:{self.devices}",
+                 *broker, *self.more],
+                stdout=log, stderr=log, env=environment(self.data.parent),
+            )  # fmt: skip
+        wait("the fleet to be ready", self._ready, 30)
+
+    def _ready(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, (self.data.parent / "serve.log").read_text()
+        return (self.data / "endpoints.json").exists()
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        assert self.process is not None
+        self.process.send_signal(number)
+        code = self.process.wait(20)
+        self.process = None
+        return code
+
+    def spawn(self, *words: str) -> Done:
+        """Run a command in a process of its own."""
+        done = subprocess.run(
+            [EDGEPACK, "fleet", *words, "--data", self.data],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            env=environment(self.data.parent),
+        )
+        return Done(done.returncode, done.stdout, done.stderr)
+
+    def run(self, *words: str | Path, data: bool = True) -> Done:
+        """Run a command as the program does, in this process: starting one costs a second."""
+        where = ("--data", str(self.data)) if data else ()
+        out, err, code = io.StringIO(), io.StringIO(), 0
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                run_command(root, ["fleet", *map(str, words), *where])
+            except SystemExit as leave:
+                code = int(leave.code or 0)
+        return Done(code, out.getvalue(), err.getvalue())
+
+    def ask(self, *words: str) -> Any:
+        done = self.run(*words, "--json")
+        assert done.code == 0, done.stderr
+        document = json.loads(done.stdout)
+        assert document["schema"].startswith("edgepack.")
+        return document
+
+
+@contextlib.contextmanager
+def serving(place: Place) -> Iterator[Place]:
+    place.data.mkdir(parents=True, exist_ok=True)
+    try:
+        place.start()
+        yield place
+    finally:
+        if place.process is not None:
+            place.process.kill()
+            place.process.wait()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """A fleet without a broker: it serves all the same, and says so."""
+    with serving(Place(tmp_path_factory.mktemp("place") / "fleet")) as found:
+        publisher(found.data).release()
+        yield found
+
+
+def clear(done: Done, code: int, *words: str) -> None:
+    assert done.code == code, done
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in done.stderr, done.stderr
+
+
+def test_the_whole_way_by_commands(place: Place) -> None:
+    assert place.run("groups", "create", "lab").stdout == "lab\n"
+    assert "lab" in place.run("groups", "list").stdout
+    assert place.ask("groups", "show", "lab")["devices"] == 0
+    assert place.ask("releases", "list")["releases"][0]["id"] == "digits@1.0.0"
+    assert "onnx-int8" in place.run("releases", "show", "digits@1.0.0").stdout
+    token = place.run("tokens", "create", "--group", "lab", "--ttl", "60")
+    assert token.stdout.startswith("ep1.")
+    assert token.stdout.strip() not in place.run("tokens", "list").stdout
+    made = place.ask("rollouts", "create", "digits@1.0.0", "--group", "lab", "--waves", "1,100%",
+                     "--max-failures", "2", "--probation", "7")  # fmt: skip
+    assert made["policy"]["max_failures"] == 2
+    assert made["policy"]["probation_s"] == 7
+    rollout = made["id"]
+    assert place.ask("rollouts", "pause", rollout)["state"] == "paused"
+    assert place.ask("rollouts", "resume", rollout)["state"] == "running"
+    assert place.ask("rollouts", "cancel", rollout)["state"] == "cancelled"
+    assert "Cancelled by an operator." in place.run("rollouts", "show", rollout).stdout
+    assert rollout in place.run("rollouts", "list").stdout
+    assert place.ask("devices", "list")["devices"] == []
+
+
+def test_errors_have_their_exit_codes(place: Place, tmp_path: Path) -> None:
+    clear(place.run("devices", "show", "nobody"), 2, "nobody")
+    clear(place.run("rollouts", "show", "r99"), 2, "r99")
+    clear(place.run("rollouts", "create", "digits@7.7.7", "--group", "x"), 2, "digits@7.7.7")
+    clear(place.run("groups", "create", "Not A Name"), 2)
+    clear(place.run("devices", "list", data=False), 2, "EDGEPACK_FLEET_URL")
+    url = f"http://127.0.0.1:{place.port}"
+    wrong = place.run("devices", "list", "--url", url, "--token", "guess", data=False)
+    clear(wrong, 2, "token")
+    nobody = f"http://127.0.0.1:{free_port()}"
+    clear(place.run("devices", "list", "--url", nobody, "--token", "t", data=False), 7, nobody)
+    clear(place.run("devices", "list", "--url", "nonsense", "--token", "t", data=False), 7)
+    clear(place.run("tokens", "show", "--data", tmp_path, data=False), 2)
+    clear(place.run("devices", "list", "--data", tmp_path, data=False), 2)
+
+
+def test_a_viewer_cannot_change_anything(place: Place) -> None:
+    token = place.ask("tokens", "show", "--role", "viewer")["token"]
+    url = ("--url", f"http://127.0.0.1:{place.port}", "--token", token)
+    assert place.run("devices", "list", "--json", *url, data=False).code == 0
+    clear(place.run("groups", "create", "other", *url, data=False), 2, "operator")
+
+
+def test_a_second_fleet_of_the_same_data_is_refused(place: Place) -> None:
+    again = place.spawn("serve", "--listen", "127.0.0.1:0", "--device-listen", "127.0.0.1:0")
+    clear(again, 2, "another fleet serves", str(place.process.pid if place.process else ""))
+    assert (place.data / "endpoints.json").exists()
+    assert httpx.get(f"http://127.0.0.1:{place.port}/api/v1/health").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--listen", "0.0.0.0:0"), "without TLS"),
+        (("--listen", "nonsense"), "HOST:PORT"),
+        (("--listen", "127.0.0.1:99999"), "HOST:PORT"),
+        (("--broker", "mqtt://127.0.0.1:1883"), "TLS"),
+        (("--broker", "mqtts://127.0.0.1:1", "--embedded-broker"), "exclude"),
+        (("--tls-cert", "nowhere.pem"), "belong together"),
+    ],
+)
+def test_what_cannot_be_served(tmp_path: Path, words: tuple[str, ...], said: str) -> None:
+    place = Place(tmp_path / "fleet")
+    ports = () if "--listen" in words else ("--listen", "127.0.0.1:0")
+    clear(place.run("serve", *ports, "--device-listen", "127.0.0.1:0", *words), 2, said)
+
+
+def test_a_port_that_is_taken_is_said(place: Place, tmp_path: Path) -> None:
+    taken = f"127.0.0.1:{place.port}"
+    other = Place(tmp_path / "fleet")
+    clear(other.spawn("serve", "--listen", taken, "--device-listen", "127.0.0.1:0"), 2, taken)
+
+
+def test_a_database_that_cannot_be_used_is_said(tmp_path: Path) -> None:
+    ports = ("--listen", "127.0.0.1:0", "--device-listen", "127.0.0.1:0")
+    place = Place(tmp_path / "fleet")
+    clear(place.spawn("serve", *ports, "--database", "martian://x"), 2, "database")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_ends_politely_and_leaves_no_address(tmp_path: Path, number: signal.Signals) -> None:
+    with serving(Place(tmp_path / "fleet")) as place:
+        secret = place.data / "secret"
+        assert stat.S_IMODE(secret.stat().st_mode) == 0o600
+        assert place.stop(number) == 0
+        assert not (place.data / "endpoints.json").exists()
+        assert "Traceback" not in (tmp_path / "serve.log").read_text()
+        assert secret.read_text() not in (tmp_path / "serve.log").read_text()
+        clear(place.run("devices", "list"), 7, "not running")
+
+
+def test_help_names_every_command_without_importing_one() -> None:
+    code = """
+import sys
+from edgepack.cli import root, run_command
+run_command(root, ["fleet", "--help"])
+heavy = {"fastapi", "sqlalchemy", "uvicorn", "pydantic", "rich", "httpx", "paho"}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+"""
+    python = str(EDGEPACK.with_name("python"))
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for name in (
+        "serve",
+        "broker",
+        "devices",
+        "groups",
+        "releases",
+        "rollouts",
+        "tokens",
+        "openapi",
+    ):
+        assert f"  {name} " in done.stdout
+
+
+def test_openapi_and_the_brokers_configuration_are_printed(tmp_path: Path) -> None:
+    place = Place(tmp_path / "fleet")
+    assert json.loads(place.run("openapi", data=False).stdout)["openapi"].startswith("3.")
+    shown = place.run("broker", "--print-config", "--listen", "127.0.0.1:18883").stdout
+    for line in (
+        "listener 18883 127.0.0.1",
+        "require_certificate true",
+        "use_identity_as_username true",
+        "use_username_as_clientid true",
+        "allow_anonymous false",
+        "set_tcp_nodelay true",
+    ):
+        assert line in shown.splitlines()
+
+
+# -- with devices
+
+
+def enrol_over_https(place: Place, name: str) -> Identity:
+    """Enrol as a stranger does: with a token, over HTTPS, trusting the CA the fleet shows."""
+    token = place.ask("tokens", "create", "--group", "lab")["token"]
+    import base64
+    import ssl
+
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    facts = json.loads(base64.urlsafe_b64decode(token[4:] + "=="))
+    folder = place.data.parent / name
+    folder.mkdir()
+    identity = Identity(name, folder / "ca.pem", folder / "certificate.pem", folder / "key.pem")
+    blind = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    blind.check_hostname, blind.verify_mode = False, ssl.CERT_NONE
+    identity.ca.write_bytes(httpx.get(f"{facts['url']}/enroll/ca", verify=blind).content)
+    key = ec.generate_private_key(ec.SECP256R1())
+    request = messages.EnrollRequest(
+        secret=facts["secret"], csr=csr(key), name=name, inventory=INVENTORY
+    )
+    trusted = ssl.create_default_context(cafile=str(identity.ca))
+    answer = httpx.post(f"{facts['url']}/enroll", content=messages.encode(request), verify=trusted)
+    reply = messages.decode(answer.content, messages.EnrollReply)
+    identity.certificate.write_text(reply.certificate)
+    identity.key.write_bytes(pem(key))
+    return identity
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Mosquitto]:
+    with mosquitto(tmp_path / "fleet") as found:
+        yield found
+
+
+@pytest.mark.mosquitto
+def test_the_fleet_is_killed_again_and_again_and_the_rollout_finishes(
+    tmp_path: Path, broker: Mosquitto
+) -> None:
+    with serving(Place(tmp_path / "fleet", f"mqtts://{broker.address}")) as place:
+        publisher(place.data).release()
+        place.ask("groups", "create", "lab")
+        devices = [Device(enrol_over_https(place, f"cam-{n}"), broker.address) for n in range(2)]
+        for device in devices:
+            device.connect()
+        rollout = place.ask("rollouts", "create", "digits@1.0.0", "--group", "lab",
+                            "--waves", "1,100%")["id"]  # fmt: skip
+
+        def restart() -> None:
+            place.stop(signal.SIGKILL)
+            place.start()
+
+        def begun() -> Device | None:
+            return next((d for d in devices if d.job()), None)
+
+        first = wait("somebody to get a job", begun)
+        restart()
+        job = first.update(first.waits_for_job(), "IN_PROGRESS")
+        sent = messages.encode_batch(
+            [messages.Telemetry(boot="b", seq=0, start=0.0, end=1.0, inferences=9)]
+        )
+        first.say("tele", sent)
+        restart()
+        first.say("tele", sent)  # the acknowledgement may have died with the fleet
+        first.hears("ack")
+        first.update(job, "SUCCEEDED")
+        restart()
+        second = next(d for d in devices if d is not first)
+        job = second.update(second.waits_for_job(), "IN_PROGRESS")
+        restart()
+        second.update(job, "SUCCEEDED")
+        wait(
+            "the rollout to complete",
+            lambda: place.ask("rollouts", "show", rollout)["state"] == "completed",
+        )
+        assert place.ask("devices", "show", first.name)["inferences"] == 9
+        for device in devices:
+            device.leave()
+        assert place.stop() == 0
+
+
+def test_the_embedded_broker_knows_devices_by_their_certificates(tmp_path: Path) -> None:
+    place = Place(tmp_path / "fleet", more=("--embedded-broker",))
+    with serving(place):
+        publisher(place.data).release()
+        place.ask("groups", "create", "lab")
+        address = _embedded(place)
+        cam = Device(enrol_over_https(place, "cam"), address)
+        thief = Device(enrol_over_https(place, "thief"), address)
+        cam.connect()
+        wait("the fleet to be connected", lambda: place.ask("devices", "show", "cam")["online"])
+        rollout = place.ask("rollouts", "create", "digits@1.0.0", "--group", "lab",
+                            "--waves", "100%")["id"]  # fmt: skip
+        job = cam.update(cam.waits_for_job(), "IN_PROGRESS")
+
+        assert _refused(thief, "cam"), "another device's name"
+        assert _refused(thief, "fleet"), "the fleet's name"
+        assert not _refused(thief, "thief")
+        assert cam.client.is_connected()
+
+        cam.update(job, "SUCCEEDED")
+        wait(
+            "the rollout to complete",
+            lambda: place.ask("rollouts", "show", rollout)["state"] == "completed",
+        )
+        cam.leave()
+        assert place.stop() == 0
+        place.start()
+        assert _embedded(place) == address, "devices know it by this port"
+        assert place.stop() == 0
+
+
+def _embedded(place: Place) -> Any:
+    from edgepack_fleet.adapters.broker import parse_address
+
+    endpoints = json.loads((place.data / "endpoints.json").read_text())
+    return parse_address(endpoints["broker"].removeprefix("mqtts://"))
+
+
+def _refused(device: Device, client_id: str) -> bool:
+    """Return whether the broker refuses DEVICE under the name CLIENT_ID."""
+    import paho.mqtt.client as paho
+    from paho.mqtt.enums import CallbackAPIVersion
+
+    client = paho.Client(
+        CallbackAPIVersion.VERSION2, client_id=client_id, clean_session=False,
+        reconnect_on_failure=False,
+    )  # fmt: skip
+    client.tls_set_context(device.identity.tls())
+    outcome: list[bool] = []
+    done = threading.Event()
+
+    def over(refused: bool) -> None:
+        outcome.append(refused)
+        done.set()
+
+    client.on_connect = lambda *args: over(bool(args[3].is_failure))
+    client.on_disconnect = lambda *args: over(True)
+    client.connect(device.address.host, device.address.port)
+    client.loop_start()
+    assert done.wait(10)
+    client.disconnect()
+    client.loop_stop()
+    return outcome[0]
+
+
+@pytest.mark.mosquitto
+def test_the_broker_command_becomes_mosquitto(tmp_path: Path) -> None:
+    port = free_port()
+    process = subprocess.Popen(
+        [
+            EDGEPACK,
+            "fleet",
+            "broker",
+            "--data",
+            tmp_path / "fleet",
+            "--listen",
+            f"127.0.0.1:{port}",
+        ],
+        stderr=subprocess.DEVNULL,
+        env=environment(tmp_path),
+    )
+    try:
+
+        def became() -> bool:
+            return b"mosquitto" in Path(f"/proc/{process.pid}/cmdline").read_bytes().split(b"\0")[0]
+
+        wait("mosquitto to take over the process", became)
+        wait("mosquitto to listen", lambda: listens(port))
+        process.terminate()
+        # It may be that early that mosquitto has not set its handlers up: then the signal ends it.
+        assert process.wait(10) in {0, -signal.SIGTERM}
+        assert not listens(port)
+    finally:
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
