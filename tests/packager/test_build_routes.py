@@ -250,3 +250,66 @@ def test_run_wants_tensors_or_pictures(
     done = edgepack("run", bundle, *args, cwd=tmp_path)
     assert done.code == 2
     assert "--source" in done.err
+
+
+# -- signing
+
+
+def test_signed_build_verifies_and_differs_only_by_the_signature(
+    digits: OnnxDigits, tmp_path: Path
+) -> None:
+    made = edgepack("keys", "create", tmp_path / "mine.pem", "--no-passphrase", cwd=tmp_path)
+    assert made.code == 0, made.err
+    build = ["build", digits.model, "--target", "onnx", "--no-cache", "--json", "--out"]
+    by_flag = edgepack(*build, "flag", "--key", tmp_path / "mine.pem", cwd=tmp_path)
+    by_name = edgepack(
+        *build, "name", cwd=tmp_path, env={"EDGEPACK_KEY": str(tmp_path / "mine.pem")}
+    )
+    assert (by_flag.code, by_name.code) == (0, 0), by_flag.err + by_name.err
+    assert "not signed" not in by_flag.err
+    assert bundles(tmp_path / "flag") == bundles(tmp_path / "name")
+    bundle = tmp_path / by_flag.document["bundles"][0]["path"]
+    verified = edgepack("verify", bundle, "--key", tmp_path / "mine.pub.pem", cwd=tmp_path)
+    assert verified.code == 0, verified.err
+
+
+def test_unsigned_build_says_so(onnx_builds: Pair) -> None:
+    assert "not signed" in onnx_builds.first.err
+
+
+def test_metric_of_the_users_own_is_used(digits: OnnxDigits, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        "def half(outputs, labels):\n"
+        "    return (outputs['logits'].argmax(axis=1) == labels).mean() / 2\n"
+    )
+    done = edgepack(
+        "build", digits.model, "--target", "onnx", "--unsigned", "--evaluate", digits.evaluation,
+        "--metric", "own.py:half", "--json", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert 0.4 < done.document["bundles"][0]["metrics"]["this"] < 0.5
+    (manifest,) = manifests(tmp_path / "dist").values()
+    assert manifest.metrics is not None
+    assert manifest.metrics.name == "own.py:half"
+    assert manifest.task == "raw"
+
+
+def test_recipe_puts_its_words_into_the_manifest(digits: OnnxDigits, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(
+        "model:\n  labels: [" + ", ".join("abcdefghij") + "]\n  license: MIT\n"
+        "  preprocess: {color: gray}\n"
+    )
+    done = edgepack(
+        "build", digits.model, "--target", "openvino", "--unsigned", "--recipe", "r.yaml",
+        "--version", "2.1.0", "--name", "shown", "--json", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert done.document["bundles"][0]["metrics"] == {"reference": None, "this": None, "drop": None}
+    with open_bundle(tmp_path / "dist" / "shown-2.1.0-openvino-fp32.edgepack") as bundle:
+        assert bundle.read("labels.txt").decode().split() == list("abcdefghij")
+        manifest = bundle.manifest
+    assert (manifest.license, manifest.task, manifest.inputs[0].layout) == (
+        "MIT", "classify", "NCHW",
+    )  # fmt: skip
+    assert manifest.postprocess is not None
+    assert manifest.postprocess.activation == "softmax", "the net gives logits"

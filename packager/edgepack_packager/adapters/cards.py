@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import msgspec
 import yaml
@@ -14,7 +14,6 @@ from edgepack_packager.core.recipe import TASKS, ModelCard, Task
 __all__ = ["EMPTY", "preprocess", "read_labels", "read_recipe", "task"]
 
 EMPTY = ModelCard()
-T = TypeVar("T")
 SECTIONS = {"task", "labels", "license", "preprocess", "postprocess"}
 
 
@@ -61,20 +60,20 @@ def read_recipe(path: Path) -> ModelCard:
         UnsupportedError: it has `steps:`.
     """
     recipe = _load(_text(path), str(path))
+    _refuse_unknown(recipe, {"model", "steps"}, str(path))
     if "steps" in recipe:
         raise UnsupportedError(
             f"{path}: `steps:` is not there yet",
             fix="leave it out; flags choose targets and precisions",
             reason="recipe_steps",
         )
-    _refuse_unknown(recipe, {"model"}, str(path))
     model = recipe.get("model") or {}
     _refuse_unknown(model, SECTIONS, f"{path}: model")
     shown = model.get("postprocess")
     return ModelCard(
         task=task(str(model["task"])) if "task" in model else None,
         labels=_labels(model.get("labels"), path),
-        license=model.get("license"),
+        license=_part(model.get("license"), str | None, "license"),
         preprocess=_preprocess(model["preprocess"]) if "preprocess" in model else None,
         postprocess=_part(shown, Postprocess, "postprocess") if shown is not None else None,
     )
@@ -84,6 +83,8 @@ def _labels(said: Any, recipe: Path) -> tuple[str, ...]:
     """Return labels given as a list, or as a file beside the recipe."""
     if isinstance(said, str):
         return read_labels(recipe.parent / said)
+    if not isinstance(said, list | None):
+        raise UsageError(f"{recipe}: labels must be a list or a file", reason="bad_recipe")
     return tuple(str(label) for label in said or ())
 
 
@@ -93,10 +94,11 @@ def _preprocess(said: Any) -> Preprocess:
     for key in ("mean", "std"):
         if isinstance(given, dict) and isinstance(given.get(key), int | float):
             given = given | {key: [given[key]]}
-    return _part(given, Preprocess, "preprocess")
+    read: Preprocess = _part(given, Preprocess, "preprocess")
+    return read
 
 
-def _part(said: Any, kind: type[T], what: str) -> T:
+def _part(said: Any, kind: Any, what: str) -> Any:
     try:
         return msgspec.convert(said, kind)
     except msgspec.ValidationError as error:

@@ -134,9 +134,13 @@ def _pip(env: Path, args: Sequence[str], toolchain: Toolchain, say: Callable[[st
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
     ) as process:
-        for line in process.stdout or ():
-            tail = [*tail[-5:], line.strip()]
-            say(line.strip()[:100])
+        try:
+            for line in process.stdout or ():
+                tail = [*tail[-5:], line.strip()]
+                say(line.strip()[:100])
+        except BaseException:
+            process.kill()
+            raise
     if process.returncode:
         raise UnreachableError(
             f"pip could not install the toolchain {toolchain.name}",
@@ -149,10 +153,13 @@ def _pip(env: Path, args: Sequence[str], toolchain: Toolchain, say: Callable[[st
 
 def _place(env: Path, home: Path) -> None:
     """Move the finished environment to its place; another process may have been faster."""
-    if (home / MARKER).is_file():
-        return
-    shutil.rmtree(home, ignore_errors=True)
-    env.rename(home)
+    if not (home / MARKER).is_file():
+        shutil.rmtree(home, ignore_errors=True)
+    try:
+        env.rename(home)
+    except OSError:
+        if not (home / MARKER).is_file():
+            raise
 
 
 def _python(env: Path) -> Path:

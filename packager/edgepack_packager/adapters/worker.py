@@ -125,11 +125,15 @@ class _Process:
     def _listen(self, reader: int) -> None:
         with os.fdopen(reader, "rb") as channel:
             for line in channel:
-                event = json.loads(line)
-                if event["event"] == "progress":
-                    self.say(event["text"])
-                else:
-                    self.last = event
+                # What is no event was not written by our side of the protocol.
+                with suppress(ValueError, KeyError, TypeError):
+                    self._take(json.loads(line))
+
+    def _take(self, event: dict[str, Any]) -> None:
+        if event["event"] == "progress":
+            self.say(event["text"])
+        else:
+            self.last = event
 
     def wait(self, timeout_s: float) -> int:
         try:

@@ -93,6 +93,8 @@ def build(model: Path, as_json: bool, **flags: Any) -> None:
 
     request = _request(model, flags)
     with _stoppable(), progress() as (say, warn):
+        if request.key is None:
+            warn("the bundles are not signed: no agent installs them")
         result = drive(request, say=say, warn=warn)
     from edgepack_packager.core.report import build_document
 

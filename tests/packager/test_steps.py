@@ -1,0 +1,70 @@
+"""The step cache: found by what a step was made from, and by nothing else."""
+
+from pathlib import Path
+
+import pytest
+
+from edgepack_packager.adapters.steps import Done, Steps
+from edgepack_packager.adapters.worker import host_interpreter
+from packager_rig import OnnxDigits, bundles, edgepack
+
+
+def steps(work: Path, cache: Path | None, name: str) -> Steps:
+    home = work / name
+    home.mkdir()
+    return Steps(home, cache, {"host": host_interpreter()}, timeout_s=60, say=lambda _: None)
+
+
+def probe(where: Steps, digest: str, parents: tuple[Done, ...] = ()) -> Done:
+    names = {"names": ["click"]}
+    return where.run("host", "probe.versions", names, parents=parents, facts={"digest": digest})
+
+
+def test_same_making_is_found_again(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    first = probe(steps(tmp_path, cache, "a"), "1")
+    again = probe(steps(tmp_path, cache, "b"), "1")
+    assert again.result == first.result
+    assert again.out.is_relative_to(cache)
+
+
+def test_other_facts_or_parents_are_another_step(tmp_path: Path) -> None:
+    where = steps(tmp_path, tmp_path / "cache", "a")
+    one, two = probe(where, "1"), probe(where, "2")
+    child = probe(where, "1", parents=(two,))
+    assert len({one.key, two.key, child.key}) == 3
+
+
+def test_damaged_entry_is_made_again(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    first = probe(steps(tmp_path, cache, "a"), "1")
+    (cache / first.key / "out" / "extra").write_text("not ours")
+    again = probe(steps(tmp_path, cache, "b"), "1")
+    assert not again.out.is_relative_to(cache)
+    assert not (cache / first.key / "out" / "extra").exists()
+    (cache / first.key / "step.json").write_text("{")
+    assert not probe(steps(tmp_path, cache, "c"), "1").out.is_relative_to(cache)
+
+
+def test_cache_that_cannot_be_written_is_no_failure(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = probe(steps(tmp_path, tmp_path / "file" / "cache", "a"), "1")
+    assert done.result["versions"]
+
+
+@pytest.mark.parametrize("precision", ["int8"])
+def test_cached_build_gives_the_same_bundle(
+    digits: OnnxDigits, tmp_path: Path, precision: str
+) -> None:
+    build = [
+        "build", digits.model, "--target", "onnx", "--precision", precision, "--unsigned",
+        "--calibration", digits.calibration, "--out",
+    ]  # fmt: skip
+    env = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    for name in ("one", "two"):
+        done = edgepack(*build, tmp_path / name, cwd=tmp_path, env=env)
+        assert done.code == 0, done.err
+    fresh = edgepack(*build, tmp_path / "three", "--no-cache", cwd=tmp_path, env=env)
+    assert fresh.code == 0, fresh.err
+    assert bundles(tmp_path / "one") == bundles(tmp_path / "two") == bundles(tmp_path / "three")
+    assert list((tmp_path / "cache" / "edgepack" / "steps").iterdir())
