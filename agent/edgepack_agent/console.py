@@ -26,7 +26,7 @@ from edgepack_agent.status import describe, failure
 
 __all__ = ["Console", "Engine", "local_job"]
 
-PROBATION_S = 5.0
+PROBATION_S = 3.0
 PATIENCE_S = 60.0
 
 

@@ -64,7 +64,12 @@ RETRY_S = 5.0
 INVENTORY_S = 600.0
 JUDGE_S = 0.5
 _NEEDS_LINK = frozenset({"checking", "downloading"})
-_BROKEN = frozenset({"digest_mismatch", "file_missing", "unlisted_file", "bad_manifest"})
+_BROKEN = frozenset(
+    {
+        "digest_mismatch", "file_missing", "unlisted_file",
+        "bad_manifest", "bad_json", "not_canonical",
+    }
+)  # fmt: skip
 """What a runner says of a slot that is no longer what was staged."""
 _Happening = Event | Heard | LinkChanged | Spoke | Done[Event] | Asked | Callable[[], None]
 

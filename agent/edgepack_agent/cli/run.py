@@ -22,6 +22,8 @@ def run(config: Path | None) -> None:
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    # What it has to say at these levels is said by our own errors.
+    logging.getLogger("tuf").setLevel(logging.WARNING)
     supervisor = Supervisor(assemble(settings))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: supervisor.stop())

@@ -1,0 +1,308 @@
+"""Real agents on a real fleet and broker: updates, refusals, sudden ends, people at the device."""
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agent_rig import Device, Site, digits_release, rss_mb, site
+from edgepack.bundle import open_bundle
+from edgepack.errors import EdgepackError
+from fleet_rig import wait
+
+pytestmark = pytest.mark.mosquitto
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Site]:
+    with site(tmp_path) as found:
+        yield found
+
+
+def running_1(place: Site, **config: object) -> Device:
+    """Return a device that runs 1.0.0."""
+    place.publish("1.0.0")
+    device = place.device(**config)
+    device.start()
+    wait("the device to connect", lambda: device.status().get("connected"))
+    assert place.ended(place.roll_out("1.0.0", probation_s=0)) == "completed"
+    return device
+
+
+def runners(device: Device) -> list[int]:
+    """Return the runner processes of DEVICE, oldest first."""
+    assert device.process is not None
+    found = []
+    for task in Path(f"/proc/{device.process.pid}/task").iterdir():
+        with contextlib.suppress(OSError):
+            found += [int(pid) for pid in (task / "children").read_text().split()]
+    return sorted(found)
+
+
+def test_the_whole_story_of_three_versions(place: Site) -> None:
+    device = running_1(place)
+    assert device.serving() == "digits@1.0.0"
+    assert device.accuracy() >= 0.9
+
+    place.publish("2.0.0")
+    bad = place.roll_out("2.0.0")
+    assert place.ended(bad) == "paused"
+    job = place.job(bad)
+    assert (job.status, job.reason) == ("REJECTED", "acceptance_below_limit")
+    assert 0.3 < job.detail["score"] < job.detail["min_score"]
+    assert device.serving() == "digits@1.0.0"
+
+    place.publish("3.0.0")
+    assert place.ended(place.roll_out("3.0.0")) == "completed"
+    assert device.serving() == "digits@3.0.0"
+    assert device.accuracy() >= 0.9
+
+    assert device.stop() == 0
+    wait("the last counts to arrive", lambda: place.inferences() >= 40)
+    assert place.inferences() == 40
+    assert [event["bundle"] for event in place.events("activated")] == [
+        "digits@1.0.0",
+        "digits@3.0.0",
+    ]
+    (rejected,) = place.events("rejected")
+    assert (rejected["bundle"], rejected["detail"]["release"]) == ("digits@1.0.0", "digits@2.0.0")
+    assert len(place.events("inventory")) == 1
+
+
+def test_a_bundle_whose_golden_vectors_do_not_come_out_is_rejected(place: Site) -> None:
+    device = running_1(place)
+    place.publish("4.0.0", lie=True)
+    rollout = place.roll_out("4.0.0")
+    assert place.ended(rollout) == "paused"
+    assert place.job(rollout).reason == "golden_mismatch"
+    assert device.serving() == "digits@1.0.0"
+    slots = sorted(path.name for path in (device.data / "slots").iterdir())
+    assert slots == ["a", "current"], "nothing of it is left"
+
+
+def test_kill_9_at_any_moment_ends_in_the_new_version(place: Site) -> None:
+    device = running_1(place)
+    for seed in range(4):
+        version = f"3.0.{seed}"
+        place.publish(version)
+        rollout = place.roll_out(version, probation_s=1)
+        time.sleep(random.Random(seed).uniform(0.1, 1.8))
+        device.kill()
+        device.start()
+        wait("something to be served again", device.serving)
+        assert place.ended(rollout) == "completed"
+        assert device.serving() == f"digits@{version}"
+    assert device.accuracy() >= 0.9
+
+
+def test_a_model_that_restarts_the_agent_for_ever_is_given_up(place: Site) -> None:
+    device = running_1(place)
+    place.publish("3.0.0")
+    rollout = place.roll_out("3.0.0", probation_s=60)
+    for _ in range(4):
+        wait("the probation", lambda: device.status().get("phase") == "probation")
+        device.kill()
+        device.start()
+    assert place.ended(rollout) == "paused"
+    assert place.job(rollout).reason == "restart_loop"
+    wait("the old model to answer", lambda: device.serving() == "digits@1.0.0")
+
+
+def test_a_result_is_reported_after_a_broken_broker_and_a_restart(place: Site) -> None:
+    device = running_1(place)
+    place.publish("3.0.0")
+    rollout = place.roll_out("3.0.0", probation_s=2)
+    wait("the probation", lambda: device.status().get("phase") == "probation")
+    place.broker.kill()
+    wait("the commit without a link", lambda: device.status().get("unreported"), 30)
+    assert device.serving() == "digits@3.0.0"
+    device.kill()
+    place.broker.start()
+    device.start()
+    assert place.ended(rollout) == "completed"
+
+
+def test_a_candidate_that_dies_in_probation_is_rolled_back_at_once(place: Site) -> None:
+    device = running_1(place)
+    (old,) = runners(device)
+    place.publish("3.0.0")
+    rollout = place.roll_out("3.0.0", probation_s=30)
+    wait("the probation", lambda: device.status().get("phase") == "probation")
+    assert device.serving() == "digits@3.0.0"
+    (new,) = set(runners(device)) - {old}
+    os.kill(new, signal.SIGKILL)
+    assert place.ended(rollout) == "paused"
+    assert place.job(rollout).reason == "runner_exited"
+    assert device.accuracy() >= 0.9
+    assert device.serving() == "digits@1.0.0"
+    assert runners(device) == [old], "it never went away"
+    (event,) = place.events("rolled_back")
+    assert event["bundle"] == "digits@1.0.0"
+
+
+def test_a_candidate_that_hangs_in_probation_is_rolled_back(place: Site) -> None:
+    device = running_1(place)
+    (old,) = runners(device)
+    place.publish("3.0.0")
+    rollout = place.roll_out("3.0.0", probation_s=60)
+    wait("the probation", lambda: device.status().get("phase") == "probation")
+    (new,) = set(runners(device)) - {old}
+    os.kill(new, signal.SIGSTOP)
+    assert place.ended(rollout) == "paused"
+    assert place.job(rollout).reason == "no_heartbeat"
+    assert device.serving() == "digits@1.0.0"
+
+
+def test_cancelling_a_rollout_takes_the_candidate_back(place: Site) -> None:
+    device = running_1(place)
+    place.publish("3.0.0")
+    rollout = place.roll_out("3.0.0", probation_s=60)
+    wait("the probation", lambda: device.status().get("phase") == "probation")
+    place.service.rollouts.cancel(rollout)
+    wait("the way back", lambda: device.status().get("phase") == "idle")
+    assert device.serving() == "digits@1.0.0"
+
+
+def test_offline_it_serves_across_restarts_and_crashes(place: Site) -> None:
+    device = running_1(place)
+    place.broker.kill()
+    assert device.accuracy() >= 0.9
+    device.kill()
+    device.start()
+    wait("the model to be served", device.serving)
+    assert device.accuracy() >= 0.9
+    (runner,) = runners(device)
+    os.kill(runner, signal.SIGKILL)
+    wait("another runner", lambda: device.serving() and runners(device) != [runner])
+    assert device.accuracy() >= 0.9
+    assert device.status()["connected"] is False
+    place.broker.start()
+    wait("the link", lambda: device.status()["connected"], 60)
+    assert device.stop() == 0
+
+
+def test_a_lost_journal_costs_no_inference(place: Site) -> None:
+    device = running_1(place)
+    boot = device.status()["outbox"]["boot"]
+    device.kill()
+    for leftover in device.data.glob("journal.db-*"):
+        leftover.unlink()
+    (device.data / "journal.db").write_bytes(b"rubbish" * 999)
+    device.start()
+    wait("the model to be served", device.serving)
+    assert device.accuracy() >= 0.9
+    assert device.status()["outbox"]["boot"] != boot
+    wait("the fleet to be told", lambda: place.events("recovered"))
+    place.publish("3.0.0")
+    assert place.ended(place.roll_out("3.0.0")) == "completed"
+
+
+def test_a_damaged_slot_is_left_for_the_previous_model(place: Site) -> None:
+    device = running_1(place)
+    place.publish("3.0.0")
+    assert place.ended(place.roll_out("3.0.0")) == "completed"
+    device.kill()
+    manifest = device.data / "slots" / "current" / "manifest.json"
+    manifest.write_bytes(manifest.read_bytes().replace(b"3.0.0", b"9.9.9"))
+    device.start()
+    wait("the previous model", lambda: device.status().get("serving") == "digits@1.0.0")
+    assert device.accuracy() >= 0.9
+    (event,) = wait("the fleet to be told", lambda: place.events("damaged"))
+    assert event["bundle"] == "digits@3.0.0"
+
+
+def test_no_room_for_a_model_is_a_clear_failure_and_the_old_one_runs(
+    place: Site, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    words = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)]
+    if subprocess.run(words, capture_output=True, check=False).returncode:
+        pytest.skip("a small file system cannot be mounted here (needs CAP_SYS_ADMIN)")
+    try:
+        place.publish("1.0.0")
+        device = place.device(data_dir=str(disk / "data"))
+        (disk / "data").mkdir()
+        shutil.move(device.data / "identity", disk / "data" / "identity")
+        device.start()
+        wait("the device to connect", lambda: device.status().get("connected"))
+        assert place.ended(place.roll_out("1.0.0")) == "completed"
+        (disk / "ballast").write_bytes(b"x" * 8 * 2**20)
+        place.publish("3.0.0")
+        rollout = place.roll_out("3.0.0")
+        assert place.ended(rollout) == "paused"
+        job = place.job(rollout)
+        assert (job.status, job.reason) == ("FAILED", "disk_full")
+        assert device.serving() == "digits@1.0.0"
+        assert not list((disk / "data" / "parts").iterdir())
+        device.stop()
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_person_installs_from_a_file_and_goes_back(place: Site) -> None:
+    device = running_1(place, allow_local_install=True)
+    bundle = place.publish("3.0.0")
+    with bundle.open("rb") as file:
+        assert device.ask("install", file.fileno()) == {"bundle": "digits@3.0.0"}
+    assert device.serving() == "digits@3.0.0"
+    assert device.ask("rollback") == {"bundle": "digits@1.0.0"}
+    assert device.serving() == "digits@1.0.0"
+    wait("the fleet to be told", lambda: len(place.events("activated")) == 3)
+    assert place.events("activated")[-1]["detail"] == {"override": True}
+
+
+def refused(device: Device, bundle: Path) -> EdgepackError:
+    with bundle.open("rb") as file, pytest.raises(EdgepackError) as found:
+        device.ask("install", file.fileno())
+    assert device.serving() == "digits@1.0.0"
+    return found.value
+
+
+def test_a_file_meets_the_same_checks_as_a_download(place: Site, tmp_path: Path) -> None:
+    device = running_1(place, allow_local_install=True)
+    unknown = digits_release(tmp_path / "other", "7.0.0")
+    assert refused(device, unknown).reason == "not_in_image_repo"
+    assert refused(device, place.publish("2.0.0")).reason == "acceptance_below_limit"
+    torn = tmp_path / "torn.edgepack"
+    torn.write_bytes(unknown.read_bytes()[:-100])
+    assert refused(device, torn).exit_code == 3
+    with open_bundle(unknown) as good:
+        assert good.signed
+
+
+def test_without_permission_nobody_installs_from_a_file(place: Site) -> None:
+    device = running_1(place)
+    found = refused(device, place.publish("3.0.0"))
+    assert (found.reason, found.exit_code) == ("not_allowed", 2)
+    with pytest.raises(EdgepackError, match="no previous"):
+        device.ask("rollback")
+    with pytest.raises(EdgepackError, match="dance"):
+        device.ask("dance")
+    assert device.ask("sync") == {"connected": True}
+
+
+def test_a_second_agent_on_the_same_device_is_refused(place: Site) -> None:
+    device = running_1(place)
+    second = Device("cam", device.home, device.port)
+    second.start()
+    assert second.process is not None
+    assert second.process.wait(20) == 2
+    assert "already" in device.log
+    assert device.accuracy() >= 0.9
+
+
+def test_the_supervisor_stays_small(place: Site) -> None:
+    device = running_1(place)
+    assert device.process is not None
+    maps = Path(f"/proc/{device.process.pid}/maps").read_text()
+    for heavy in ("numpy", "onnxruntime", "openvino", "PIL", "litert"):
+        assert heavy not in maps, "no runtime in the supervisor"
+    assert rss_mb(device.process.pid) < 80
