@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -59,6 +59,7 @@ any_array = st.sampled_from(DTYPES).flatmap(
 )
 
 
+@settings(deadline=None)
 @given(any_array)
 @example(np.array([0, 2**63], np.uint64))
 @example(np.zeros((2, 1), np.uint64))
@@ -71,6 +72,7 @@ def test_json_tensors_arrive_as_they_were_sent(sent: np.ndarray) -> None:
         assert np.array_equal(received, sent)
 
 
+@settings(deadline=None)
 @given(any_array, any_array)
 def test_binary_tensors_arrive_as_they_were_sent(first: np.ndarray, second: np.ndarray) -> None:
     pairs = [("x", first), ("y", second)]
@@ -84,6 +86,7 @@ def test_binary_tensors_arrive_as_they_were_sent(first: np.ndarray, second: np.n
         assert np.array_equal(got.inputs[name], sent)
 
 
+@settings(deadline=None)
 @given(any_array)
 def test_answers_read_back_as_they_were(sent: np.ndarray) -> None:
     manifest = model(("x", sent.dtype.name, sent.shape), ("y", sent.dtype.name, sent.shape))
@@ -100,6 +103,7 @@ def test_answers_read_back_as_they_were(sent: np.ndarray) -> None:
     assert np.array_equal(np.array(x["data"], sent.dtype), sent.ravel())
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=400), st.text(max_size=12))
 @example(b'{"inputs":[{"name":"image","shape":[1,1,16,16],"datatype":"FP32","data":[]}]}', "")
 @example(b"[" * 5000, "")
@@ -139,6 +143,7 @@ odd_tensor = st.fixed_dictionaries(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(odd_tensor, max_size=2), json_value, st.binary(max_size=16))
 def test_no_json_breaks_the_reader(tensors: list[Any], odd: Any, binary: bytes) -> None:
     manifest = model(("x", "int64", (1, -1)), ("image", "bool", (2,)))

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from digits import digits_data
@@ -160,6 +160,7 @@ def test_a_drained_runner_answers_again(slot: Path) -> None:
             heard.wait("drained")
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_no_bytes_break_the_channel(data: bytes) -> None:
     lines = wire.Lines()
@@ -170,6 +171,7 @@ def test_no_bytes_break_the_channel(data: bytes) -> None:
             assert isinstance(wire.read_event(line)["evt"], str)
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=20).filter(lambda b: b"\n" not in b)), st.integers(1, 7))
 def test_lines_arrive_whole_however_they_are_cut(sent: list[bytes], size: int) -> None:
     stream = b"".join(line + b"\n" for line in sent)
