@@ -329,6 +329,9 @@ class Supervisor:
     def _spoke(self, spoke: Spoke) -> None:
         serving, event = self._parts.serving, spoke.event
         slot = serving.slot_of(spoke.runner, event)
+        if event["evt"] == "loaded" and slot and event.get("digest") != slot.model.digest:
+            spoke.runner.kill()
+            event = {"evt": "failed", "reason": "digest_mismatch"}
         if event["evt"] == "beat" and slot:
             self._parts.reports.beat(slot, event)
         seat = serving.seat_of(spoke.runner)
@@ -349,8 +352,6 @@ class Supervisor:
             case "beat" if self._state.phase == "probation":
                 counts = stats.get("inferences", 0), stats.get("errors", {})
                 self._vitals = health.beat(self._vitals, self._clock(), *counts)
-            case "loaded" if event.get("digest") != seat.slot.model.digest:
-                self.on(Failed("REJECTED", "mismatch", {"message": "the slot holds another model"}))
             case "loaded":
                 self.on(Loaded())
             case "checked":
