@@ -22,7 +22,6 @@ from edgepack.messages import EnrollReply, EnrollRequest
 from edgepack.topics import DEVICE_ID
 from edgepack_fleet.adapters.broker import Address
 from edgepack_fleet.adapters.database import Database
-from edgepack_fleet.adapters.director import Director
 from edgepack_fleet.adapters.pki import FLEET, Issued, Pki
 from edgepack_fleet.adapters.tables import DeviceRow, EnrolToken, GroupRow
 
@@ -66,7 +65,7 @@ class Enrolment:
     Args:
         database: Where devices and hashes of tokens are kept.
         pki: Issues the certificates.
-        director: Its root goes to every new device.
+        root: Returns the director's root, which goes to every new device.
         broker: Where devices connect to.
         clock: Unix seconds.
     """
@@ -75,11 +74,11 @@ class Enrolment:
         self,
         database: Database,
         pki: Pki,
-        director: Director,
+        root: Callable[[], bytes],
         broker: Callable[[], Address],
         clock: Callable[[], float],
     ) -> None:
-        self._database, self._pki, self._director = database, pki, director
+        self._database, self._pki, self._root = database, pki, root
         self._broker, self._clock = broker, clock
 
     def create_token(self, group: str, ttl_s: float, uses: int) -> NewToken:
@@ -132,7 +131,7 @@ class Enrolment:
             ca=self._pki.ca_pem,
             broker_host=broker.host,
             broker_port=broker.port,
-            director_root=self._director.root().decode(),
+            director_root=self._root().decode(),
         )
 
     def _check(self, session: Session, secret: str, now: float) -> EnrolToken:

@@ -15,15 +15,13 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from edgepack.errors import EdgepackError, UsageError
+from edgepack.trust import TargetInfo
 from edgepack_fleet import store
 from edgepack_fleet.adapters.database import Database
-from edgepack_fleet.adapters.director import Director
-from edgepack_fleet.adapters.image_repo import ImageRepo
 from edgepack_fleet.adapters.tables import GroupRow, JobRow, RolloutRow
 from edgepack_fleet.core import jobs
-from edgepack_fleet.core.model import FAILURES, Policy, Release
+from edgepack_fleet.core.model import FAILURES, LIVE, SERVING, Policy
 from edgepack_fleet.core.rollout import (
-    SERVING,
     Action,
     Assign,
     Complete,
@@ -34,13 +32,11 @@ from edgepack_fleet.core.rollout import (
     decide,
     parse_waves,
 )
+from edgepack_fleet.core.variants import Release
 
-__all__ = ["LIVE", "Rollouts", "unknown_rollout"]
+__all__ = ["Rollouts", "unknown_rollout"]
 
 log = logging.getLogger(__name__)
-
-LIVE = ("running", "paused", "completed")
-"""States in which a rollout still has something to decide."""
 
 
 class Rollouts:
@@ -48,19 +44,19 @@ class Rollouts:
 
     Args:
         database: Where they are kept.
-        director: Signs what each device shall run.
-        images: Says which releases there are.
+        assign: Lets the director say what a device shall run.
+        releases: Returns what is published.
         clock: Unix seconds.
     """
 
     def __init__(
         self,
         database: Database,
-        director: Director,
-        images: ImageRepo,
+        assign: Callable[[str, TargetInfo], None],
+        releases: Callable[[], Sequence[Release]],
         clock: Callable[[], float],
     ) -> None:
-        self._database, self._director, self._images = database, director, images
+        self._database, self._say, self._releases = database, assign, releases
         self._clock = clock
 
     def create(self, release: str, group: str, waves: str, policy: Policy) -> str:
@@ -103,11 +99,11 @@ class Rollouts:
         Raises:
             UsageError: there is none.
         """
-        published = self._images.releases()
-        for info in published:
-            if f"{info.name}@{info.version}" == release:
-                return Release(info.name, info.version, info.variants)
-        known = ", ".join(f"{info.name}@{info.version}" for info in published)
+        published = self._releases()
+        for found in published:
+            if found.id == release:
+                return found
+        known = ", ".join(found.id for found in published)
         raise UsageError(
             f"no release {release!r} is published here",
             why=f"published are: {known}" if known else "nothing is published yet",
@@ -188,7 +184,7 @@ class Rollouts:
         variants = {v.path: v for v in store.release_of(row).variants}
         for action in decision.actions:
             if isinstance(action, Assign):
-                self._director.assign(action.device, variants[action.target])
+                self._say(action.device, variants[action.target])
         return self._save(row, decision, now)
 
     def _save(self, seen: RolloutRow, decision: Decision, now: float) -> bool:

@@ -21,8 +21,6 @@ from edgepack_fleet.adapters.embedded import EmbeddedBroker
 from edgepack_fleet.adapters.lock import only_one
 from edgepack_fleet.adapters.pki import Pki
 from edgepack_fleet.service import Service, Settings
-from edgepack_fleet.web.app import main_app
-from edgepack_fleet.web.devices import device_app
 
 __all__ = ["Listeners", "check_exposure", "serve"]
 
@@ -102,6 +100,10 @@ def serve(settings: Settings, listeners: Listeners, *, embedded_broker: bool) ->
 async def _run(
     service: Service, listeners: Listeners, sockets: list[socket.socket], endpoints: Path
 ) -> None:
+    # The web framework takes a second to load; what is wrong with a command is said before.
+    from edgepack_fleet.web.app import main_app
+    from edgepack_fleet.web.devices import device_app
+
     main_at, devices_at = (_address_of(s) for s in sockets)
     scheme = "https" if listeners.tls_cert else "http"
     public = next(iter(service.settings.hosts), None)

@@ -28,7 +28,8 @@ from edgepack_fleet.adapters.image_repo import ImageRepo
 from edgepack_fleet.adapters.mqtt import Identity, Incoming, Link
 from edgepack_fleet.adapters.pki import FLEET, Pki
 from edgepack_fleet.adapters.tables import JobRow, OutboxRow, RolloutRow
-from edgepack_fleet.core.rollout import SERVING
+from edgepack_fleet.core.model import SERVING
+from edgepack_fleet.core.variants import Release
 from edgepack_fleet.enrolment import Enrolment
 from edgepack_fleet.rollouts import Rollouts
 from edgepack_fleet.transfer import KINDS, Transfer
@@ -89,12 +90,12 @@ class Service:
         self.content = ContentStore(data / "blobs")
         self.images = ImageRepo(data / "image", self.content)
         self.director = Director(data / "director")
-        self.rollouts = Rollouts(self.database, self.director, self.images, clock)
+        self.rollouts = Rollouts(self.database, self.director.assign, self.releases, clock)
         self.enrolment = Enrolment(
-            self.database, self.pki, self.director, lambda: settings.broker, clock
+            self.database, self.pki, self.director.root, lambda: settings.broker, clock
         )
         self.uplink = Uplink(self.database, clock)
-        self.transfer = Transfer(self.images, self.director, self.content)
+        self.transfer = Transfer(self.images.metadata, self.director.metadata, self.content)
         self._heard_since: float | None = None
         self._said: queue.Queue[Incoming | _Connected | None] = queue.Queue(WAITING)
         self._asked: queue.Queue[Incoming | None] = queue.Queue(WAITING)
@@ -122,6 +123,10 @@ class Service:
             thread.join(10)
         self.link.stop()
         self.database.close()
+
+    def releases(self) -> list[Release]:
+        """Return what is published, the newest publication of a line last."""
+        return [Release(r.name, r.version, r.variants) for r in self.images.releases()]
 
     def now(self) -> float:
         """Return the time in Unix seconds."""

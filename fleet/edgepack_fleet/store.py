@@ -12,8 +12,9 @@ from edgepack.messages import Inventory, JobStatus
 from edgepack.trust import TargetInfo
 from edgepack_fleet.adapters.tables import DeviceRow, JobRow, OutboxRow, RolloutRow
 from edgepack_fleet.core.jobs import JobState
-from edgepack_fleet.core.model import Device, Member, Policy, Release, Rollout, RolloutState
+from edgepack_fleet.core.model import Device, Member, Policy, Rollout, RolloutState
 from edgepack_fleet.core.rollout import parse_waves
+from edgepack_fleet.core.variants import Release, resolve
 
 __all__ = [
     "OPEN",
@@ -56,7 +57,7 @@ def rollout_of(row: RolloutRow) -> Rollout:
     return Rollout(
         id=row.id,
         group=row.group_id,
-        release=release_of(row),
+        release=row.release,
         waves=parse_waves(row.waves),
         state=cast("RolloutState", row.state),
         policy=Policy(**row.policy),
@@ -79,9 +80,10 @@ def members_of(
     devices = session.scalars(select(DeviceRow).where(DeviceRow.group_id == row.group_id)).all()
     jobs = session.scalars(select(JobRow).where(JobRow.rollout_id == row.id)).all()
     job_of = {job.device_id: job for job in jobs}
+    release = release_of(row)
     newer = set() if everybody else _with_newer_intent(session, row)
     return [
-        _member(device, job_of.get(device.id), heard_since)
+        _member(device, release, job_of.get(device.id), heard_since)
         for device in devices
         if device.id in job_of or device.id not in newer
     ]
@@ -97,11 +99,14 @@ def _with_newer_intent(session: Session, row: RolloutRow) -> set[str]:
     return set(session.scalars(query))
 
 
-def _member(device: DeviceRow, job: JobRow | None, heard_since: float) -> Member:
+def _member(row: DeviceRow, release: Release, job: JobRow | None, heard_since: float) -> Member:
+    device = device_of(row)
     if job is None:
-        return Member(device_of(device))
+        variant = resolve(release, device.inventory).variant
+        return Member(device, target=variant.path if variant else None)
     return Member(
-        device_of(device),
+        device,
+        target=job.target,
         wave=job.wave,
         status=cast("JobStatus", job.status),
         reason=job.reason,

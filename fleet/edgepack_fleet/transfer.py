@@ -7,15 +7,13 @@ so that blocks need no acknowledgement and nothing is remembered here.
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from edgepack import messages, topics
 from edgepack.errors import IntegrityError
 from edgepack.topics import BLOCK_SIZE
 from edgepack_fleet.adapters.content import ContentStore
-from edgepack_fleet.adapters.director import Director
-from edgepack_fleet.adapters.image_repo import ImageRepo
 from edgepack_fleet.adapters.mqtt import Incoming
 
 __all__ = ["KINDS", "Piece", "Transfer"]
@@ -40,13 +38,18 @@ class Transfer:
     """Reads metadata and content for devices.
 
     Args:
-        images: The image repository.
-        director: The director's repositories.
+        image: Returns a file of the image repository by its name.
+        director: Returns a file of a device's own repository, by device and name.
         content: The blobs.
     """
 
-    def __init__(self, images: ImageRepo, director: Director, content: ContentStore) -> None:
-        self._images, self._director, self._content = images, director, content
+    def __init__(
+        self,
+        image: Callable[[str], bytes | None],
+        director: Callable[[str, str], bytes | None],
+        content: ContentStore,
+    ) -> None:
+        self._image, self._director, self._content = image, director, content
         self.refused: Counter[str] = Counter()
         """Requests that were not answered, by cause."""
 
@@ -68,9 +71,9 @@ class Transfer:
     def _metadata(self, device: str, request: messages.MetaRequest) -> Iterator[Piece]:
         base = _base(device, "meta", request.xfer)
         data = (
-            self._images.metadata(request.name)
+            self._image(request.name)
             if request.repo == "image"
-            else self._director.metadata(device, request.name)
+            else self._director(device, request.name)
         )
         if data is None:
             yield _head(base, 404)

@@ -29,7 +29,7 @@ from edgepack_fleet.adapters.tables import (
     TelemetryRow,
 )
 from edgepack_fleet.core.jobs import Refusal, advance
-from edgepack_fleet.core.rollout import SERVING
+from edgepack_fleet.core.model import SERVING
 from edgepack_fleet.core.stream import Stream, absorb
 
 __all__ = ["Answer", "Uplink"]

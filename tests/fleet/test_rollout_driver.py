@@ -13,6 +13,7 @@ from edgepack.messages import Inventory
 from edgepack_fleet.adapters.database import Database
 from edgepack_fleet.adapters.tables import DeviceRow, GroupRow, JobRow, OutboxRow, RolloutRow
 from edgepack_fleet.core.model import Policy
+from edgepack_fleet.core.variants import Release
 from edgepack_fleet.rollouts import Rollouts
 from edgepack_fleet.web import schemas, views
 from trust_rig import World
@@ -31,7 +32,12 @@ class Bench:
 
     def __post_init__(self) -> None:
         world = self.world
-        self.rollouts = Rollouts(self.database, world.director, world.image, lambda: self.now)
+        self.rollouts = Rollouts(
+            self.database,
+            lambda device, target: world.director.assign(device, target),
+            lambda: [Release(r.name, r.version, r.variants) for r in world.image.releases()],
+            lambda: self.now,
+        )
 
     def add(self, *names: str, group: str = "lab", online: bool = True) -> None:
         with self.database.write() as session:

@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 
 from edgepack.messages import Inventory
 from edgepack.trust import TargetInfo
-from edgepack_fleet.core.model import Release
-from edgepack_fleet.core.variants import resolve
+from edgepack_fleet.core.variants import Release, resolve
 
 
 def variant(runtime: str, precision: str = "int8", **facts: Any) -> TargetInfo:

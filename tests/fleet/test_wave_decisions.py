@@ -9,9 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgepack.errors import UsageError
-from edgepack.messages import Inventory
-from edgepack.trust import TargetInfo
-from edgepack_fleet.core.model import FAILURES, TERMINAL, Device, Member, Policy, Release, Rollout
+from edgepack_fleet.core.model import FAILURES, TERMINAL, Device, Member, Policy, Rollout
 from edgepack_fleet.core.rollout import (
     Assign,
     Complete,
@@ -24,24 +22,20 @@ from edgepack_fleet.core.rollout import (
     wave_sizes,
 )
 
-FITS = Inventory(arch="x86_64", runtimes={"onnx": "1.23.0"})
 PATH = "models/digits/1.0.0/onnx-int8.json"
-CUSTOM = {"v": 1, "kind": "model", "name": "digits", "version": "1.0.0", "runtime": "onnx",
-          "precision": "int8", "min_runtime": "1.0"}  # fmt: skip
-RELEASE = Release("digits", "1.0.0", (TargetInfo(PATH, "0" * 64, 10, CUSTOM),))
 TOLERANT = Policy(max_failures=10**6, max_failure_percent=100.0)
 
 
 def rollout(waves: str = "1,100%", policy: Policy | None = None, **facts: object) -> Rollout:
-    made = Rollout("r1", "lab", RELEASE, parse_waves(waves), policy=policy or Policy())
+    made = Rollout("r1", "lab", "digits@1.0.0", parse_waves(waves), policy=policy or Policy())
     return replace(made, **facts)  # type: ignore[arg-type]
 
 
 def member(name: str, status: str = "QUEUED", wave: int | None = None, **facts: object) -> Member:
     online = bool(facts.pop("online", True))
     seen = float(facts.pop("seen", 0.0))  # type: ignore[arg-type]
-    device = Device(name, "lab", online=online, seen=seen, inventory=FITS)
-    return replace(Member(device, wave=wave, status=status), **facts)  # type: ignore[arg-type]
+    device = Device(name, "lab", online=online, seen=seen)
+    return replace(Member(device, target=PATH, wave=wave, status=status), **facts)  # type: ignore[arg-type]
 
 
 def assigned(actions: Sequence[object]) -> list[str]:
@@ -194,7 +188,7 @@ def test_an_offline_device_keeps_its_place_for_a_while_only() -> None:
 
 
 def test_a_device_no_variant_fits_is_not_counted() -> None:
-    misfit = replace(member("x"), device=Device("x", "lab", online=True, inventory=Inventory()))
+    misfit = replace(member("x"), target=None)
     devices = [misfit, member("a", "SUCCEEDED", 0)]
     (end,) = decide(rollout("100%"), devices, 0.0).actions
     assert isinstance(end, Complete)

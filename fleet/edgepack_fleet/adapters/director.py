@@ -29,7 +29,7 @@ from edgepack.metadata import (
 )
 from edgepack.topics import DEVICE_ID
 from edgepack.trust import TargetInfo, TrustError
-from edgepack_fleet.adapters.image_repo import VariantInfo, online_signer
+from edgepack_fleet.adapters.online_signer import online_signer
 
 __all__ = ["Director"]
 
@@ -62,7 +62,7 @@ class Director:
         """Return the first root, which an enrolling device pins."""
         return self._roots.read("1.root.json") or b""
 
-    def assign(self, device: str, target: VariantInfo | None) -> None:
+    def assign(self, device: str, target: TargetInfo | None) -> None:
         """Say that DEVICE shall run TARGET; None: no model. Durable when it returns.
 
         Raises:

@@ -12,25 +12,23 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import Targets
 
-from edgepack.keys import create_keypair, load_private
 from edgepack.metadata import (
     MetadataDirectory,
     OnlineKeys,
     keep_fresh,
     parse,
     seal,
-    signer_of,
     target_info,
 )
 from edgepack.oci import read_oci_manifest
 from edgepack.trust import TargetInfo, TrustError, exam_path
 from edgepack_fleet.adapters.content import ContentStore
+from edgepack_fleet.adapters.online_signer import online_signer
 from edgepack_fleet.core.publication import Current, accept
 
-__all__ = ["ImageRepo", "PublishResult", "ReleaseInfo", "VariantInfo", "online_signer"]
+__all__ = ["ImageRepo", "PublishResult", "ReleaseInfo", "VariantInfo"]
 
 VariantInfo = TargetInfo
 """A variant of a release is a target: path, sha256, size and custom; `.model` has the facts."""
@@ -151,13 +149,3 @@ class ImageRepo:
                     why=f"sha256 {sha256}, {size} bytes",
                     fix="publish its bundle again",
                 )
-
-
-def online_signer(path: Path) -> CryptoSigner:
-    """Return the signer whose key is in PATH, making the key on first use.
-
-    An operator may encrypt the file; `EDGEPACK_PASSPHRASE` opens it then.
-    """
-    if not path.exists():
-        create_keypair(path, None)
-    return signer_of(load_private(path))

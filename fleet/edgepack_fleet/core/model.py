@@ -1,19 +1,19 @@
-"""What the fleet talks about: devices, releases, rollouts and their waves. No rules, no storage."""
+"""What the fleet talks about: devices, rollouts and their waves. No rules, no storage."""
 
 from dataclasses import dataclass, field
 from typing import Literal
 
 from edgepack.messages import Inventory, JobStatus
-from edgepack.trust import TargetInfo
 
 __all__ = [
     "FAILURES",
+    "LIVE",
+    "SERVING",
     "TERMINAL",
     "Device",
     "JobStatus",
     "Member",
     "Policy",
-    "Release",
     "Rollout",
     "RolloutState",
     "Wave",
@@ -32,6 +32,10 @@ RolloutState = Literal[
 
 FAILURES: frozenset[str] = frozenset({"FAILED", "TIMED_OUT", "REJECTED"})
 TERMINAL: frozenset[str] = FAILURES | {"SUCCEEDED", "CANCELED"}
+SERVING: frozenset[str] = frozenset({"running", "completed"})
+"""States in which devices get the release: a completed rollout serves those that return late."""
+LIVE: frozenset[str] = SERVING | {"paused"}
+"""States in which a rollout still has something to decide."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,21 +48,6 @@ class Device:
     seen: float = 0.0
     """Unix seconds (fleet clock) of its last message."""
     inventory: Inventory = field(default_factory=Inventory)
-
-
-@dataclass(frozen=True, slots=True)
-class Release:
-    """All variants of one model version."""
-
-    name: str
-    version: str
-    variants: tuple[TargetInfo, ...] = ()
-    """Each is a target of the image repository: path, digest, size and signed facts."""
-
-    @property
-    def id(self) -> str:
-        """`name@version`."""
-        return f"{self.name}@{self.version}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +90,8 @@ class Rollout:
 
     id: str
     group: str
-    release: Release
+    release: str
+    """`name@version`."""
     waves: tuple[Wave, ...]
     state: RolloutState = "running"
     policy: Policy = field(default_factory=Policy)
@@ -114,6 +104,8 @@ class Member:
     """One device's part in one rollout."""
 
     device: Device
+    target: str | None = None
+    """Path of the variant it has, or would get; None: none fits it."""
     wave: int | None = None
     """Index of the wave it was given the release in; None: not yet."""
     status: JobStatus = "QUEUED"

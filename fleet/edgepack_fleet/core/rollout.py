@@ -13,8 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from edgepack.errors import UsageError
-from edgepack_fleet.core.model import FAILURES, TERMINAL, Member, Rollout, Wave
-from edgepack_fleet.core.variants import resolve
+from edgepack_fleet.core.model import FAILURES, SERVING, TERMINAL, Member, Rollout, Wave
 
 __all__ = [
     "Action",
@@ -30,9 +29,6 @@ __all__ = [
     "parse_waves",
     "wave_sizes",
 ]
-
-SERVING = frozenset({"running", "completed"})
-"""A completed rollout still serves devices that come back late."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +149,7 @@ def decide(rollout: Rollout, members: Sequence[Member], now: float) -> Decision:
 
 def count_waves(rollout: Rollout, members: Sequence[Member]) -> tuple[WaveCount, ...]:
     """Return the numbers of every wave, each without the waves before it."""
-    sizes = wave_sizes(rollout.waves, len(_eligible(rollout, members)))
+    sizes = wave_sizes(rollout.waves, len(_eligible(members)))
     counts = []
     for index, size in enumerate(sizes):
         inside = [m for m in members if m.wave == index]
@@ -172,13 +168,9 @@ def _timed_out(member: Member) -> Member:
     return replace(member, status="TIMED_OUT", reason="timed_out")
 
 
-def _eligible(rollout: Rollout, members: Sequence[Member]) -> list[Member]:
+def _eligible(members: Sequence[Member]) -> list[Member]:
     """Return the members that have, or could have, a variant of the release."""
-    return [
-        m
-        for m in members
-        if m.wave is not None or resolve(rollout.release, m.device.inventory).variant
-    ]
+    return [m for m in members if m.wave is not None or m.target is not None]
 
 
 def _halt(rollout: Rollout, members: Sequence[Member]) -> str:
@@ -230,14 +222,14 @@ def _proceed(
     gone = tuple(Withdraw(m.device.id) for m in members if _gone(m, rollout, now))
     away = {action.device for action in gone}
     members = [replace(m, wave=None) if m.device.id in away else m for m in members]
-    eligible = _eligible(rollout, members)
+    eligible = _eligible(members)
     sizes = wave_sizes(rollout.waves, len(eligible))
     occupied = sum(m.wave is not None for m in eligible)
     current = _current_wave(rollout, eligible, sizes, now)
     waiting = sorted((m for m in eligible if m.wave is None), key=lambda m: m.device.id)
     online = [m for m in waiting if m.device.online]
     room = max(0, sizes[current] - occupied)
-    assigned = tuple(_assign(rollout, m, current) for m in online[:room])
+    assigned = tuple(_assign(m, current) for m in online[:room])
     last = current == len(sizes) - 1
     reason = _stand(eligible, sizes, current, now, rollout)
     if last and not assigned and _all_finished(eligible) and rollout.state == "running":
@@ -245,10 +237,9 @@ def _proceed(
     return Decision((*late, *gone, *assigned), reason)
 
 
-def _assign(rollout: Rollout, member: Member, wave: int) -> Assign:
-    variant = resolve(rollout.release, member.device.inventory).variant
-    assert variant is not None, "only eligible devices are assigned"
-    return Assign(member.device.id, variant.path, wave)
+def _assign(member: Member, wave: int) -> Assign:
+    assert member.target is not None, "only eligible devices are assigned"
+    return Assign(member.device.id, member.target, wave)
 
 
 def _all_finished(members: Sequence[Member]) -> bool:
@@ -285,9 +276,9 @@ def _stand(
 ) -> str:
     """Return one sentence on where the rollout stands."""
     done = sum(m.status == "SUCCEEDED" for m in members)
-    head = f"{done} of {len(members)} devices run {rollout.release.id}"
+    head = f"{done} of {len(members)} devices run {rollout.release}"
     if not members:
-        return f"Waiting: no device of group {rollout.group} can run {rollout.release.id} yet."
+        return f"Waiting: no device of group {rollout.group} can run {rollout.release} yet."
     busy = sum(m.wave is not None and m.status not in TERMINAL for m in members)
     unreached = sum(m.wave is None for m in members)
     if busy:

@@ -4,11 +4,24 @@ from dataclasses import dataclass
 
 from edgepack.messages import Inventory
 from edgepack.trust import DeviceFacts, TargetInfo, misfit
-from edgepack_fleet.core.model import Release
 
-__all__ = ["Resolution", "resolve"]
+__all__ = ["Release", "Resolution", "resolve"]
 
 SMALLEST_FIRST = ("w4", "int8", "w8", "fp16", "bf16", "fp32")
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """All variants of one model version; each is a target of the image repository."""
+
+    name: str
+    version: str
+    variants: tuple[TargetInfo, ...] = ()
+
+    @property
+    def id(self) -> str:
+        """`name@version`."""
+        return f"{self.name}@{self.version}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,14 +124,13 @@ def show_group(fleet: Fleet, group: str) -> schemas.Group:
 @router.get("/releases", dependencies=[Viewer])
 def list_releases(fleet: Fleet) -> schemas.Releases:
     """List all published releases."""
-    return schemas.Releases(releases=[views.release(info) for info in fleet.images.releases()])
+    return schemas.Releases(releases=[views.release(found) for found in fleet.releases()])
 
 
 @router.get("/releases/{release}", dependencies=[Viewer])
 def show_release(fleet: Fleet, release: str) -> schemas.Release:
     """Show one release, `name@version`."""
-    fleet.rollouts.release(release)
-    return next(r for r in list_releases(fleet).releases if r.id == release)
+    return views.release(fleet.rollouts.release(release))
 
 
 @router.get("/rollouts", dependencies=[Viewer])

@@ -241,7 +241,7 @@ def change_rollout(
 @router.get("/releases")
 def releases(request: Request, fleet: Fleet, role: Viewer) -> Response:
     """Show what has been published."""
-    found = [views.release(info) for info in fleet.images.releases()]
+    found = [views.release(found) for found in fleet.releases()]
     up = fleet.link.connected
     return _page(request, "releases", role=role, broker=up, releases=found[::-1])
 

@@ -8,12 +8,10 @@ from sqlalchemy.orm import Session
 
 from edgepack.trust import TargetInfo
 from edgepack_fleet import store
-from edgepack_fleet.adapters.image_repo import ReleaseInfo
 from edgepack_fleet.adapters.tables import DeviceRow, EnrolToken, GroupRow, JobRow, RolloutRow
-from edgepack_fleet.core.model import FAILURES, Member, Rollout
+from edgepack_fleet.core.model import FAILURES, LIVE, SERVING, Member
 from edgepack_fleet.core.rollout import count_waves
-from edgepack_fleet.core.variants import resolve
-from edgepack_fleet.rollouts import LIVE
+from edgepack_fleet.core.variants import Release, resolve
 from edgepack_fleet.web import schemas
 
 __all__ = [
@@ -54,16 +52,16 @@ def all_groups(session: Session) -> list[schemas.Group]:
             id=group,
             devices=counts.get(group, 0),
             online=online.get(group, 0),
-            release=wanted.get(group),
+            release=wanted[group].release if group in wanted else None,
         )
         for group in session.scalars(select(GroupRow.id).order_by(GroupRow.id))
     ]
 
 
-def release(info: ReleaseInfo) -> schemas.Release:
+def release(info: Release) -> schemas.Release:
     """Return a published release."""
     return schemas.Release(
-        id=f"{info.name}@{info.version}",
+        id=info.id,
         name=info.name,
         version=info.version,
         variants=[_variant(variant) for variant in info.variants],
@@ -103,31 +101,40 @@ def _count(session: Session, condition: Any) -> Sequence[Any]:
     return session.execute(query if condition is None else query.where(condition)).all()
 
 
-def _wanted(session: Session) -> dict[str, str]:
-    """Return the release every group shall run: the newest rollout's that goes on."""
-    query = (
-        select(RolloutRow.group_id, RolloutRow.release)
-        .where(RolloutRow.state.in_(("running", "completed")))
-        .order_by(RolloutRow.number)
-    )
-    return {str(group): str(wanted) for group, wanted in session.execute(query)}
+def _wanted(session: Session) -> dict[str, RolloutRow]:
+    """Return the newest rollout of every group that serves."""
+    query = select(RolloutRow).where(RolloutRow.state.in_(SERVING)).order_by(RolloutRow.number)
+    return {row.group_id: row for row in session.scalars(query)}
 
 
-def _newest_jobs(session: Session, device_id: str | None = None) -> dict[str, JobRow]:
-    query = select(JobRow).join(RolloutRow, RolloutRow.id == JobRow.rollout_id)
+def _desired(job: JobRow | None, number: int, wanted: RolloutRow | None) -> str | None:
+    """Return what a device shall run: what it was given last, or what its group has since."""
+    standing = job is not None and job.status not in FAILURES | {"CANCELED"}
+    if job is not None and standing and (wanted is None or number > wanted.number):
+        return job.release
+    return wanted.release if wanted else None
+
+
+def _newest_jobs(session: Session, device_id: str | None = None) -> dict[str, tuple[JobRow, int]]:
+    """Return the newest job of every device, and the number of its rollout."""
+    query = select(JobRow, RolloutRow.number).join(RolloutRow, RolloutRow.id == JobRow.rollout_id)
     if device_id is not None:
         query = query.where(JobRow.device_id == device_id)
     # Later ones replace earlier ones in the dictionary.
-    return {job.device_id: job for job in session.scalars(query.order_by(RolloutRow.number))}
+    rows = session.execute(query.order_by(RolloutRow.number))
+    return {job.device_id: (job, number) for job, number in rows}
 
 
-def _device(row: DeviceRow, job: JobRow | None, wanted: str | None) -> schemas.Device:
+def _device(
+    row: DeviceRow, newest: tuple[JobRow, int] | None, wanted: RolloutRow | None
+) -> schemas.Device:
+    job, number = newest or (None, 0)
     return schemas.Device(
         id=row.id,
         group=row.group_id,
         groups=[row.group_id],
         online=row.online,
-        desired=wanted,
+        desired=_desired(job, number, wanted),
         bundle=row.bundle,
         digest=row.digest,
         target=_target(row, job),
@@ -199,16 +206,16 @@ def _rollout(session: Session, row: RolloutRow) -> schemas.Rollout:
             schemas.Wave(size=w.size, done=w.done, failed=w.failed, pending=w.pending)
             for w in count_waves(meant, members)
         ],
-        devices=[_member(meant, m, jobs.get(m.device.id)) for m in members],
+        devices=[_member(store.release_of(row), m, jobs.get(m.device.id)) for m in members],
         failures=_failures(members),
         created=row.created,
         updated=row.updated,
     )
 
 
-def _member(meant: Rollout, member: Member, job: JobRow | None) -> schemas.Member:
+def _member(release: Release, member: Member, job: JobRow | None) -> schemas.Member:
     if job is None:
-        found = resolve(meant.release, member.device.inventory)
+        found = resolve(release, member.device.inventory)
         status = "QUEUED" if found.variant else "SKIPPED"
         return schemas.Member(id=member.device.id, status=status, reason=found.reason, wave=None)
     return schemas.Member(

@@ -26,6 +26,7 @@ def upgrade() -> None:
     """Create every table, those others refer to first."""
     _create_groups_and_devices()
     _create_rollouts()
+    _create_jobs()
     _create_reports()
 
 
@@ -116,6 +117,9 @@ def _create_rollouts() -> None:
     )
     op.create_index(op.f("ix_rollouts_group_id"), "rollouts", ["group_id"], unique=False)
     op.create_index(op.f("ix_rollouts_state"), "rollouts", ["state"], unique=False)
+
+
+def _create_jobs() -> None:
     op.create_table(
         "jobs",
         sa.Column("id", sa.String(length=128), nullable=False),
