@@ -14,7 +14,8 @@ from hypothesis.extra import numpy as arrays
 
 from edgepack.manifest import Binding, Manifest, TensorSpec
 from edgepack_agent.runner import protocol
-from edgepack_agent.runner.protocol import DATATYPES, EncodedImage, RequestError, read_request
+from edgepack_agent.runner.interface import EncodedImage
+from edgepack_agent.runner.protocol import DATATYPES, RequestError, read_request
 from slots import digits_manifest
 
 LENGTH = protocol.HEADER_LENGTH

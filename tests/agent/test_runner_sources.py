@@ -37,7 +37,6 @@ def test_each_image_is_seen_once_in_order_and_new_ones_as_they_come(tmp_path: Pa
     folder, state = digits_folder(tmp_path / "pictures", 12), tmp_path / "state"
     late = tmp_path / "0003-late.png"
     shutil.copy(min(folder.iterdir()), late)
-    state.mkdir()
     with Heard(digits_slot(tmp_path / "slot"), state=state) as heard:
         digest = heard.wait("loaded")["digest"]
         feed(heard, folder)

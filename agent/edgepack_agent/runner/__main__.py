@@ -8,12 +8,17 @@ import logging
 import os
 import signal
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 
 from edgepack_agent.runner import kernel
 from edgepack_agent.runner.driver import Driver, Options
+from edgepack_agent.runner.interface import Model
+from edgepack_agent.runner.model import LoadedModel
+from edgepack_agent.runner.slot import open_slot
+from edgepack_agent.runner.statistics import Statistics
 
 
 @click.command()
@@ -30,8 +35,12 @@ def main(
     kernel.be_killed_first()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the supervisor to judge
     logging.basicConfig(format="runner: %(levelname)s: %(message)s", level=logging.WARNING)
+
+    def load(statistics: Statistics, progressed: Callable[[], None]) -> Model:
+        return LoadedModel(open_slot(slot), threads, statistics, progressed)
+
     listeners = tuple(socket.socket(fileno=fd) for fd in listen_fd)
-    options = Options(socket.socket(fileno=control_fd), listeners, slot, threads, state)
+    options = Options(socket.socket(fileno=control_fd), listeners, load, state)
     asyncio.run(_drive(options))
 
 

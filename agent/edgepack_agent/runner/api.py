@@ -15,7 +15,7 @@ import msgspec
 
 from edgepack_agent.runner import protocol
 from edgepack_agent.runner.engine import Engine, ExpiredError, QueueFullError
-from edgepack_agent.runner.model import Model
+from edgepack_agent.runner.interface import Model
 from edgepack_agent.runner.protocol import RequestError
 from edgepack_agent.runner.statistics import Statistics
 

@@ -15,9 +15,8 @@ from edgepack.errors import EdgepackError
 from edgepack_agent.runner import kernel, wire
 from edgepack_agent.runner.api import DEADLINE_S, Api
 from edgepack_agent.runner.engine import Engine, QueueFullError
-from edgepack_agent.runner.model import Model
+from edgepack_agent.runner.interface import Load, Model
 from edgepack_agent.runner.server import Server
-from edgepack_agent.runner.slot import open_slot
 from edgepack_agent.runner.sources import Feed, Look, Results
 from edgepack_agent.runner.statistics import Statistics
 
@@ -37,9 +36,9 @@ class Options:
 
     control: socket.socket
     listeners: tuple[socket.socket, ...]
-    slot: Path
-    threads: int | None
+    load: Load
     state: Path | None
+    """Directory for the results of sources."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +103,8 @@ class Driver:
 
     async def _load(self) -> _Loaded:
         options, engine, statistics = self._options, self._engine, self._statistics
-
-        def load() -> Model:
-            slot = open_slot(options.slot)
-            return Model(slot, options.threads, statistics, engine.progressed)
-
-        model = await asyncio.wrap_future(engine.submit(load, math.inf))
+        loading = engine.submit(lambda: options.load(statistics, engine.progressed), math.inf)
+        model = await asyncio.wrap_future(loading)
         api = Api(model, engine, statistics, lambda: not server.accepting)
         server = Server(api, options.listeners)
         results = Results(options.state / "results.jsonl" if options.state else None)

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from edgepack.errors import EdgepackError
 from edgepack.manifest import Manifest
-from edgepack_agent.runner.protocol import EncodedImage, RequestError
+from edgepack_agent.runner.interface import EncodedImage
+from edgepack_agent.runner.protocol import RequestError
 from edgepack_agent.runner.slot import Slot
 from edgepack_agent.runner.statistics import Statistics
 from edgepack_targets import registry
@@ -23,13 +24,13 @@ from edgepack_targets.pipeline import golden
 from edgepack_targets.pipeline.postprocess import Guess, classify
 from edgepack_targets.pipeline.preprocess import image_tensor, read_image
 
-__all__ = ["Model"]
+__all__ = ["LoadedModel"]
 
 Array = NDArray[Any]
 
 
-class Model:
-    """The model of a slot, loaded and warmed up.
+class LoadedModel:
+    """The model of a slot, loaded and warmed up; see `interface.Model`.
 
     Args:
         slot: A verified slot.

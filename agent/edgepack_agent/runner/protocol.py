@@ -19,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgepack.manifest import Manifest, TensorSpec
+from edgepack_agent.runner.interface import EncodedImage
 
 __all__ = [
     "DATATYPES",
     "HEADER_LENGTH",
-    "EncodedImage",
     "InferRequest",
     "Output",
     "RequestError",
@@ -67,13 +67,6 @@ class RequestError(Exception):
     def __init__(self, status: int, message: str, reason: str = "bad_request") -> None:
         super().__init__(message)
         self.status, self.reason = status, reason
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedImage:
-    """An image file, still to be decoded and preprocessed."""
-
-    data: bytes
 
 
 @dataclass(frozen=True, slots=True)

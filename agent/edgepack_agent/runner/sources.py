@@ -49,6 +49,7 @@ class Results:
         if self._path is None:
             return
         with self._lock:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
                 full = file.tell() >= self._limit

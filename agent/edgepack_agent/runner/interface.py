@@ -1,0 +1,59 @@
+"""What the runner's parts expect of a loaded model. Loads none and imports no runtime."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from edgepack.manifest import Manifest
+from edgepack_agent.runner.statistics import Statistics
+from edgepack_targets.interface import Effective
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["EncodedImage", "Load", "Model"]
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedImage:
+    """An image file, still to be decoded and preprocessed."""
+
+    data: bytes
+
+
+class Model(Protocol):
+    """A loaded model; its methods are called in the inference thread only."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the bundle says about itself."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """The bundle's digest."""
+        ...
+
+    @property
+    def effective(self) -> Effective:
+        """What the model really runs with."""
+        ...
+
+    def answer(
+        self, inputs: "Mapping[str, NDArray[Any] | EncodedImage]"
+    ) -> "dict[str, NDArray[Any]]":
+        """Return the outputs for INPUTS, and count them."""
+        ...
+
+    def look(self, image: bytes) -> dict[str, Any]:
+        """Return what the model says of IMAGE: labels with scores, digest, milliseconds."""
+        ...
+
+    def check(self, exam: Path | None, min_score: float) -> dict[str, Any]:
+        """Return how the golden vectors and the exam went."""
+        ...
+
+
+Load = Callable[[Statistics, Callable[[], None]], Model]
+"""Loads a model that counts in the statistics and calls the function as a check goes on."""
