@@ -122,7 +122,7 @@ def install(
 def _fill(toolchain: Toolchain, env: Path, say: Callable[[str], None]) -> None:
     say(f"creating the environment of toolchain {toolchain.name}")
     venv.create(env, with_pip=True, symlinks=True)
-    _pip(env, ("install", "--no-compile", *toolchain.pins), toolchain, say)
+    _pip(env, ("install", *toolchain.pins), toolchain, say)
     _pip(env, ("check",), toolchain, say)
     (env / MARKER).write_text("\n".join(toolchain.pins) + "\n")
 
