@@ -17,6 +17,7 @@ from typing import Any
 from edgepack.errors import EdgepackError
 from edgepack_agent.adapters.control import Asked
 from edgepack_agent.adapters.install import as_event
+from edgepack_agent.adapters.memory import give_back
 from edgepack_agent.adapters.mqtt import Heard, LinkChanged
 from edgepack_agent.adapters.worker import Done
 from edgepack_agent.console import Console, local_job
@@ -204,6 +205,8 @@ class Supervisor:
         if seconds is not None:
             self._while_here(seconds, lambda: self.on(TimerFired(state.phase)))
         self._console.phase_changed(state)
+        if state.phase == "idle":
+            give_back()
         self._parts.notifier.status(self._summary())
 
     # -- timers

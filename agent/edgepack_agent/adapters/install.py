@@ -8,8 +8,8 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from edgepack.bundle import Bundle, open_bundle
 from edgepack.chunks import CHUNK_SIZE
 from edgepack.errors import EdgepackError, IntegrityError, UnreachableError
 from edgepack.messages import Inventory
@@ -34,6 +34,9 @@ from edgepack_agent.core.state import (
     Staged,
     Unreachable,
 )
+
+if TYPE_CHECKING:
+    from edgepack.bundle import Bundle
 
 __all__ = ["Installer", "as_event"]
 
@@ -98,6 +101,9 @@ class Installer:
 
     def take(self, file: int, job_id: str, probation_s: float) -> Event:
         """Take the bundle that a person hands in as the open descriptor FILE."""
+        # Only few devices ever read a bundle; the others do without its readers.
+        from edgepack.bundle import open_bundle
+
         try:
             with open_bundle(Path(f"/proc/self/fd/{file}")) as bundle:
                 found = self._approve_bundle(bundle)
@@ -109,7 +115,7 @@ class Installer:
         job = Job(job_id, model.release, model.path, probation_s, LOCAL_PATIENCE_S, local=True)
         return InstallAsked(job, model)
 
-    def _approve_bundle(self, bundle: Bundle) -> ApprovedModel:
+    def _approve_bundle(self, bundle: "Bundle") -> ApprovedModel:
         if not bundle.signed:
             raise IntegrityError(
                 "the bundle is not signed", why="an agent never installs one", reason="unsigned"
@@ -180,7 +186,7 @@ def _model(found: ApprovedModel) -> Model:
     )
 
 
-def _pieces(bundle: Bundle, sha256: str) -> Iterator[bytes]:
+def _pieces(bundle: "Bundle", sha256: str) -> Iterator[bytes]:
     with bundle.open_blob(sha256) as file:
         while piece := file.read(CHUNK_SIZE):
             yield piece

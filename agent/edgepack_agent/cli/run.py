@@ -15,6 +15,7 @@ __all__ = ["run"]
 @click.pass_obj
 def run(config: Path | None) -> None:
     """Run the agent in the foreground, until SIGTERM or Ctrl-C."""
+    from edgepack_agent.adapters.memory import one_arena
     from edgepack_agent.parts import assemble
     from edgepack_agent.supervisor import Supervisor
 
@@ -24,6 +25,7 @@ def run(config: Path | None) -> None:
     )
     # What it has to say at these levels is said by our own errors.
     logging.getLogger("tuf").setLevel(logging.WARNING)
+    one_arena()
     supervisor = Supervisor(assemble(settings))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: supervisor.stop())
