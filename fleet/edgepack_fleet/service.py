@@ -179,7 +179,8 @@ class Service:
             self.link.publish(answer.topic, answer.payload)
         for message in batch:
             self.link.acknowledge(message)
-        self._wake.set()
+        if any(not _is_report(message) for message in batch):
+            self._wake.set()
 
     def _persist(self, work: Callable[[], R]) -> R | None:
         """Do WORK on the database, again and again until it succeeds or we stop."""
@@ -240,3 +241,8 @@ class Service:
         if gone:
             with self.database.write() as session:
                 session.execute(delete(OutboxRow).where(OutboxRow.id.in_(gone)))
+
+
+def _is_report(message: Incoming) -> bool:
+    """Return whether MESSAGE is of the many that no rollout waits for."""
+    return message.topic.endswith(("/up/tele", "/up/evt"))

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import signal
+import ssl
 import stat
 import subprocess
 import threading
@@ -276,7 +277,6 @@ def enrol_over_https(place: Place, name: str) -> Identity:
     """Enrol as a stranger does: with a token, over HTTPS, trusting the CA the fleet shows."""
     token = place.ask("tokens", "create", "--group", "lab")["token"]
     import base64
-    import ssl
 
     from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -377,8 +377,16 @@ def test_the_embedded_broker_knows_devices_by_their_certificates(tmp_path: Path)
         )
         cam.leave()
         assert place.stop() == 0
+        certificate, key, ca = (
+            place.data / "pki" / n for n in ("server.pem", "server.key", "ca.pem")
+        )
+        place.more += ("--tls-cert", str(certificate), "--tls-key", str(key))
         place.start()
         assert _embedded(place) == address, "devices know it by this port"
+        trusted = ssl.create_default_context(cafile=str(ca))
+        url = f"https://127.0.0.1:{place.port}"
+        assert httpx.get(f"{url}/api/v1/health", verify=trusted).status_code == 200
+        assert json.loads((place.data / "endpoints.json").read_text())["http"] == url
         assert place.stop() == 0
 
 

@@ -240,7 +240,7 @@ PAYLOADS = st.one_of(
 
 
 @settings(
-    max_examples=250,
+    max_examples=120,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
