@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,20 @@ pytestmark = pytest.mark.mosquitto
 def place(tmp_path: Path) -> Iterator[Site]:
     with site(tmp_path) as found:
         yield found
+
+
+@dataclass(frozen=True)
+class Calm:
+    """A site whose device runs 1.0.0, before and after every test that uses it."""
+
+    place: Site
+    device: Device
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Calm]:
+    with site(tmp_path_factory.mktemp("calm")) as place:
+        yield Calm(place, running_1(place))
 
 
 def running_1(place: Site, **config: object) -> Device:
@@ -76,8 +91,8 @@ def test_the_whole_story_of_three_versions(place: Site) -> None:
     assert len(place.events("inventory")) == 1
 
 
-def test_a_bundle_whose_golden_vectors_do_not_come_out_is_rejected(place: Site) -> None:
-    device = running_1(place)
+def test_a_bundle_whose_golden_vectors_do_not_come_out_is_rejected(calm: Calm) -> None:
+    place, device = calm.place, calm.device
     place.publish("4.0.0", lie=True)
     rollout = place.roll_out("4.0.0")
     assert place.ended(rollout) == "paused"
@@ -89,7 +104,7 @@ def test_a_bundle_whose_golden_vectors_do_not_come_out_is_rejected(place: Site) 
 
 def test_kill_9_at_any_moment_ends_in_the_new_version(place: Site) -> None:
     device = running_1(place)
-    for seed in range(4):
+    for seed in range(3):
         version = f"3.0.{seed}"
         place.publish(version)
         rollout = place.roll_out(version, probation_s=1)
@@ -129,13 +144,13 @@ def test_a_result_is_reported_after_a_broken_broker_and_a_restart(place: Site) -
     assert place.ended(rollout) == "completed"
 
 
-def test_a_candidate_that_dies_in_probation_is_rolled_back_at_once(place: Site) -> None:
-    device = running_1(place)
+def test_a_candidate_that_dies_in_probation_is_rolled_back_at_once(calm: Calm) -> None:
+    place, device = calm.place, calm.device
     (old,) = runners(device)
-    place.publish("3.0.0")
-    rollout = place.roll_out("3.0.0", probation_s=30)
+    place.publish("3.1.0")
+    rollout = place.roll_out("3.1.0", probation_s=30)
     wait("the probation", lambda: device.status().get("phase") == "probation")
-    assert device.serving() == "digits@3.0.0"
+    assert device.serving() == "digits@3.1.0"
     (new,) = set(runners(device)) - {old}
     os.kill(new, signal.SIGKILL)
     assert place.ended(rollout) == "paused"
@@ -147,11 +162,11 @@ def test_a_candidate_that_dies_in_probation_is_rolled_back_at_once(place: Site) 
     assert event["bundle"] == "digits@1.0.0"
 
 
-def test_a_candidate_that_hangs_in_probation_is_rolled_back(place: Site) -> None:
-    device = running_1(place)
+def test_a_candidate_that_hangs_in_probation_is_rolled_back(calm: Calm) -> None:
+    place, device = calm.place, calm.device
     (old,) = runners(device)
-    place.publish("3.0.0")
-    rollout = place.roll_out("3.0.0", probation_s=60)
+    place.publish("3.2.0")
+    rollout = place.roll_out("3.2.0", probation_s=60)
     wait("the probation", lambda: device.status().get("phase") == "probation")
     (new,) = set(runners(device)) - {old}
     os.kill(new, signal.SIGSTOP)
@@ -160,10 +175,10 @@ def test_a_candidate_that_hangs_in_probation_is_rolled_back(place: Site) -> None
     assert device.serving() == "digits@1.0.0"
 
 
-def test_cancelling_a_rollout_takes_the_candidate_back(place: Site) -> None:
-    device = running_1(place)
-    place.publish("3.0.0")
-    rollout = place.roll_out("3.0.0", probation_s=60)
+def test_cancelling_a_rollout_takes_the_candidate_back(calm: Calm) -> None:
+    place, device = calm.place, calm.device
+    place.publish("3.3.0")
+    rollout = place.roll_out("3.3.0", probation_s=60)
     wait("the probation", lambda: device.status().get("phase") == "probation")
     place.service.rollouts.cancel(rollout)
     wait("the way back", lambda: device.status().get("phase") == "idle")
@@ -278,9 +293,9 @@ def test_a_file_meets_the_same_checks_as_a_download(place: Site, tmp_path: Path)
         assert good.signed
 
 
-def test_without_permission_nobody_installs_from_a_file(place: Site) -> None:
-    device = running_1(place)
-    found = refused(device, place.publish("3.0.0"))
+def test_without_permission_nobody_installs_from_a_file(calm: Calm) -> None:
+    place, device = calm.place, calm.device
+    found = refused(device, place.publish("3.4.0"))
     assert (found.reason, found.exit_code) == ("not_allowed", 2)
     with pytest.raises(EdgepackError, match="no previous"):
         device.ask("rollback")
@@ -289,8 +304,8 @@ def test_without_permission_nobody_installs_from_a_file(place: Site) -> None:
     assert device.ask("sync") == {"connected": True}
 
 
-def test_a_second_agent_on_the_same_device_is_refused(place: Site) -> None:
-    device = running_1(place)
+def test_a_second_agent_on_the_same_device_is_refused(calm: Calm) -> None:
+    device = calm.device
     second = Device("cam", device.home, device.port)
     second.start()
     assert second.process is not None
@@ -299,8 +314,8 @@ def test_a_second_agent_on_the_same_device_is_refused(place: Site) -> None:
     assert device.accuracy() >= 0.9
 
 
-def test_the_supervisor_stays_small(place: Site) -> None:
-    device = running_1(place)
+def test_the_supervisor_stays_small(calm: Calm) -> None:
+    device = calm.device
     assert device.process is not None
     maps = Path(f"/proc/{device.process.pid}/maps").read_text()
     for heavy in ("numpy", "onnxruntime", "openvino", "PIL", "litert"):

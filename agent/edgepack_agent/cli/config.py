@@ -1,7 +1,7 @@
 """`edgepack-agent config check` and `edgepack-agent service print`."""
 
 import sys
-from importlib.resources import files
+import sysconfig
 from pathlib import Path
 
 import click
@@ -40,13 +40,10 @@ def service() -> None:
 @service.command("print")
 def print_unit() -> None:
     """Print a systemd unit that runs this very installation."""
-    unit = files("edgepack_agent") / "systemd" / UNIT
+    installed = Path(sysconfig.get_path("data")) / "share" / "edgepack" / UNIT
     source = Path(__file__).parents[2] / "systemd" / UNIT
-    for found in (unit, source):
-        if found.is_file():
-            text = found.read_text()
-            break
-    else:
+    found = next((path for path in (source, installed) if path.is_file()), None)
+    if found is None:
         raise UsageError("the unit file is not installed", reason="no_unit")
     program = Path(sys.argv[0]).resolve()
-    click.echo(text.replace("/usr/bin/edgepack-agent", str(program)), nl=False)
+    click.echo(found.read_text().replace("/usr/bin/edgepack-agent", str(program)), nl=False)
