@@ -87,6 +87,7 @@ def build_release(folder: Path, version: str, *, wrong: float, env: dict[str, st
     built = run(
         "edgepack", "build", model, "--target", "onnx", "--target", "openvino", "--precision",
         "int8", "--calibration", calibration, "--evaluate", evaluation_npz(folder / "eval.npz"),
+        "--preprocess", json.dumps({"color": "gray", "scale": 255}), "--task", "classify",
         "--name", MODEL, "--version", version, "--key", key, "--out", folder / "dist", "--json",
         env=env,
     )  # fmt: skip

@@ -80,7 +80,7 @@ def _later(name: str, **settings: Any) -> Callable[[F], F]:
 @_later("--trust-source", is_flag=True)
 @_later("--emit")
 def build(model: Path, as_json: bool, **flags: Any) -> None:
-    r"""Compress, convert, prove and sign MODEL: a .keras file, a SavedModel or an .onnx file.
+    """Compress, convert, prove and sign MODEL: a .keras file, a SavedModel or an .onnx file.
 
     \b
     Example:

@@ -22,7 +22,7 @@ __all__ = ["demo"]
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 def demo(keep: bool, data: Path | None, as_json: bool) -> None:
-    r"""Train, build, roll out, infer offline, stop a bad version: on real parts, in minutes.
+    """Train, build, roll out, infer offline, stop a bad version: on real parts, in minutes.
 
     \b
     Example:

@@ -57,7 +57,7 @@ def run(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    r"""Run BUNDLE on raw tensors (--input, --out) or on images (--source).
+    """Run BUNDLE on raw tensors (--input, --out) or on images (--source).
 
     \b
     Example:

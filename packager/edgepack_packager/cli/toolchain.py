@@ -16,7 +16,7 @@ def toolchain() -> None:
 @click.argument("names", nargs=-1, required=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 def install_command(names: tuple[str, ...], as_json: bool) -> None:
-    r"""Install the toolchains NAMES, as pinned; those already there are left alone.
+    """Install the toolchains NAMES, as pinned; those already there are left alone.
 
     \b
     Example:
