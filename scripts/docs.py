@@ -1,5 +1,6 @@
 """Write the reference pages that are derived from the code; `--check` says which are stale."""
 
+import inspect
 import json
 import sys
 from collections.abc import Iterator
@@ -11,8 +12,8 @@ import msgspec
 
 from edgepack import manifest, messages
 from edgepack.cli import root
-from edgepack_agent.cli import agent
-from edgepack_agent.config import Config
+from edgepack_agent import config
+from edgepack_agent.cli import root as agent
 
 REFERENCE = Path(__file__).resolve().parent.parent / "docs" / "reference"
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
@@ -22,6 +23,7 @@ def pages() -> dict[str, str]:
     """Return every generated page by file name."""
     return {
         "cli.md": cli_page(),
+        "agent-config.md": config_page(),
         "manifest.schema.json": as_json(manifest.json_schema()),
         "messages.schema.json": as_json(messages_schema()),
         "agent-config.schema.json": as_json(config_schema()),
@@ -46,8 +48,24 @@ def messages_schema() -> dict[str, Any]:
 
 
 def config_schema() -> dict[str, Any]:
-    """Return the JSON Schema of the agent's configuration file."""
-    return {"$schema": DRAFT, "title": "edgepack agent.yaml"} | msgspec.json.schema(Config)
+    """Return the JSON Schema of the agent's configuration file; paths are strings in it."""
+    fields = [
+        (f.name, str, str(f.default)) if f.type is Path else (f.name, f.type, f.default)
+        for f in msgspec.structs.fields(config.Config)
+    ]
+    plain = msgspec.defstruct("Config", fields, kw_only=True, forbid_unknown_fields=True)
+    return {"$schema": DRAFT, "title": "edgepack agent.yaml"} | msgspec.json.schema(plain)
+
+
+def config_page() -> str:
+    """Return the reference of the agent's configuration, from what its module says."""
+    told, _, keys = inspect.cleandoc(config.__doc__ or "").partition("\n\n")
+    return (
+        f"# Agent configuration\n\n{told}\n\n```yaml\n{keys}\n```\n\n"
+        "The file is `/etc/edgepack/agent.yaml` unless `--config` names another. An unknown key\n"
+        "is an error. `edgepack-agent config check` checks a file; editors complete it with\n"
+        "[agent-config.schema.json](agent-config.schema.json).\n"
+    )
 
 
 def cli_page() -> str:

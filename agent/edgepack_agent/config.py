@@ -1,16 +1,16 @@
 """The agent's configuration: one YAML file, every key checked. It has no keys about models.
 
-data_dir: /var/lib/edgepack      models, journal, identity
-run_dir: /run/edgepack           sockets
-listen: 127.0.0.1:8080           local inference API over TCP besides the socket; null: none
-poll_s: 300                      seconds between two looks for a job, if no hint comes
-telemetry: {level: metrics, interval_s: 30}      level: off | health | metrics
+data_dir: /var/lib/edgepack        # models, journal, identity
+run_dir: /run/edgepack             # sockets
+listen: 127.0.0.1:9000             # local inference API over TCP beside the socket; null: none
+poll_s: 300                        # seconds between two looks for a job, if no hint comes
+telemetry: {level: metrics, interval_s: 30}    # level: off | health | metrics
 sources: [{name: door, source: "dir:/srv/door", every_s: 1}]
-threads: null                    threads of the runtime; null: the runtime chooses
-runtimes: [openvino, onnx]       allowed runtimes, best first; []: all that are installed
-allow_local_install: false       take approved bundles from a person at the device
-broker: null                     HOST:PORT, if the broker is reached by another way
-log_level: info
+threads: null                      # threads of the runtime; null: the runtime chooses
+runtimes: [openvino, onnx]         # allowed runtimes, best first; []: all that are installed
+allow_local_install: false         # take approved bundles from a person at the device
+broker: null                       # HOST:PORT, if the broker is reached by another way
+log_level: info                    # debug | info | warning | error
 """
 
 from pathlib import Path
