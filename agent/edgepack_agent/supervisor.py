@@ -16,6 +16,7 @@ from typing import Any
 
 from edgepack.errors import EdgepackError
 from edgepack_agent.adapters.control import Asked
+from edgepack_agent.adapters.download import disk_errors
 from edgepack_agent.adapters.install import as_event
 from edgepack_agent.adapters.memory import give_back
 from edgepack_agent.adapters.mqtt import Heard, LinkChanged
@@ -151,9 +152,16 @@ class Supervisor:
         except queue.Empty:
             happening = None
         if happening is not None:
-            self._handle(happening)
+            self._safely(lambda: self._handle(happening))
         while self._timers and self._timers[0][0] <= self._clock():
-            heapq.heappop(self._timers)[2]()
+            self._safely(heapq.heappop(self._timers)[2])
+
+    def _safely(self, action: Callable[[], None]) -> None:
+        """Do ACTION; a disk that is full or failing must not stop inference."""
+        try:
+            action()
+        except EdgepackError as error:
+            log.warning("%s: %s", error, error.why)
 
     def _handle(self, happening: Any) -> None:
         match happening:
@@ -184,7 +192,12 @@ class Supervisor:
         """Event -> transition -> persist -> effects."""
         before = self._state
         after, effects = transition(before, event)
-        self._parts.journal.save(after)
+        try:
+            self._parts.journal.save(after)
+        except EdgepackError:
+            # Nothing has happened yet, in memory either: it will, once it can be written.
+            self._later(RETRY_S, lambda: self.on(event))
+            raise
         self._state = after
         if after.phase != before.phase:
             log.info("%s -> %s %s", before.phase, after.phase, after.result or "")
@@ -221,8 +234,8 @@ class Supervisor:
 
     def _repeat(self, seconds: float, action: Callable[[], None], *, jitter: bool = False) -> None:
         def again() -> None:
-            action()
             wait()
+            action()
 
         def wait() -> None:
             spread = random.uniform(0.75, 1.25) if jitter else 1.0  # noqa: S311 - no secret
@@ -298,7 +311,8 @@ class Supervisor:
         self._parts.worker.cancel()
         self._parts.serving.revert()
         if effect.discard:
-            self._parts.slots.discard(effect.discard)
+            with disk_errors():
+                self._parts.slots.discard(effect.discard)
         result = self._state.result
         # What had arrived when the link went is kept: the next job may want it.
         if result is None or result.reason != "unreachable":
@@ -306,8 +320,13 @@ class Supervisor:
         self.post(Reverted())
 
     def _tidy(self) -> None:
-        self._parts.slots.link(self._state)
-        self._parts.slots.collect(self._state.current, self._state.previous)
+        """Make links and blobs follow the journal; what fails now is done at the next start."""
+        try:
+            with disk_errors():
+                self._parts.slots.link(self._state)
+                self._parts.slots.collect(self._state.current, self._state.previous)
+        except EdgepackError as error:
+            log.warning("%s: %s", error, error.why)
 
     # -- what happens: the link
 
@@ -381,9 +400,10 @@ class Supervisor:
         parts = self._parts
         if parts.journal.lost or self._state == State():
             self._fall_back_on_disk()
-        parts.slots.link(self._state)
         if self._state.current:
             parts.serving.serve(self._state.current, self._clock())
+        if self._state.phase == "idle":
+            self._tidy()
         self._phase_changed(self._state)
         self.on(Booted())
 

@@ -233,6 +233,13 @@ def test_a_damaged_slot_is_left_for_the_previous_model(place: Site) -> None:
     assert event["bundle"] == "digits@3.0.0"
 
 
+def fill(path: Path) -> None:
+    """Write to PATH until the disk is full."""
+    with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
+        while True:
+            file.write(b"x" * 512)
+
+
 def test_no_room_for_a_model_is_a_clear_failure_and_the_old_one_runs(
     place: Site, tmp_path: Path
 ) -> None:
@@ -257,7 +264,16 @@ def test_no_room_for_a_model_is_a_clear_failure_and_the_old_one_runs(
         assert (job.status, job.reason) == ("FAILED", "disk_full")
         assert device.serving() == "digits@1.0.0"
         assert not list((disk / "data" / "parts").iterdir())
-        device.stop()
+
+        fill(disk / "more")
+        assert device.accuracy() >= 0.9
+        time.sleep(1.5)  # several intervals whose rows cannot be written
+        assert device.accuracy() >= 0.9
+        assert device.status()["serving"] == "digits@1.0.0"
+        (disk / "more").unlink()
+        wait("what was counted meanwhile", lambda: place.inferences() >= 40)
+        assert place.inferences() == 40
+        assert device.stop() == 0
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 

@@ -73,10 +73,11 @@ class Reports:
     def close_interval(self) -> None:
         """Make a row of what was counted, per bundle."""
         end = self._wall()
-        for tally in self._tallies.values():
+        for digest, tally in list(self._tallies.items()):
             row = partial(tally.row, self._outbox.boot, end=end, level=self._level)
             self._outbox.add_telemetry(row)
-        self._tallies.clear()
+            # Only now: what could not be written goes on being counted.
+            del self._tallies[digest]
 
     def acknowledged(self, payload: bytes) -> None:
         """Let go of what the fleet has."""
