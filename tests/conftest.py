@@ -57,3 +57,17 @@ def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
         monkeypatch.delenv(name, raising=False)
     monkeypatch.delenv("EDGEPACK_FLEET_TOKEN", raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+
+
+@pytest.fixture(scope="session")
+def keras_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with model.keras, its data, and x.npz: 50 unlabelled samples."""
+    import numpy as np
+
+    from edgepack_packager.demo.training import train_digits
+
+    home = tmp_path_factory.mktemp("keras")
+    train_digits(home, epochs=6)
+    with np.load(home / "evaluate.npz") as data:
+        np.savez(home / "x.npz", image=data["image"][:50])
+    return home

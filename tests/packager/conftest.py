@@ -3,12 +3,10 @@
 import subprocess
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from digits import calibration_npz, digits_onnx, evaluation_npz
 from edgepack_packager.adapters import toolchains
-from edgepack_packager.demo.training import train_digits
 from packager_rig import OnnxDigits, Pair, build_twice
 
 ZOO = """
@@ -68,16 +66,6 @@ def onnx_builds(digits: OnnxDigits, tmp_path_factory: pytest.TempPathFactory) ->
         digits.evaluation, "--max-drop", "0.01",
     )  # fmt: skip
     return Pair(home, *done)
-
-
-@pytest.fixture(scope="session")
-def keras_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with model.keras, its data, and x.npz: 50 unlabelled samples."""
-    home = tmp_path_factory.mktemp("keras")
-    train_digits(home, epochs=6)
-    with np.load(home / "evaluate.npz") as data:
-        np.savez(home / "x.npz", image=data["image"][:50])
-    return home
 
 
 @pytest.fixture(scope="session")
