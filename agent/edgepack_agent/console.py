@@ -97,7 +97,17 @@ class Console:
         waiting.reply.set_result(bundle | ({"error": failure(result)} if result else {}))
 
     def _status(self, asked: Asked) -> None:
-        asked.reply.set_result(describe(self._parts, self._engine.state))
+        parts = self._parts
+        asked.reply.set_result(
+            describe(
+                self._engine.state,
+                parts.serving,
+                parts.outbox,
+                parts.identity,
+                parts.config,
+                connected=parts.link.connected,
+            )
+        )
 
     def _sync(self, asked: Asked) -> None:
         self._parts.desk.ask()

@@ -2,9 +2,12 @@
 
 from typing import Any
 
+from edgepack_agent.adapters.identity import Identity
 from edgepack_agent.adapters.inventory import rss_mb
+from edgepack_agent.adapters.outbox import Outbox
+from edgepack_agent.config import Config
 from edgepack_agent.core.state import Outcome, Slot, State
-from edgepack_agent.parts import Parts
+from edgepack_agent.serving import Serving
 
 __all__ = ["describe", "failure"]
 
@@ -19,14 +22,22 @@ _CODES = {
 }
 
 
-def describe(parts: Parts, state: State) -> dict[str, Any]:
+def describe(
+    state: State,
+    serving: Serving,
+    outbox: Outbox,
+    identity: Identity,
+    config: Config,
+    *,
+    connected: bool,
+) -> dict[str, Any]:
     """Return everything a person at the device may want to know."""
-    seat, current = parts.serving.answering(), parts.serving.current
+    seat, current = serving.answering(), serving.current
     return {
         "schema": SCHEMA,
-        "device": parts.identity.device,
-        "group": parts.identity.group,
-        "connected": parts.link.connected,
+        "device": identity.device,
+        "group": identity.group,
+        "connected": connected,
         "phase": state.phase,
         "bundle": state.current.model.release if state.current else None,
         "digest": state.current.model.digest if state.current else None,
@@ -38,8 +49,8 @@ def describe(parts: Parts, state: State) -> dict[str, Any]:
         "trouble": current.trouble if current else "",
         "job": {"id": state.job.id, "release": state.job.release} if state.job else None,
         "unreported": _outcome(state.outcome),
-        "outbox": {"boot": parts.outbox.boot, "rows": len(parts.outbox)},
-        "api": {"socket": str(parts.config.api_socket), "listen": parts.config.listen},
+        "outbox": {"boot": outbox.boot, "rows": len(outbox)},
+        "api": {"socket": str(config.api_socket), "listen": config.listen},
         "rss_mb": round(rss_mb(), 1),
     }
 

@@ -15,9 +15,8 @@ from edgepack.errors import EdgepackError, IntegrityError, UnreachableError
 from edgepack.messages import Inventory
 from edgepack.oci import OciManifest
 from edgepack.trust import Approved as ApprovedModel
-from edgepack.trust import TrustError, model_target
+from edgepack.trust import DeviceFacts, TrustError, model_target
 from edgepack_agent.adapters.download import BlobSource, Cancelled, DiskFullError, Downloads
-from edgepack_agent.adapters.inventory import facts_of
 from edgepack_agent.adapters.slots import DamagedBlobError, Slots, read_image
 from edgepack_agent.adapters.trust import TrustClient
 from edgepack_agent.core.state import (
@@ -72,7 +71,7 @@ class Installer:
 
     def approve(self, job: Job) -> Event:
         """Ask both repositories whether JOB's model may run here."""
-        found = self._trust.approve(facts_of(self._inventory()))
+        found = self._trust.approve(self._facts())
         if found is None or found.path != job.target:
             wants = found.path if found else "nothing"
             raise TrustError("mismatch", "the director wants another model", why=wants)
@@ -115,13 +114,17 @@ class Installer:
         job = Job(job_id, model.release, model.path, probation_s, LOCAL_PATIENCE_S, local=True)
         return InstallAsked(job, model)
 
+    def _facts(self) -> DeviceFacts:
+        found = self._inventory()
+        return DeviceFacts(found.runtimes, found.arch, frozenset(found.cpu_features))
+
     def _approve_bundle(self, bundle: "Bundle") -> ApprovedModel:
         if not bundle.signed:
             raise IntegrityError(
                 "the bundle is not signed", why="an agent never installs one", reason="unsigned"
             )
         wanted = model_target(bundle.manifest, bundle.oci_manifest)
-        return self._trust.approve_local(wanted, facts_of(self._inventory()))
+        return self._trust.approve_local(wanted, self._facts())
 
     def _fetch(
         self,

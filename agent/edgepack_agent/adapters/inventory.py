@@ -8,10 +8,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 from edgepack.messages import Inventory
-from edgepack.trust import DeviceFacts
 from edgepack_targets import registry
 
-__all__ = ["facts_of", "read_inventory", "rss_mb"]
+__all__ = ["read_inventory", "rss_mb"]
 
 _PROC = Path("/proc")
 
@@ -35,11 +34,6 @@ def read_inventory(data_dir: Path, allowed: Sequence[str] = ()) -> Inventory:
         disk_free_mb=shutil.disk_usage(data_dir).free // 2**20,
         runtimes={name: installed[name] for name in order},
     )
-
-
-def facts_of(inventory: Inventory) -> DeviceFacts:
-    """Return the part of INVENTORY that decides whether a model fits."""
-    return DeviceFacts(inventory.runtimes, inventory.arch, frozenset(inventory.cpu_features))
 
 
 def rss_mb() -> float:
