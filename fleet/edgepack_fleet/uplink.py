@@ -2,9 +2,11 @@
 
 Returns the answers; the caller sends them once the transaction is committed, so that an
 acknowledgement never speaks of something that could still be lost. A message that cannot be
-read is counted, refused where it has a token, and never stops the others.
+read is counted, refused where it has a token, and never stops the others; nor does a row of a
+batch, which is acknowledged all the same, because the device would send it again for ever.
 """
 
+import contextlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -57,6 +59,9 @@ class _Turn:
 
     session: Session
     now: float
+    careful: bool = False
+    """Whether every row is saved for itself, because one of them may be refused."""
+    refused: Counter[str] = field(default_factory=Counter)
     answers: list[Answer] = field(default_factory=list)
     acks: dict[tuple[str, str], Stream] = field(default_factory=dict)
 
@@ -93,47 +98,54 @@ class Uplink:
     def ingest(self, batch: Sequence[Incoming]) -> list[Answer]:
         """Save what BATCH says and return the answers to send.
 
-        A message the database refuses for its own sake is dropped and counted; the rest is saved.
+        What the database refuses for its own sake, a row or else a message, is dropped and
+        counted; the rest is saved.
 
         Raises:
             SQLAlchemyError: the database does not work at all; nothing is saved.
         """
         try:
             return self._save(batch)
-        except Exception:  # whatever it is, it must not stop the other messages
-            if len(batch) == 1:
-                self._check_database()
-                log.exception("a message on %s could not be saved", batch[0].topic)
-                self.refused["not_saved"] += 1
-                return []
-        return [answer for message in batch for answer in self.ingest([message])]
+        except Exception as error:  # noqa: BLE001  it must not stop the other messages
+            log.warning("%d messages could not be saved at once: %s", len(batch), type(error))
+        return [answer for message in batch for answer in self._alone(message)]
 
-    def _save(self, batch: Iterable[Incoming]) -> list[Answer]:
+    def _alone(self, message: Incoming) -> list[Answer]:
+        try:
+            return self._save([message], careful=True)
+        except Exception:
+            self._check_database()
+            log.exception("a message on %s could not be saved", message.topic)
+            self.refused["not_saved"] += 1
+            return []
+
+    def _save(self, batch: Iterable[Incoming], *, careful: bool = False) -> list[Answer]:
         with self._database.write() as session:
-            turn = _Turn(session, self._clock())
+            turn = _Turn(session, self._clock(), careful)
             for message in batch:
                 self._take(turn, message)
             for (device, boot), stream in turn.acks.items():
                 ack = messages.Ack(boot=boot, upto=stream.upto, missing=stream.missing)
                 turn.say(device, "ack", ack)
+        self.refused.update(turn.refused)
         return turn.answers
 
     def _take(self, turn: _Turn, message: Incoming) -> None:
         uplink = topics.parse_up(message.topic)
         handler = self._handlers.get(uplink.kind) if uplink else None
         if uplink is None or handler is None:
-            self.refused["unknown_topic"] += 1
+            turn.refused["unknown_topic"] += 1
             return
         device = turn.session.get(DeviceRow, uplink.device)
         if device is None:
-            self.refused["unknown_device"] += 1
+            turn.refused["unknown_device"] += 1
             return
         if not message.retained:
             device.seen = turn.now
         try:
             handler(turn, device, message.payload)
         except IntegrityError as error:
-            self.refused[error.reason] += 1
+            turn.refused[error.reason] += 1
             _refuse(turn, uplink, message.payload, error)
 
     def _check_database(self) -> None:
@@ -170,36 +182,48 @@ def _conn(_turn: _Turn, device: DeviceRow, payload: bytes) -> None:
 
 
 def _telemetry(turn: _Turn, device: DeviceRow, payload: bytes) -> None:
-    for row in _fresh(turn, device, _rows(payload, messages.Telemetry)):
-        body = msgspec.to_builtins(row)
-        device.inferences += row.inferences
-        device.errors += sum(row.errors.values())
-        turn.session.add(
-            TelemetryRow(
-                device_id=device.id,
-                boot=row.boot,
-                seq=row.seq,
-                received=turn.now,
-                bundle=row.bundle,
-                inferences=row.inferences,
-                body=body,
-            )
+    for row in _fresh(turn, device, _rows(turn, payload, messages.Telemetry)):
+        kept = TelemetryRow(
+            device_id=device.id,
+            boot=row.boot,
+            seq=row.seq,
+            received=turn.now,
+            bundle=row.bundle,
+            inferences=row.inferences,
+            body=msgspec.to_builtins(row),
         )
+        if _keep(turn, kept):
+            device.inferences = min(LARGEST, device.inferences + row.inferences)
+            device.errors = min(LARGEST, device.errors + sum(row.errors.values()))
 
 
 def _events(turn: _Turn, device: DeviceRow, payload: bytes) -> None:
-    for row in _fresh(turn, device, _rows(payload, messages.Event)):
-        turn.session.add(
-            EventRow(
-                device_id=device.id,
-                boot=row.boot,
-                seq=row.seq,
-                received=turn.now,
-                type=row.type,
-                body=msgspec.to_builtins(row),
-            )
+    for row in _fresh(turn, device, _rows(turn, payload, messages.Event)):
+        kept = EventRow(
+            device_id=device.id,
+            boot=row.boot,
+            seq=row.seq,
+            received=turn.now,
+            type=row.type,
+            body=msgspec.to_builtins(row),
         )
-        _learn(device, row)
+        if _keep(turn, kept):
+            _learn(device, row)
+
+
+def _keep(turn: _Turn, row: TelemetryRow | EventRow) -> bool:
+    """Save ROW with the rest; in a careful turn return whether the database takes it."""
+    if not turn.careful:
+        turn.session.add(row)
+        return True
+    try:
+        with turn.session.begin_nested():
+            turn.session.add(row)
+    except Exception:  # whatever it is, it must not stop the other rows
+        log.exception("a row of %s could not be saved", row.device_id)
+        turn.refused["not_saved"] += 1
+        return False
+    return True
 
 
 def _learn(device: DeviceRow, event: messages.Event) -> None:
@@ -215,13 +239,35 @@ def _learn(device: DeviceRow, event: messages.Event) -> None:
         device.inventory = msgspec.to_builtins(inventory)
 
 
-def _rows(payload: bytes, kind: type[T]) -> list[T]:
-    """Return the rows of a batch, or the one row of a single message."""
-    single = payload[:1] == b"{"
-    rows = [messages.decode(payload, kind)] if single else messages.decode_batch(payload, kind)
-    if any(_too_large(row) for row in rows):
+class _Number(msgspec.Struct, frozen=True):
+    """A row of which only the number can be read: it is acknowledged and not kept."""
+
+    boot: messages.Id
+    seq: messages.Count
+
+
+def _rows(turn: _Turn, payload: bytes, kind: type[T]) -> list[T | _Number]:
+    """Return the rows of a batch, or the one row of a single message, as far as they are read."""
+    if payload[:1] == b"{":
+        return [_row(payload, kind)]
+    found: list[T | _Number] = []
+    for raw in messages.decode_batch(payload, msgspec.Raw):
+        try:
+            found.append(_row(bytes(raw), kind))
+        except IntegrityError as error:
+            turn.refused[error.reason] += 1
+    return found
+
+
+def _row(raw: bytes, kind: type[T]) -> T | _Number:
+    with contextlib.suppress(IntegrityError):
+        row = messages.decode(raw, kind)
+        if not _too_large(row):
+            return row
+    number = messages.decode(raw, _Number)
+    if number.seq > LARGEST:
         raise IntegrityError("a number is too large", reason="bad_message")
-    return rows
+    return number
 
 
 def _too_large(row: messages.Telemetry | messages.Event) -> bool:
@@ -231,7 +277,7 @@ def _too_large(row: messages.Telemetry | messages.Event) -> bool:
     return max(numbers) > LARGEST
 
 
-def _fresh(turn: _Turn, device: DeviceRow, rows: Sequence[T]) -> list[T]:
+def _fresh(turn: _Turn, device: DeviceRow, rows: Sequence[T | _Number]) -> list[T]:
     """Return those of ROWS that have not arrived before, and note what to acknowledge."""
     found: list[T] = []
     for boot in dict.fromkeys(row.boot for row in rows):
@@ -244,7 +290,11 @@ def _fresh(turn: _Turn, device: DeviceRow, rows: Sequence[T]) -> list[T]:
             turn.session.add(stored)
         stored.upto, stored.missing, stored.updated = after.upto, list(after.missing), turn.now
         turn.acks[device.id, boot] = after
-        found += [row for seq, row in mine.items() if seq in fresh]
+        for row in (mine[seq] for seq in mine if seq in fresh):
+            if isinstance(row, _Number):
+                turn.refused["bad_message"] += 1
+            else:
+                found.append(row)
     return found
 
 

@@ -1,5 +1,7 @@
 """Numbered rows: none counted twice, none forgotten."""
 
+import tracemalloc
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,6 +24,17 @@ def test_what_was_thrown_away_long_ago_is_not_asked_for_for_ever() -> None:
     assert len(stream.missing) == MAX_MISSING
     assert stream.missing[-1] == 10**12 - 1
     assert absorb(stream, [3]) == (stream, frozenset()), "too late; it must not count"
+
+
+def test_a_batch_full_of_gaps_stays_small() -> None:
+    tracemalloc.start()
+    try:
+        stream, fresh = absorb(Stream(), range(0, 4_000_000, 1000))
+        assert tracemalloc.get_traced_memory()[1] < 10e6
+    finally:
+        tracemalloc.stop()
+    assert len(fresh) == 4000
+    assert len(stream.missing) == MAX_MISSING
 
 
 @given(st.lists(st.lists(st.integers(0, 60), max_size=12), max_size=12))

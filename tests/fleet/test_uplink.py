@@ -211,15 +211,63 @@ def test_a_message_the_database_refuses_is_dropped_alone(
 ) -> None:
     with database.engine.begin() as connection:
         connection.exec_driver_sql(
-            "CREATE TRIGGER refuse BEFORE INSERT ON telemetry WHEN NEW.boot = 'bad' "
+            "CREATE TRIGGER refuse BEFORE UPDATE ON devices WHEN NEW.conn = 'bad' "
             "BEGIN SELECT RAISE(ABORT, 'no'); END"
         )
-    bad = said("tele", messages.encode_batch([row(0, boot="bad")]))
+    bad = said("conn", messages.Conn(online=True, conn="bad"))
     good = said("tele", messages.encode_batch([row(0, inferences=4)]))
     (ack,) = acks(uplink.ingest([bad, good]))
     assert ack.boot == "b"
     assert uplink.refused == {"not_saved": 1}
     assert device(database).inferences == 4
+
+
+def test_a_row_the_database_refuses_does_not_come_back_with_its_batch(
+    uplink: Uplink, database: Database
+) -> None:
+    with database.engine.begin() as connection:
+        connection.exec_driver_sql(
+            "CREATE TRIGGER refuse BEFORE INSERT ON telemetry WHEN NEW.seq = 1 "
+            "BEGIN SELECT RAISE(ABORT, 'no'); END"
+        )
+    batch = said("tele", messages.encode_batch([row(n, inferences=4) for n in range(3)]))
+    (ack,) = acks(uplink.ingest([batch]))
+    assert (ack.upto, ack.missing) == (2, ())
+    assert uplink.refused == {"not_saved": 1}
+    assert (device(database).inferences, count(database, TelemetryRow)) == (8, 2)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"start": "yesterday", "end": 1},
+        {"start": 0, "end": 1, "inferences": -1},
+        {"start": 0, "end": 1, "inferences": 2**60},
+        {"start": 0, "end": 1, "v": 2},
+        {},
+    ],
+)
+def test_a_row_that_is_nonsense_does_not_come_back_with_its_batch(
+    uplink: Uplink, database: Database, wrong: dict[str, Any]
+) -> None:
+    rows = [row(0, inferences=1), {"v": 1, "boot": "b", "seq": 1} | wrong, row(2, inferences=1)]
+    for _ in range(2):
+        (ack,) = acks(uplink.ingest([said("tele", rows)]))
+        assert (ack.upto, ack.missing) == (2, ())
+    assert uplink.refused == {"bad_message": 1}
+    assert device(database).inferences == 2
+    without_a_number = [row(3, inferences=1), {"boot": "b"}, 7]
+    (ack,) = acks(uplink.ingest([said("tele", without_a_number)]))
+    assert (ack.upto, device(database).inferences) == (3, 3)
+
+
+def test_counters_stop_before_the_database_does(uplink: Uplink, database: Database) -> None:
+    most = {"inferences": 2**53, "errors": {"a": 2**53, "b": 2**53}}
+    for first in range(0, 1200, 400):
+        rows = [row(n, **most) for n in range(first, first + 400)]
+        (ack,) = acks(uplink.ingest([said("tele", messages.encode_batch(rows))]))
+        assert ack.upto == first + 399
+    assert (device(database).inferences, device(database).errors) == (2**53, 2**53)
 
 
 KINDS = ["conn", "tele", "evt", "job/get", "job/update", "cert"]

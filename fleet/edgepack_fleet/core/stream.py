@@ -22,9 +22,11 @@ class Stream:
 def absorb(stream: Stream, seqs: Iterable[int]) -> tuple[Stream, frozenset[int]]:
     """Return STREAM with SEQS arrived, and those of them that were new."""
     upto, missing, fresh = stream.upto, set(stream.missing), set()
-    for seq in seqs:
+    for seq in sorted(seqs):
         if seq > upto:
             missing.update(range(max(upto + 1, seq - MAX_MISSING), seq))
+            if len(missing) > 2 * MAX_MISSING:  # a batch full of gaps must not fill the memory
+                missing = set(sorted(missing)[-MAX_MISSING:])
             upto = seq
         elif seq in missing:
             missing.discard(seq)
