@@ -404,6 +404,8 @@ def test_pages_ask_nothing_of_other_hosts_and_escape_what_devices_say(
         assert not re.findall(r"(?:src|href|action)=.(?:https?:)?//", answer.text)
         assert not re.findall(r"\sstyle=|\son\w+=", answer.text), "the policy would block it"
         assert "default-src 'none'" in answer.headers["content-security-policy"]
+        # Browsers send `Origin: null` with the forms of a page that asks for `no-referrer`.
+        assert answer.headers["referrer-policy"] == "same-origin"
     for name in ("fleet.css", "fleet.js", "icons.svg", "mark.svg"):
         text = app.get(f"/static/{name}").text
         assert "http" not in text.replace("http://www.w3.org", ""), name

@@ -109,7 +109,8 @@ def _page(request: Request, name: str, status: int = 200, **context: Any) -> HTM
     headers = {
         "Content-Security-Policy": POLICY,
         "X-Content-Type-Options": "nosniff",
-        "Referrer-Policy": "no-referrer",
+        # With `no-referrer` a browser would hide the origin of our own forms from us, too.
+        "Referrer-Policy": "same-origin",
         "Cache-Control": "no-store",
     }
     return HTMLResponse(text, status, headers)
