@@ -18,7 +18,7 @@ from edgepack.durable import write_file
 from edgepack.errors import UsageError
 from edgepack_fleet.adapters.broker import Address
 from edgepack_fleet.adapters.embedded import EmbeddedBroker
-from edgepack_fleet.adapters.lock import only_one
+from edgepack_fleet.adapters.lock import only_one, own
 from edgepack_fleet.adapters.pki import Pki
 from edgepack_fleet.service import Service, Settings
 
@@ -80,8 +80,7 @@ def serve(settings: Settings, listeners: Listeners, *, embedded_broker: bool) ->
     Raises:
         UsageError: another fleet serves the same data, or an address cannot be listened on.
     """
-    settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
-    endpoints = settings.data / "endpoints.json"
+    endpoints = own(settings.data) / "endpoints.json"
     with only_one(settings.data), contextlib.ExitStack() as stack:
         # What an earlier process left would send people to where nobody listens.
         endpoints.unlink(missing_ok=True)

@@ -25,6 +25,7 @@ from edgepack_fleet.adapters.content import ContentStore
 from edgepack_fleet.adapters.database import Database
 from edgepack_fleet.adapters.director import Director
 from edgepack_fleet.adapters.image_repo import ImageRepo
+from edgepack_fleet.adapters.lock import own
 from edgepack_fleet.adapters.mqtt import Identity, Incoming, Link
 from edgepack_fleet.adapters.pki import FLEET, Pki
 from edgepack_fleet.adapters.tables import JobRow, OutboxRow, RolloutRow
@@ -77,8 +78,7 @@ class Service:
     """
 
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.time) -> None:
-        data = settings.data
-        data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        data = own(settings.data)
         self.settings, self._clock = settings, clock
         self.database = (
             Database(settings.database) if settings.database else Database.in_directory(data)

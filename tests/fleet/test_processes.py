@@ -19,6 +19,7 @@ import pytest
 
 from edgepack import messages
 from edgepack.cli import root, run_command
+from edgepack_fleet.cli import show
 from fleet_rig import (
     EDGEPACK,
     INVENTORY,
@@ -176,6 +177,39 @@ def test_errors_have_their_exit_codes(place: Place, tmp_path: Path) -> None:
     clear(place.run("devices", "list", "--data", tmp_path, data=False), 2)
 
 
+@pytest.mark.parametrize("name", ["../releases", "..", "a/../b", "a?b", "a#b", "a%2e", ""])
+def test_a_name_leads_to_nothing_else(place: Place, name: str) -> None:
+    clear(place.run("devices", "show", name), 2, f"{name!r}")
+    clear(place.run("rollouts", "pause", name), 2)
+
+
+def test_what_cannot_be_sent_is_said_before(place: Place) -> None:
+    clear(place.run("tokens", "create", "--group", "lab", "--ttl", "inf"), 2, "finite")
+    url = ("--url", f"http://127.0.0.1:{place.port}")
+    token = place.ask("tokens", "show", "--role", "viewer")["token"]
+    assert place.run("groups", "list", *url, "--token", f"{token}\n", data=False).code == 0
+    for odd in (f"{token[:-1]}\x00", f"{token}\nX: y", f"é{token}"):
+        refused = place.run("groups", "list", *url, "--token", odd, data=False)
+        clear(refused, 2, "token")
+        assert token[:-1] not in refused.stderr
+
+
+@pytest.mark.parametrize("text", ["", "[]", "7", "{}", '"x"', '{"http": 7}', "\x00"])
+def test_garbage_where_the_address_should_be(place: Place, tmp_path: Path, text: str) -> None:
+    (tmp_path / "secret").write_bytes((place.data / "secret").read_bytes())
+    (tmp_path / "endpoints.json").write_text(text)
+    clear(place.run("groups", "list", "--data", tmp_path, data=False), 7)
+
+
+def test_what_devices_say_steers_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    show.table(("device", "reason"), [("cam", "[/red] [bold]x[/] \x1b[2J\x07")], "")
+    show.facts([("reason", "\x1b]0;title\x07 a\nb")])
+    shown = capsys.readouterr().out
+    assert "[/red] [bold]x[/]" in shown
+    assert not set("\x1b\x07") & set(shown)
+    assert "a\ufffdb" in shown
+
+
 def test_a_viewer_cannot_change_anything(place: Place) -> None:
     token = place.ask("tokens", "show", "--role", "viewer")["token"]
     url = ("--url", f"http://127.0.0.1:{place.port}", "--token", token)
@@ -211,6 +245,18 @@ def test_a_port_that_is_taken_is_said(place: Place, tmp_path: Path) -> None:
     taken = f"127.0.0.1:{place.port}"
     other = Place(tmp_path / "fleet")
     clear(other.spawn("serve", "--listen", taken, "--device-listen", "127.0.0.1:0"), 2, taken)
+
+
+def test_a_directory_that_cannot_be_used_is_said(tmp_path: Path) -> None:
+    place = Place(Path("/proc/nowhere/fleet"))
+    for words in (("serve", "--listen", "127.0.0.1:0"), ("broker", "--print-config")):
+        clear(place.run(*words), 2, "/proc/nowhere/fleet")
+
+
+def test_who_starts_first_the_directory_is_its_owners_alone(tmp_path: Path) -> None:
+    place = Place(tmp_path / "new" / "fleet")
+    assert place.run("broker", "--print-config").code == 0
+    assert stat.S_IMODE(place.data.stat().st_mode) == 0o700
 
 
 def test_a_database_that_cannot_be_used_is_said(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Locks between processes, by files. They are let go when a process ends, however it ends."""
+"""The data directory: its owner's alone, and locked. A lock ends when its process does."""
 
 import fcntl
 import os
@@ -8,7 +8,26 @@ from pathlib import Path
 
 from edgepack.errors import UsageError
 
-__all__ = ["alone", "only_one"]
+__all__ = ["alone", "only_one", "own"]
+
+
+def own(directory: Path) -> Path:
+    """Return DIRECTORY, made for its owner alone if it was not there.
+
+    Raises:
+        UsageError: it cannot be made or used.
+    """
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with (directory / ".lock").open("a"):
+            return directory
+    except OSError as error:
+        raise UsageError(
+            f"{directory} cannot be used",
+            why=error.strerror or str(error),
+            fix="give another --data directory, or make it writable",
+            reason="data",
+        ) from error
 
 
 @contextmanager

@@ -1,9 +1,10 @@
 """The command line's way to a running fleet: finds it, asks it, and turns problems into errors."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import click
 
@@ -13,6 +14,7 @@ from edgepack.errors import EdgepackError, UnreachableError, UsageError
 __all__ = ["Client", "connection_options"]
 
 TIMEOUT_S = 30.0
+NO_FLEET = "what answers there is not a fleet"
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -59,34 +61,42 @@ class Client:
                 fix="set EDGEPACK_FLEET_URL and EDGEPACK_FLEET_TOKEN, or give --data DIR",
                 reason="no_fleet",
             )
-        self._url, self._token = url.rstrip("/"), token
+        self._url, self._token = url.strip().rstrip("/"), token.strip()
+        if not (self._token.isascii() and self._token.isprintable()):
+            # Said here: what fails further down would show the token in its message.
+            raise UsageError("the access token has characters that no token has", reason="token")
 
-    def get(self, path: str) -> Any:
-        """Return the JSON at PATH below `/api/v1`."""
+    def get(self, *path: str) -> Any:
+        """Return the JSON at PATH, one name a level, below `/api/v1`."""
         return self._ask("GET", path)
 
-    def post(self, path: str, body: Any = None) -> Any:
+    def post(self, *path: str, body: Any = None) -> Any:
         """Post BODY to PATH below `/api/v1` and return the answer's JSON."""
         return self._ask("POST", path, body)
 
-    def _ask(self, method: str, path: str, body: Any = None) -> Any:
+    def _ask(self, method: str, path: Sequence[str], body: Any = None) -> Any:
         import httpx
 
         try:
             answer = httpx.request(
                 method,
-                f"{self._url}/api/v1{path}",
-                json=body,
-                headers={"Authorization": f"Bearer {self._token}"},
+                "/".join((self._url, "api/v1", *map(_level, path))),
+                content=_packed(body),
+                headers={
+                    "Authorization": f"Bearer {self._token}",
+                    "Content-Type": "application/json",
+                },
                 timeout=TIMEOUT_S,
             )
             document = answer.json()
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise _silent(self._url, str(error)) from error
         except ValueError as error:
-            raise _silent(self._url, "what answers there is not a fleet") from error
+            raise _silent(self._url, NO_FLEET) from error
         if answer.is_error:
             raise _error(answer.status_code, document)
+        if not answer.is_success or not isinstance(document, dict):
+            raise _silent(self._url, NO_FLEET)
         return document
 
 
@@ -97,8 +107,24 @@ def _local(data: Path) -> tuple[str, str]:
     try:
         endpoints = json.loads((data / "endpoints.json").read_text())
         return str(endpoints["http"]), token
-    except (OSError, ValueError, KeyError) as error:
+    except FileNotFoundError as error:
         raise _silent(str(data), "it is not running") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _silent(str(data), "its endpoints.json cannot be read") from error
+
+
+def _level(name: str) -> str:
+    """Return NAME as one level of a path: what a person typed leads nowhere else."""
+    if name in {"", ".", ".."} or "/" in name:
+        raise UsageError(f"not a name: {name!r}")
+    return quote(name, safe="@")
+
+
+def _packed(body: Any) -> bytes | None:
+    try:
+        return None if body is None else json.dumps(body, allow_nan=False).encode()
+    except ValueError as error:
+        raise UsageError("a number must be finite", why=str(error)) from error
 
 
 def _silent(where: str, why: str) -> UnreachableError:

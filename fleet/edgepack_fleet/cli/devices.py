@@ -20,7 +20,7 @@ def devices() -> None:
 @connection_options
 def list_devices(url: str | None, token: str | None, data: Path | None, as_json: bool) -> None:
     """List all devices."""
-    found = Client(url, token, data).get("/devices")
+    found = Client(url, token, data).get("devices")
     if as_json:
         show.document("devices", found)
         return
@@ -36,7 +36,7 @@ def show_device(
     device: str, url: str | None, token: str | None, data: Path | None, as_json: bool
 ) -> None:
     """Show one device."""
-    found = Client(url, token, data).get(f"/devices/{device}")
+    found = Client(url, token, data).get("devices", device)
     if as_json:
         show.document("device", found)
         return
@@ -67,7 +67,7 @@ def groups() -> None:
 @connection_options
 def list_groups(url: str | None, token: str | None, data: Path | None, as_json: bool) -> None:
     """List all groups."""
-    found = Client(url, token, data).get("/groups")
+    found = Client(url, token, data).get("groups")
     if as_json:
         show.document("groups", found)
         return
@@ -83,7 +83,7 @@ def create_group(
     group: str, url: str | None, token: str | None, data: Path | None, as_json: bool
 ) -> None:
     """Create a group."""
-    made = Client(url, token, data).post("/groups", {"id": group})
+    made = Client(url, token, data).post("groups", body={"id": group})
     if as_json:
         show.document("group", made)
     else:
@@ -97,7 +97,7 @@ def show_group(
     group: str, url: str | None, token: str | None, data: Path | None, as_json: bool
 ) -> None:
     """Show one group."""
-    found = Client(url, token, data).get(f"/groups/{group}")
+    found = Client(url, token, data).get("groups", group)
     if as_json:
         show.document("group", found)
     else:

@@ -21,7 +21,7 @@ def releases() -> None:
 @connection_options
 def list_releases(url: str | None, token: str | None, data: Path | None, as_json: bool) -> None:
     """List all releases."""
-    found = Client(url, token, data).get("/releases")
+    found = Client(url, token, data).get("releases")
     if as_json:
         show.document("releases", found)
         return
@@ -37,7 +37,7 @@ def show_release(
     release: str, url: str | None, token: str | None, data: Path | None, as_json: bool
 ) -> None:
     """Show one release, NAME@VERSION."""
-    found = Client(url, token, data).get(f"/releases/{release}")
+    found = Client(url, token, data).get("releases", release)
     if as_json:
         show.document("release", found)
         return
@@ -57,7 +57,7 @@ def rollouts() -> None:
 @connection_options
 def list_rollouts(url: str | None, token: str | None, data: Path | None, as_json: bool) -> None:
     """List all rollouts, newest first."""
-    found = Client(url, token, data).get("/rollouts")
+    found = Client(url, token, data).get("rollouts")
     if as_json:
         show.document("rollouts", found)
         return
@@ -73,7 +73,7 @@ def show_rollout(
     rollout: str, url: str | None, token: str | None, data: Path | None, as_json: bool
 ) -> None:
     """Show one rollout."""
-    _print(Client(url, token, data).get(f"/rollouts/{rollout}"), as_json)
+    _print(Client(url, token, data).get("rollouts", rollout), as_json)
 
 
 @rollouts.command("create")
@@ -120,7 +120,7 @@ def create_rollout(
         "timeout_s": timeout,
         "probation_s": probation,
     }
-    _print(Client(url, token, data).post("/rollouts", body), as_json)
+    _print(Client(url, token, data).post("rollouts", body=body), as_json)
 
 
 def _changing(action: str, text: str) -> Callable[..., None]:
@@ -130,7 +130,7 @@ def _changing(action: str, text: str) -> Callable[..., None]:
     def change(
         rollout: str, url: str | None, token: str | None, data: Path | None, as_json: bool
     ) -> None:
-        _print(Client(url, token, data).post(f"/rollouts/{rollout}/{action}"), as_json)
+        _print(Client(url, token, data).post("rollouts", rollout, action), as_json)
 
     return change
 

@@ -85,9 +85,10 @@ def serve(
 def broker(data: Path, hosts: tuple[str, ...], listen: str, print_config: bool) -> None:
     """Run mosquitto in the foreground: TLS, certificates as identity, one topic tree per device."""
     from edgepack_fleet.adapters import broker as mosquitto
+    from edgepack_fleet.adapters.lock import own
     from edgepack_fleet.adapters.pki import Pki
 
-    data = data.absolute()
+    data = own(data.absolute())
     files = mosquitto.prepare(data, Pki(data / "pki", hosts), mosquitto.parse_address(listen))
     if print_config:
         click.echo(files.config.read_text(), nl=False)

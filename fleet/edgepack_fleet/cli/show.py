@@ -24,12 +24,14 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[Any]], empty: str) -> 
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     view = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for header in headers:
         view.add_column(header, overflow="fold")
     for row in rows:
-        view.add_row(*(_cell(value) for value in row))
+        # A text is shown as it is; in a plain string `[...]` would be markup.
+        view.add_row(*(Text(_cell(value)) for value in row))
     console = Console()
     # Into a pipe goes every column in full; a terminal wraps.
     width = None if console.is_terminal else 10_000
@@ -51,4 +53,6 @@ def moment(seconds: float | None) -> str:
 
 
 def _cell(value: Any) -> str:
-    return "-" if value is None or value == "" else str(value)
+    """Return VALUE without what would steer a terminal: much of it comes from devices."""
+    text = "-" if value is None or value == "" else str(value)
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)

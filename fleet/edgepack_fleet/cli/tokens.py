@@ -31,7 +31,7 @@ def create_token(
 ) -> None:
     """Print a token for `edgepack-agent enroll`; it is shown this once."""
     body = {"group": group, "ttl_s": ttl, "uses": uses}
-    made = Client(url, token, data).post("/tokens", body)
+    made = Client(url, token, data).post("tokens", body=body)
     if as_json:
         show.document("token", made)
     else:
@@ -43,7 +43,7 @@ def create_token(
 @connection_options
 def list_tokens(url: str | None, token: str | None, data: Path | None, as_json: bool) -> None:
     """List enrolment tokens, without their secrets."""
-    found = Client(url, token, data).get("/tokens")
+    found = Client(url, token, data).get("tokens")
     if as_json:
         show.document("tokens", found)
         return
