@@ -149,12 +149,14 @@ class Rollouts:
             row = self._get(session, rollout, ("running", "paused"))
             self._end(session, row, "Cancelled by an operator.", self._clock())
 
-    def tick(self, heard_since: float) -> bool:
+    def tick(self, heard_since: float, now: float | None = None) -> bool:
         """Let every rollout decide once; return whether anything changed.
 
         Args:
             heard_since: Unix seconds since which devices have been able to reach us.
+            now: The time of which that is true; None: the clock's.
         """
+        now = self._clock() if now is None else now
         with self._database.read() as session:
             live = session.scalars(
                 select(RolloutRow)
@@ -168,13 +170,12 @@ class Rollouts:
                 continue  # an older intent for the same devices
             served |= {row.group_id} if row.state in SERVING else set()
             try:
-                changed |= self._step(row.id, heard_since)
+                changed |= self._step(row.id, heard_since, now)
             except EdgepackError:  # one rollout in trouble must not hold up the others
                 log.exception("rollout %s could not go on", row.id)
         return changed
 
-    def _step(self, rollout: str, heard_since: float) -> bool:
-        now = self._clock()
+    def _step(self, rollout: str, heard_since: float, now: float) -> bool:
         with self._database.read() as session:
             row = session.get_one(RolloutRow, rollout)
             members = store.members_of(session, row, heard_since)

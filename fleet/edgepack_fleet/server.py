@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import ipaddress
 import json
 import logging
 import signal
@@ -65,7 +64,7 @@ def check_exposure(listeners: Listeners) -> None:
     for path in (listeners.tls_cert, listeners.tls_key):
         if path is not None and not path.is_file():
             raise UsageError(f"no such file: {path}")
-    if not _is_loopback(listeners.main.host) and listeners.tls_cert is None:
+    if not listeners.main.is_loopback and listeners.tls_cert is None:
         raise UsageError(
             f"refusing to listen on {listeners.main} without TLS",
             why="tokens would cross the network in clear text",
@@ -167,13 +166,6 @@ def _listen(address: Address) -> socket.socket:
 def _address_of(sock: socket.socket) -> Address:
     host, port = sock.getsockname()[:2]
     return Address(host, port)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _reachable(address: Address, public: str | None) -> Address:

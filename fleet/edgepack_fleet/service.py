@@ -5,7 +5,9 @@ rollouts decide and empties the outbox. What must survive a kill is in the datab
 anything about it is said; on every connection the state is told again.
 """
 
+import contextlib
 import logging
+import math
 import queue
 import threading
 import time
@@ -39,8 +41,12 @@ from edgepack_fleet.uplink import Uplink
 __all__ = ["Service", "Settings"]
 
 BATCH = 200
-WAITING = 10_000
+WAITING = 2_000
 """Messages that may wait in memory; beyond it the broker keeps them."""
+ASKED = 500
+"""Requests for content that may wait; beyond it the device has to ask again."""
+JUMP_S = 5.0
+"""Seconds by which the clock must have been set for silence to be counted anew."""
 TICK_S, SHORTEST_TICK_S = 1.0, 0.1
 REFRESH_S = 600.0
 RETRY_S = 1.0
@@ -92,13 +98,13 @@ class Service:
         self.director = Director(data / "director")
         self.rollouts = Rollouts(self.database, self.director.assign, self.releases, clock)
         self.enrolment = Enrolment(
-            self.database, self.pki, self.director.root, lambda: settings.broker, clock
+            self.database, self.pki, self.director.root, self._public_broker, clock
         )
         self.uplink = Uplink(self.database, clock)
         self.transfer = Transfer(self.images.metadata, self.director.metadata, self.content)
         self._heard_since: float | None = None
         self._said: queue.Queue[Incoming | _Connected | None] = queue.Queue(WAITING)
-        self._asked: queue.Queue[Incoming | None] = queue.Queue(WAITING)
+        self._asked: queue.Queue[Incoming | None] = queue.Queue(ASKED)
         self._wake, self._stopping = threading.Event(), threading.Event()
         self._threads = [
             threading.Thread(target=loop, name=f"fleet-{loop.__name__.strip('_')}", daemon=True)
@@ -118,7 +124,8 @@ class Service:
         self._stopping.set()
         self._wake.set()
         self._said.put(None)
-        self._asked.put(None)
+        with contextlib.suppress(queue.Full):  # then nobody waits for more, and the flag is seen
+            self._asked.put_nowait(None)
         for thread in self._threads:
             thread.join(10)
         self.link.stop()
@@ -132,16 +139,26 @@ class Service:
         """Return the time in Unix seconds."""
         return self._clock()
 
+    def _public_broker(self) -> Address:
+        """Return where devices connect to: under our public name, if the broker is on this host."""
+        broker, hosts = self.settings.broker, self.settings.hosts
+        return Address(hosts[0], broker.port) if hosts and broker.is_loopback else broker
+
     def poke(self) -> None:
         """Let rollouts decide now instead of at the next tick."""
         self._wake.set()
 
     def _received(self, message: Incoming) -> None:
         uplink = topics.parse_up(message.topic)
-        if uplink is not None and uplink.kind in KINDS:
-            self._asked.put(message)
-        else:
+        if uplink is None or uplink.kind not in KINDS:
             self._said.put(message)
+            return
+        # Never wait here: content leaves by the thread that is in this very call.
+        try:
+            self._asked.put_nowait(message)
+        except queue.Full:
+            self.transfer.refused["busy"] += 1
+            self.link.acknowledge(message)
 
     def _connection(self, up: bool) -> None:
         self._heard_since = self._clock() if up else None
@@ -206,25 +223,31 @@ class Service:
         self._wake.set()
 
     def _serve_transfers(self) -> None:
-        while (message := self._asked.get()) is not None:
+        while (message := self._asked.get()) is not None and not self._stopping.is_set():
             try:
                 for piece in self.transfer.answer(message):
-                    self.link.publish(piece.topic, piece.payload, qos=piece.qos)
+                    self.link.publish_paced(piece.topic, piece.payload, qos=piece.qos)
             except Exception:  # one request must not stop the others
                 log.exception("a request on %s could not be answered", message.topic)
             self.link.acknowledge(message)
 
     def _tick(self) -> None:
-        refreshed = 0.0
+        refreshed = offset = -math.inf
         while not self._stopping.is_set():
             self._wake.wait(TICK_S)
             self._wake.clear()
+            now = self._clock()
+            before, offset = offset, now - time.monotonic()
+            if abs(offset - before) > JUMP_S:
+                # The clock was set: what it said before tells nothing about how long ago it was.
+                refreshed = -math.inf
+                self._heard_since = self._heard_since and now
             try:
-                if self._clock() - refreshed > REFRESH_S:
-                    refreshed = self._clock()
+                if now - refreshed > REFRESH_S:
+                    refreshed = now
                     self.images.keep_fresh()
                     self.director.keep_fresh()
-                self.rollouts.tick(self._heard_since or self._clock())
+                self.rollouts.tick(self._heard_since or now, now)
                 self._empty_outbox()
             except Exception:  # a thread that ends would stop every rollout, silently
                 log.exception("a tick failed; the next one tries again")

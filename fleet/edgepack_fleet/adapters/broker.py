@@ -1,9 +1,10 @@
 """mosquitto as this fleet needs it: its configuration, its access list, its start. No client.
 
 A device's certificate is its identity: its common name becomes user name and client id, and the
-access list opens `ep/1/d/<that name>/` and nothing else.
+access list opens its own topics below `ep/1/d/<that name>/` and nothing else.
 """
 
+import ipaddress
 import os
 import pwd
 import shutil
@@ -18,6 +19,7 @@ from edgepack_fleet.adapters.pki import FLEET, Pki
 
 __all__ = [
     "DEFAULT_PORT",
+    "UPLINK_KINDS",
     "Address",
     "BrokerFiles",
     "find_mosquitto",
@@ -31,6 +33,8 @@ __all__ = [
 DEFAULT_PORT = 8883
 MAX_PACKET = 384 * 1024
 """Bytes; the largest message of ours is 256 KiB, a block is 64 KiB."""
+UPLINK_KINDS = ("conn", "tele", "evt", "job/get", "job/update", "meta", "blob")
+"""What a device may speak of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,14 @@ class Address:
     def __str__(self) -> str:
         """Return `host:port`."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach it."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +96,10 @@ def known_address(data: Path) -> Address:
     path = data / "broker" / "address"
     if not path.exists():
         return Address("127.0.0.1", DEFAULT_PORT)
-    return parse_address(path.read_text().strip())
+    address = parse_address(path.read_text().strip())
+    # Where a broker listens everywhere, it listens here; nobody can connect to `0.0.0.0`.
+    local = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  compared, not bound
+    return Address(local.get(address.host, address.host), address.port)
 
 
 def find_mosquitto() -> str:
@@ -119,6 +134,8 @@ def free_port(host: str) -> int:
 
 
 def _acl() -> str:
+    # One by one: under `up/#` a device could leave as many retained messages as it likes.
+    own = "\n".join(f"pattern write {PREFIX}/d/%u/up/{kind}" for kind in UPLINK_KINDS)
     return f"""\
 # Written by edgepack on every start; changes are lost.
 user {FLEET}
@@ -127,7 +144,7 @@ topic write {PREFIX}/d/+/dn/#
 topic write {PREFIX}/g/+/dn/hint
 
 # Every device, under its own certificate's name only.
-pattern write {PREFIX}/d/%u/up/#
+{own}
 pattern read {PREFIX}/d/%u/dn/#
 pattern read {PREFIX}/g/+/dn/hint
 """

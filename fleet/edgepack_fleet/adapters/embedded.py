@@ -24,7 +24,7 @@ from cryptography.x509.oid import NameOID
 from edgepack.durable import write_file
 from edgepack.errors import UnreachableError
 from edgepack.topics import PREFIX
-from edgepack_fleet.adapters.broker import Address, free_port
+from edgepack_fleet.adapters.broker import UPLINK_KINDS, Address, free_port
 from edgepack_fleet.adapters.pki import FLEET, Pki
 
 __all__ = ["EmbeddedBroker", "may"]
@@ -38,7 +38,7 @@ def may(client: str, action: str, topic: str) -> bool:
     if client == FLEET:
         return levels[:2] == PREFIX.split("/")
     if action == "publish":
-        return topic.startswith(f"{PREFIX}/d/{client}/up/")
+        return topic in {f"{PREFIX}/d/{client}/up/{kind}" for kind in UPLINK_KINDS}
     own = topic.startswith(f"{PREFIX}/d/{client}/dn/")
     return own or (levels[:3] == [*PREFIX.split("/"), "g"] and levels[4:] == ["dn", "hint"])
 

@@ -10,6 +10,7 @@ import socket
 import ssl
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ KEEPALIVE_S = 30
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 CONFIRM_S = 5.0
 INFLIGHT = 1000
+PIECES, PACE_S = 64, 0.1
+"""Blocks of content that are on their way at a time, and how long a look at the oldest takes."""
 QUEUED = 20_000
 """Messages that wait in memory while the broker is away; what must not get lost is in the
 database."""
@@ -76,6 +79,7 @@ class Link:
         self._address, self._identity = address, identity
         self._on_message, self._on_connected = on_message, on_connected
         self._session = 0
+        self._pieces: deque[paho.MQTTMessageInfo] = deque()
         self._stop, self._lost = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._keep_up, name="mqtt-link", daemon=True)
         self._client = self._make_client()
@@ -103,6 +107,21 @@ class Link:
             return False
         sent = self._client.publish(topic, payload, qos=qos)
         return sent.rc == paho.MQTT_ERR_SUCCESS
+
+    def publish_paced(self, topic: str, payload: bytes, *, qos: int) -> None:
+        """Send PAYLOAD to TOPIC, when what was sent so before is nearly out.
+
+        Nothing else bounds what waits in memory for a broker that reads slowly. For one thread
+        only, and not for the one that brings messages in.
+        """
+        client = self._client
+        if client.is_connected():
+            self._pieces.append(client.publish(topic, payload, qos=qos))
+        while len(self._pieces) > PIECES:
+            oldest = self._pieces.popleft()
+            while client.is_connected() and not _published(oldest):
+                with contextlib.suppress(RuntimeError, ValueError):
+                    oldest.wait_for_publish(PACE_S)
 
     def publish_all(self, outgoing: Sequence[tuple[str, bytes]]) -> list[bool]:
         """Send pairs of topic and payload; return for each whether the broker has it."""
