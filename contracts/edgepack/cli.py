@@ -5,6 +5,7 @@ a runtime or a web framework. Catches `EdgepackError` once, for every command be
 """
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points, version
@@ -14,7 +15,7 @@ import click
 
 from edgepack.errors import EdgepackError, UnsupportedError
 
-__all__ = ["LazyGroup", "main", "print_json", "root", "run_command"]
+__all__ = ["FiniteRange", "LazyGroup", "main", "print_json", "root", "run_command"]
 
 GROUP = "edgepack.commands"
 SHORT_HELP = {
@@ -31,6 +32,19 @@ SHORT_HELP = {
     "demo": "The whole story on this machine, on real parts.",
 }
 EXTRA = {"fleet": "fleet"}
+
+
+class FiniteRange(click.FloatRange):
+    """A number within limits; unlike click's own, never NaN, which passes every comparison."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return VALUE as a number, or fail."""
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
 
 
 class LazyGroup(click.Group):

@@ -29,7 +29,8 @@ def own_tmp(tmp_path: Path) -> None:
 def check_refused(done: Done, code: int, *words: str, home: Path) -> None:
     """One error with these WORDS, this CODE, no traceback and nothing written."""
     assert done.code == code, done.err
-    assert len([line for line in done.err.splitlines() if line.startswith("error: ")]) == 1
+    errors = [line for line in done.err.splitlines() if line.lower().startswith("error: ")]
+    assert len(errors) == 1
     for word in words:
         assert word in done.err
     assert "Traceback" not in done.err
@@ -118,6 +119,11 @@ def test_unknown_operator(digits: OnnxDigits, tmp_path: Path) -> None:
         (("--target", "onnx", "--task", "guess"), 2, "there is no task"),
         (("--target", "onnx", "--precision", "int8"), 2, "needs calibration"),
         (("--target", "onnx", "--max-drop", "0.1"), 2, "needs evaluation"),
+        (("--target", "onnx", "--max-drop", "nan"), 2, "not a finite number"),
+        (("--target", "onnx", "--max-latency-ms", "nan"), 2, "not a finite number"),
+        (("--target", "onnx", "--timeout", "0"), 2, "--timeout"),
+        (("--target", "onnx", "--version", "1.0.0\n"), 2, "is not a version"),
+        (("--target", "onnx", "--version", f"1.0.0-{'a' * 64}"), 2, "is not a version"),
         (("--target", "onnx", "--shape", "image=1,x"), 2, "cannot be read"),
         (("--target", "onnx", "--shape", "image=-1,1,16,16"), 5, "static"),
         (("--target", "onnx", "--shape", "other=1,1,16,16"), 2, "other"),

@@ -308,6 +308,9 @@ def test_one_bad_bundle_stops_them_all(site: Site) -> None:
         {"labels": np.zeros(0, int), "image": np.zeros((0, 8, 8, 1), np.float32)},
         {"labels": np.zeros(65, int), "image": np.zeros((65, 8, 8, 1), np.float32)},
         {"labels": np.array([{}] * 8)},
+        {"labels": np.zeros(8, np.float32)},
+        {"image": np.zeros((8, 8, 8, 1), np.float64)},
+        {"image": np.full((8, 8, 8, 1), np.nan, np.float32)},
     ],
 )
 def test_a_useless_exam(site: Site, tmp_path: Path, arrays: dict[str, object]) -> None:
@@ -483,6 +486,9 @@ def test_an_exam_needs_a_score(tmp_path: Path) -> None:
     run("publish", "x", "--repo", tmp_path, "--exam", tmp_path / "exam.npz", code=2)
     run("publish", "x", "--repo", tmp_path, "--min-score", "0.5", code=2)
     run("publish", "x", "--repo", tmp_path, "--exam", "e", "--min-score", "1.5", code=2)
+    # NaN is within any limits that are merely compared, and no device could read it.
+    said = run("publish", "x", "--repo", tmp_path, "--exam", "e", "--min-score", "nan", code=2)
+    assert "finite" in said
 
 
 def test_a_new_key_never_replaces_an_old_one(tmp_path: Path) -> None:

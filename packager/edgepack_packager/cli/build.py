@@ -1,6 +1,5 @@
 """`edgepack build`: read the flags, run the build, print the receipt. Builds nothing itself."""
 
-import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from edgepack.cli import print_json
+from edgepack.cli import FiniteRange, print_json
 from edgepack.errors import PartialError, UnsupportedError, UsageError
 
 __all__ = ["build"]
@@ -25,6 +24,7 @@ LATER = {
     "emit": "--emit",
 }
 
+LIMIT = FiniteRange(0, min_open=True)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -47,10 +47,12 @@ def _later(name: str, **settings: Any) -> Callable[[F], F]:
 @click.option(
     "--metric", default="top1", show_default=True, help="top1, file.py:function or module:function."
 )
-@click.option("--max-drop", type=float, help="Largest allowed fall of the metric, absolute.")
-@click.option("--max-latency-ms", type=float, help="Limit of the p50 latency on this host.")
-@click.option("--max-rss-mb", type=float, help="Limit of the peak memory on this host.")
-@click.option("--max-size-mb", type=float, help="Limit of the model's files.")
+@click.option(
+    "--max-drop", type=FiniteRange(), help="Largest allowed fall of the metric, absolute."
+)
+@click.option("--max-latency-ms", type=LIMIT, help="Limit of the p50 latency on this host.")
+@click.option("--max-rss-mb", type=LIMIT, help="Limit of the peak memory on this host.")
+@click.option("--max-size-mb", type=LIMIT, help="Limit of the model's files.")
 @click.option("--fail-if-slower", is_flag=True, help="Refuse a variant that is slower than fp32.")
 @click.option(
     "--shape", "shapes", multiple=True, help="name=1,32,32,1 for unknown axes; repeatable."
@@ -68,7 +70,7 @@ def _later(name: str, **settings: Any) -> Callable[[F], F]:
     help="Where bundles go.",
 )
 @click.option(
-    "--timeout", type=float, default=1800.0, show_default=True, help="Seconds for each step."
+    "--timeout", type=LIMIT, default=1800.0, show_default=True, help="Seconds for each step."
 )
 @click.option("--no-cache", is_flag=True, help="Do every step again.")
 @click.option("--no-install", is_flag=True, help="Fail rather than install a missing toolchain.")
@@ -136,6 +138,7 @@ def _request(model: Path, flags: dict[str, Any]) -> Any:
     import platformdirs
 
     from edgepack_packager.build import Request
+    from edgepack_packager.cli.keys import signing_key
 
     cache = Path(platformdirs.user_cache_dir("edgepack")) / "steps"
     return Request(
@@ -144,7 +147,7 @@ def _request(model: Path, flags: dict[str, Any]) -> Any:
         out_dir=flags["out"],
         calibration=flags["calibration"],
         evaluate=flags["evaluate"],
-        key=None if flags["unsigned"] else _key(flags["key"]),
+        key=None if flags["unsigned"] else signing_key(flags["key"]),
         cache=None if flags["no_cache"] else cache,
         may_install=not flags["no_install"],
         timeout_s=flags["timeout"],
@@ -191,16 +194,3 @@ def _card(flags: dict[str, Any]) -> Any:
     if flags["preprocess"]:
         card = replace(card, preprocess=cards.preprocess(flags["preprocess"]))
     return card
-
-
-def _key(option: Path | None) -> Any:
-    from edgepack import keys
-
-    path = keys.find_key(option)
-    terminal = os.isatty(0)
-    return keys.load_private(path, _ask if terminal else None)
-
-
-def _ask() -> bytes:
-    secret: str = click.prompt("passphrase", hide_input=True, err=True)
-    return secret.encode()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgepack.cli import print_json
+from edgepack.cli import FiniteRange, print_json
 from edgepack.errors import UsageError
 from edgepack.keys import load_public
 from edgepack.trust import TargetInfo
@@ -73,7 +73,7 @@ def init(
 @token_option
 @click.option("--key", type=click.Path(path_type=Path), help="Public key every bundle must match.")
 @click.option("--exam", type=click.Path(path_type=Path), help="Acceptance exam of the line, .npz.")
-@click.option("--min-score", type=click.FloatRange(0, 1), help="Share of the exam to get right.")
+@click.option("--min-score", type=FiniteRange(0, 1), help="Share of the exam to get right.")
 @click.option("--min-epoch", type=click.IntRange(0), help="Revoke everything below this epoch.")
 @click.option("--valid-for", type=click.IntRange(1, 90), default=1, show_default=True,
               metavar="DAYS", help="How long devices believe a directory repository.")  # fmt: skip

@@ -1,11 +1,12 @@
 """What the user asked for, validated as far as that needs no file. Reads nothing."""
 
-import re
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
+
+import msgspec
 
 from edgepack.errors import UnsupportedError, UsageError
-from edgepack.manifest import Postprocess, Preprocess
+from edgepack.manifest import Name, Postprocess, Preprocess, Semver
 
 __all__ = ["Budgets", "ModelCard", "Recipe", "Variant", "parse_shape", "variants"]
 
@@ -15,10 +16,6 @@ PRECISIONS = ("fp32", "int8")
 LATER_PRECISIONS = ("fp16", "bf16", "w8", "w4")
 Task = Literal["classify", "detect", "segment", "embed", "raw"]
 TASKS: tuple[str, ...] = get_args(Task)
-NAME = re.compile(r"^[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?$")
-VERSION = re.compile(
-    r"^(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)(-[0-9A-Za-z.-]+)?(\+[0-9A-Za-z.-]+)?$"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,17 +72,17 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not NAME.match(self.name):
+        if not _is(Name, self.name):
             raise UsageError(
                 f"`{self.name}` cannot be a model's name",
                 why="lower-case letters, digits, `.`, `_` and `-` only, at most 64",
                 fix="choose one with --name",
                 reason="bad_name",
             )
-        if not VERSION.match(self.version):
+        if not _is(Semver, self.version):
             raise UsageError(
                 f"`{self.version}` is not a version",
-                fix="use MAJOR.MINOR.PATCH",
+                fix="use MAJOR.MINOR.PATCH, at most 64 characters",
                 reason="bad_version",
             )
         self._check_data()
@@ -104,6 +101,15 @@ class Recipe:
             )
         if self.max_drop is not None and not self.max_drop >= 0:
             raise UsageError("--max-drop must not be negative", reason="bad_max_drop")
+
+
+def _is(kind: Any, text: str) -> bool:
+    """Return whether the manifest takes TEXT as a KIND."""
+    try:
+        msgspec.convert(text, kind)
+    except msgspec.ValidationError:
+        return False
+    return True
 
 
 def variants(targets: tuple[str, ...], precisions: tuple[str, ...]) -> tuple[Variant, ...]:
