@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from edgepack import durable
 from edgepack.bundle import write_bundle
 from edgepack.errors import EdgepackError, UnsupportedError, UsageError
 from edgepack.manifest import Calibration, FileEntry, Manifest
@@ -174,6 +175,12 @@ class _Build:
             step.toolchain, step.function, self._source_args(), facts=self._source_facts()
         )
         self.done[step.id] = done
+        if not done.result["inputs"]:
+            raise UnsupportedError(
+                "the model has no inputs",
+                fix="export it with its inputs, not with a sample in their place",
+                reason="no_inputs",
+            )
         for tensor in (*done.result["inputs"], *done.result["outputs"]):
             if tensor["shape"][:1] != [1]:
                 raise UnsupportedError(
@@ -373,7 +380,11 @@ class _Build:
             extra=seen.extra,
         )
         report = report_document(built, host=_host(), warnings=self.warnings)
-        _write_text(info.path.with_suffix(".report.json"), json.dumps(report, indent=2) + "\n")
+        try:
+            _write_report(info.path.with_suffix(".report.json"), report)
+        except UsageError:
+            info.path.unlink(missing_ok=True)
+            raise
         return built
 
     def _files(self, route: Route, manifest: Manifest, seen: Observation) -> dict[str, Path]:
@@ -419,7 +430,10 @@ def _host() -> dict[str, Any]:
     return {"machine": platform.machine(), "system": platform.platform(), "cpus": os.cpu_count()}
 
 
-def _write_text(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text)
-    part.replace(path)
+def _write_report(path: Path, report: dict[str, Any]) -> None:
+    try:
+        durable.write_file(path, (json.dumps(report, indent=2) + "\n").encode())
+    except OSError as error:
+        raise UsageError(
+            f"cannot write {path}", why=error.strerror or str(error), reason="unwritable"
+        ) from error

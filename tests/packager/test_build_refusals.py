@@ -99,6 +99,21 @@ def test_unknown_operator(digits: OnnxDigits, tmp_path: Path) -> None:
     check_refused(build(tmp_path, tmp_path / "odd.onnx", "--target", "onnx"), 5, home=tmp_path)
 
 
+def test_model_without_inputs(tmp_path: Path) -> None:
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    graph = helper.make_graph(
+        [helper.make_node("Relu", ["fixed"], ["answer"])], "g", [],
+        [helper.make_tensor_value_info("answer", TensorProto.FLOAT, [1, 4])],
+        [numpy_helper.from_array(np.ones((1, 4), np.float32), "fixed")],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(model, tmp_path / "closed.onnx")
+    done = build(tmp_path, tmp_path / "closed.onnx", "--target", "onnx")
+    check_refused(done, 5, "no inputs", home=tmp_path)
+
+
 # -- target, precision, route, flags
 
 
@@ -302,6 +317,16 @@ def test_limit_finer_than_the_data_is_pointed_out(digits: OnnxDigits, tmp_path: 
     assert done.code == 0, done.err
     assert "only 20 samples" in done.err
     assert "one sample is 0.0500" in done.err
+
+
+def test_bundle_does_not_stay_without_its_report(digits: OnnxDigits, tmp_path: Path) -> None:
+    report = tmp_path / "dist" / "digits-0.1.0-onnx-fp32.report.json"
+    report.mkdir(parents=True)
+    done = build(tmp_path, digits.model, "--target", "onnx")
+    assert done.code == 2, done.err
+    assert "report.json" in done.err
+    assert "Traceback" not in done.err
+    assert list((tmp_path / "dist").iterdir()) == [report]
 
 
 # -- interruption

@@ -252,6 +252,18 @@ def test_run_wants_tensors_or_pictures(
     assert "--source" in done.err
 
 
+def test_outputs_that_cannot_be_written_leave_nothing(
+    onnx_builds: Pair, digits: OnnxDigits, tmp_path: Path
+) -> None:
+    bundle = onnx_builds.home / "one" / "digits-0.1.0-onnx-fp32.edgepack"
+    (tmp_path / "taken").mkdir()
+    for out in ("taken", "nowhere/y.npz"):
+        done = edgepack("run", bundle, "--input", digits.calibration, "--out", out, cwd=tmp_path)
+        assert done.code == 2, done.err
+        assert "cannot be written" in done.err
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
 # -- signing
 
 

@@ -199,6 +199,15 @@ def test_a_key_that_cannot_be_read_is_a_usage_error(
     assert edgepack("verify", signed.path).code == 2
 
 
+def test_benchmark_reads_golden_inputs_as_strictly_as_any(
+    edgepack: Edgepack, signed: BundleInfo
+) -> None:
+    said = edgepack("benchmark", signed.path)
+    assert (said.code, said.out) == (2, "")
+    assert "the golden file" in said.err
+    assert "cannot be read" in said.err
+
+
 def test_unpack_writes_the_files_as_signed(
     edgepack: Edgepack, signed: BundleInfo, tmp_path: Path
 ) -> None:

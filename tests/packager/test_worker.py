@@ -82,6 +82,14 @@ def test_only_known_steps_run(tmp_path: Path, step: str) -> None:
         run_step(host_interpreter(), step, {}, tmp_path, timeout_s=20)
 
 
+def test_what_a_converter_raises_is_told_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(WorkerError) as caught:
+        run_step(host_interpreter(), "probe.versions", {}, tmp_path, timeout_s=20)
+    assert "KeyError: 'names'" in caught.value.what
+    assert "in versions, probe.py:" in caught.value.why
+    assert "Traceback" not in caught.value.why
+
+
 def test_result_and_progress_come_back(tmp_path: Path) -> None:
     args = {"names": ["click", "no-such-distribution"]}
     said = run_step(host_interpreter(), "probe.versions", args, tmp_path, timeout_s=20)

@@ -184,7 +184,7 @@ def _rebuild(step: str, event: Mapping[str, str], tail: str) -> EdgepackError:
     if isinstance(kind, type) and issubclass(kind, EdgepackError):
         return kind(event["what"], why=event["why"], fix=event["fix"], reason=event["reason"])
     what = f"{step} failed: {event['class']}: {event['what']}"
-    return WorkerError(what, why=tail)
+    return WorkerError(what, why=" | ".join(filter(None, (event["why"], tail))))
 
 
 def _environment(where: Interpreter, packages: Path) -> dict[str, str]:

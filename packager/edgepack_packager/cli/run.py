@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -93,11 +93,14 @@ def _tensors(bundle: Bundle, session: Session, given: Path, out: Path) -> dict[s
 
     samples = read_npz(given, bundle.manifest.inputs)
     outputs = run_samples(session, bundle.manifest, samples)
+    part = out.with_name(out.name + ".part")
     try:
-        part = out.with_name(out.name + ".part")
         write_npz(part, outputs).replace(out)
     except OSError as error:
         raise UsageError(f"{out} cannot be written", why=str(error), reason="bad_output") from error
+    finally:
+        with suppress(OSError):
+            part.unlink()
     return {"out": str(out), "samples": len(next(iter(samples.values())))}
 
 
@@ -147,12 +150,19 @@ def benchmark(bundle: Path, threads: int | None, as_json: bool) -> None:
     In a fresh process, with the bundle's own golden inputs, one sample at a time.
     """
     from edgepack_packager.adapters.worker import host_interpreter, run_step
+    from edgepack_targets.pipeline.npz import read_npz
 
     with _unpacked(bundle) as (opened, home):
+        golden = opened.manifest.golden
+        # A worker trusts what it is given, and a bundle need not come from a friend.
+        read_npz(
+            home / golden.inputs, opened.manifest.inputs,
+            what="golden", max_samples=golden.samples,
+        )  # fmt: skip
         args = {
             "model_dir": str(home / "model"),
             "manifest": str(home / "manifest.json"),
-            "samples": str(home / opened.manifest.golden.inputs),
+            "samples": str(home / golden.inputs),
             "threads": threads,
         }
         said = run_step(host_interpreter(), "observe.observe", args, home, timeout_s=600)

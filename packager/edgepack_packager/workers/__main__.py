@@ -55,8 +55,14 @@ def _progress(channel: TextIO, text: str) -> None:
 
 
 def _crash(error: Exception) -> dict[str, str]:
+    """Return what a converter raised and where: one line of each, never a whole traceback."""
     first = str(error).strip().splitlines()
-    return {"class": type(error).__name__, "what": first[0][:400] if first else ""}
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return {
+        "class": type(error).__name__,
+        "what": first[0][:400] if first else "",
+        "why": f"in {frame.name}, {Path(frame.filename).name}:{frame.lineno}",
+    }
 
 
 def _run(request: dict[str, Any], channel: TextIO) -> int:
@@ -71,7 +77,6 @@ def _run(request: dict[str, Any], channel: TextIO) -> int:
         _send(channel, "error", **{"class": type(error).__name__}, **facts)
         return 1
     except Exception as error:  # noqa: BLE001  whatever a converter raises is told to the driver
-        traceback.print_exc()
         _send(channel, "error", **_crash(error))
         return 1
     _send(channel, "done", result=result)
