@@ -195,6 +195,15 @@ def test_metadata_is_published_and_read(app: httpx.Client, fleet: Service) -> No
     assert problem(app.post("/api/v1/repo/publish", json={"metadata": 1}, headers=headers), 400)
 
 
+def test_a_long_body_is_not_read_to_its_end_whoever_sends_it(app: httpx.Client) -> None:
+    limits = {"/api/v1/groups": 256 * 1024, "/login": 256 * 1024, "/api/v1/repo/publish": 32 << 20}
+    for path, limit in limits.items():
+        short = app.post(path, content=b" " * limit, headers={"Content-Type": "application/json"})
+        assert short.status_code in {400, 401}, short.text
+        form = {"Content-Type": "application/x-www-form-urlencoded"} if path == "/login" else {}
+        assert problem(app.post(path, content=b" " * (limit + 1), headers=form), 413)
+
+
 @settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -388,7 +397,11 @@ def test_pages_show_the_fleet_and_let_operators_act(app: httpx.Client, fleet: Se
     assert again.status_code == 409
     assert "is paused" in again.text
     assert app.post(f"/rollouts/{rollout}/explode", headers=same).status_code == 404
-    assert app.get("/rollouts/none").status_code == 404
+    for path in ("/rollouts/none", "/devices/<b>none"):
+        missing = app.get(path)
+        assert (missing.status_code, missing.headers["content-type"][:9]) == (404, "text/html")
+        assert "Back to the overview" in missing.text
+        assert "<b>none" not in missing.text
 
 
 def test_pages_ask_nothing_of_other_hosts_and_escape_what_devices_say(

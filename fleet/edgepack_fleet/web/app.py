@@ -1,5 +1,7 @@
 """The main application: REST interface, pages and their files. Listens nowhere by itself."""
 
+from collections.abc import Callable
+
 import anyio.to_thread
 from fastapi import FastAPI
 from starlette.requests import Request
@@ -8,6 +10,7 @@ from starlette.staticfiles import StaticFiles
 
 from edgepack_fleet.service import Service
 from edgepack_fleet.web import api, pages, problems
+from edgepack_fleet.web.limits import BodyLimit
 
 __all__ = ["main_app"]
 
@@ -33,10 +36,17 @@ def main_app(service: Service | None, device_url: str = "") -> FastAPI:
     app.include_router(api.router)
     app.include_router(pages.router)
     app.mount("/static", StaticFiles(directory=pages.STATIC), name="static")
+    app.add_middleware(BodyLimit)
     problems.install(app)
-
-    async def login(request: Request, error: Exception) -> Response:
-        return await anyio.to_thread.run_sync(pages.to_login, request, error)
-
-    app.add_exception_handler(pages.LoginNeededError, login)
+    _answer_in_a_thread(app, pages.LoginNeededError, pages.to_login)
+    _answer_in_a_thread(app, pages.PageError, pages.say)
     return app
+
+
+def _answer_in_a_thread(
+    app: FastAPI, kind: type[Exception], answer: Callable[[Request, Exception], Response]
+) -> None:
+    async def handler(request: Request, error: Exception) -> Response:
+        return await anyio.to_thread.run_sync(answer, request, error)
+
+    app.add_exception_handler(kind, handler)

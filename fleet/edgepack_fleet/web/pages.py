@@ -14,7 +14,6 @@ from urllib.parse import urlsplit
 import jinja2
 from fastapi import APIRouter, Depends, Form, Request
 from sqlalchemy import select
-from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from edgepack.errors import EdgepackError
@@ -24,7 +23,7 @@ from edgepack_fleet.core.model import FAILURES
 from edgepack_fleet.service import Service
 from edgepack_fleet.web import schemas, views
 
-__all__ = ["STATIC", "LoginNeededError", "router", "to_login"]
+__all__ = ["STATIC", "LoginNeededError", "PageError", "router", "say", "to_login"]
 
 HERE = Path(__file__).parent
 STATIC = HERE / "static"
@@ -43,10 +42,24 @@ class LoginNeededError(Exception):
     """A page was asked for without a session."""
 
 
+class PageError(Exception):
+    """What was asked for cannot be shown; a person reads why, as a page."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
 def to_login(request: Request, _error: Exception) -> Response:
     """Send the browser to the login page and back afterwards."""
     after = request.url.path if request.method == "GET" else "/"
     return RedirectResponse(f"/login?after={after}", 303)
+
+
+def say(request: Request, error: Exception) -> Response:
+    """Show a `PageError`."""
+    assert isinstance(error, PageError)
+    return _page(request, "problem", error.status, role=_viewer(request), text=str(error))
 
 
 def ago(moment: float | None) -> str:
@@ -200,7 +213,7 @@ def device(request: Request, fleet: Fleet, role: Viewer, device_id: str) -> Resp
         )
         events = [(row.received, row.type, row.body) for row in db.scalars(newest)]
     if found is None:
-        raise HTTPException(404, "no such device")
+        raise PageError(404, f"There is no device {device_id}")
     up = fleet.link.connected
     return _page(request, "device", role=role, broker=up, device=found, events=events)
 
@@ -228,9 +241,9 @@ def change_rollout(
     # The cookie is not sent along from other sites; the origin says so a second time.
     origin = urlsplit(request.headers.get("origin", "")).netloc
     if origin != request.url.netloc or ROLES.index(role) < ROLES.index("operator"):
-        raise HTTPException(403, "this needs the role operator")
+        raise PageError(403, "This needs the role operator")
     if action not in ACTIONS:
-        raise HTTPException(404, "no such action")
+        raise PageError(404, "There is no such action")
     try:
         getattr(fleet.rollouts, action)(rollout_id)
     except EdgepackError as error:
@@ -253,7 +266,7 @@ def _rollout_page(
     with fleet.database.read() as db:
         found = views.rollout(db, rollout_id)
     if found is None:
-        raise HTTPException(404, "no such rollout")
+        raise PageError(404, f"There is no rollout {rollout_id}")
     may = ROLES.index(role) >= ROLES.index("operator")
     up = fleet.link.connected
     status = 409 if error else 200

@@ -25,9 +25,15 @@ async function refresh() {
   const focused = document.activeElement;
   if (focused && focused !== box && main().contains(focused) && focused.tagName === "BUTTON") return;
   if (box && next.querySelector("#filter")) next.querySelector("#filter").replaceWith(box);
+  const link = focused && main().contains(focused) && focused.getAttribute("href");
+  const scrolled = [...document.querySelectorAll(".scroll")].map((place) => place.scrollLeft);
   main().replaceChildren(...next.childNodes);
   main().dataset.last = last;
   if (focused === box && box) box.focus();
+  // Who goes from link to link by keyboard, or has moved a wide table, stays where they are.
+  const same = link && [...main().querySelectorAll("a")].find((a) => a.getAttribute("href") === link);
+  if (same) same.focus({ preventScroll: true });
+  document.querySelectorAll(".scroll").forEach((place, n) => (place.scrollLeft = scrolled[n] ?? 0));
   applyFilter();
 }
 
