@@ -37,6 +37,17 @@ tf.saved_model.save(counter, f"{out}/stateful", signatures={"serving_default": c
 tf.saved_model.save(
     counter, f"{out}/two", signatures={"count": counter.count, "double": counter.double}
 )
+
+
+class Printer(tf.Module):
+    @tf.function(input_signature=[tf.TensorSpec([None, 4], tf.float32, name="x")])
+    def tell(self, x):
+        tf.print("told", output_stream=f"file://{out}/told.txt")
+        return {"y": 2.0 * x}
+
+
+printer = Printer()
+tf.saved_model.save(printer, f"{out}/printing", signatures={"serving_default": printer.tell})
 left, right = keras.Input((4,), name="left"), keras.Input((4, 3), name="right")
 both = keras.layers.Dense(5, name="both")(
     keras.layers.Concatenate()([left, keras.layers.Flatten()(right)])
@@ -70,7 +81,7 @@ def onnx_builds(digits: OnnxDigits, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="session")
 def zoo(keras_home: Path) -> Path:
-    """A directory with saved/ (the same model), stateful/, two/ (signatures) and pair.keras."""
+    """A directory with saved/ (the same model), stateful/, printing/, two/ and pair.keras."""
     where, _ = toolchains.install(toolchains.find_toolchain("tf"))
     subprocess.run(
         [where.python, "-c", ZOO, keras_home / "model.keras", keras_home],

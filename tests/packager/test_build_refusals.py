@@ -176,6 +176,14 @@ def test_missing_toolchain_with_no_install(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
+def test_toolchain_python_that_is_not_there(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "m.keras", "w") as archive:
+        archive.writestr("config.json", "{}")
+    env = {"EDGEPACK_TF_PYTHON": str(tmp_path / "python")}
+    done = build(tmp_path, tmp_path / "m.keras", "--target", "onnx", env=env)
+    check_refused(done, 2, "EDGEPACK_TF_PYTHON", home=tmp_path)
+
+
 # -- data
 
 
@@ -410,6 +418,13 @@ def test_damaged_saved_model(zoo: Path, tmp_path: Path) -> None:
 def test_stateful_model_is_refused(zoo: Path, tmp_path: Path) -> None:
     done = build(tmp_path, zoo / "stateful", "--target", "onnx")
     check_refused(done, 5, "keeps state", home=tmp_path)
+
+
+@pytest.mark.toolchain
+def test_model_that_writes_files_is_not_run(zoo: Path, tmp_path: Path) -> None:
+    done = build(tmp_path, zoo / "printing", "--target", "onnx")
+    check_refused(done, 5, "holds code", "PrintV2", home=tmp_path)
+    assert not (zoo / "told.txt").exists()
 
 
 def test_model_whose_axes_are_unknown_needs_a_shape(tmp_path: Path) -> None:

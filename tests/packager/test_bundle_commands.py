@@ -69,6 +69,22 @@ def flip(path: Path, at: int) -> None:
     path.write_bytes(content)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "build", "inspect", "verify", "unpack", "run", "benchmark", "keys create",
+        "toolchain install", "repo init", "repo publish",
+    ],
+)  # fmt: skip
+def test_help_has_an_example_that_fits_a_terminal(
+    edgepack: Edgepack, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = edgepack(*words.split(), "--help").out.splitlines()
+    assert f"      edgepack {words} " in lines[lines.index("  Example:") + 1]
+    assert [line for line in lines if len(line) > 80] == []
+
+
 def test_inspect_shows_what_a_person_wants_to_know(edgepack: Edgepack, signed: BundleInfo) -> None:
     result = edgepack("inspect", signed.path)
     assert result.code == 0

@@ -23,7 +23,8 @@ from edgepack_packager.core.proof import (
     golden_picks,
     resolution_warning,
 )
-from edgepack_packager.core.recipe import Budgets
+from edgepack_packager.core.recipe import Budgets, Variant
+from edgepack_packager.core.report import Built, Score
 
 ANSWERS = arrays(np.float32, (4, 3), elements=st.floats(-100, 100, width=32))
 
@@ -100,6 +101,21 @@ def test_budgets_say_which_one() -> None:
         with pytest.raises(BudgetError) as caught:
             check_budgets(this, fp32, budgets)
         assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("cosine", "score", "told"),
+    [(0.5, None, True), (0.99, None, False), (0.5, Score("top1", 0.9, 0.9, 100), False)],
+)
+def test_far_answers_that_nobody_scored_are_pointed_out(
+    cosine: float, score: Score | None, told: bool
+) -> None:
+    cost = Measured(1.0, 1.0, 100, 10.0)
+    built = Built(
+        Variant("tflite", "int8"), "a.edgepack", "sha256:0", 100, Parity(0.5, cosine), cost, cost,
+        score,
+    )  # fmt: skip
+    assert any("--evaluate" in note for note in built.warnings) == told
 
 
 def test_resolution() -> None:

@@ -97,11 +97,12 @@ def test_every_pin_is_exact() -> None:
         assert all("==" in pin for pin in known.pins)
 
 
-def test_override_names_a_python(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EDGEPACK_TF_PYTHON", "/somewhere/python")
+def test_override_names_a_python(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "python").write_text("#!/bin/sh\n")
+    monkeypatch.setenv("EDGEPACK_TF_PYTHON", str(tmp_path / "python"))
     found = toolchains.interpreter(TOOLCHAINS["tf"])
     assert found is not None
-    assert str(found.python) == "/somewhere/python"
+    assert found.python == tmp_path / "python"
 
 
 def test_unknown_toolchain() -> None:

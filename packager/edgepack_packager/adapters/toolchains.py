@@ -83,10 +83,20 @@ def find_toolchain(name: str) -> Toolchain:
 
 
 def interpreter(toolchain: Toolchain) -> Interpreter | None:
-    """Return the Python of TOOLCHAIN, or None if it is not installed."""
+    """Return the Python of TOOLCHAIN, or None if it is not installed.
+
+    Raises:
+        UsageError: the environment names a Python that is not there.
+    """
     named = os.environ.get(toolchain.override)
     if named:
-        return Interpreter(toolchain.name, Path(named))
+        if not Path(named).is_file():
+            raise UsageError(
+                f"{toolchain.override} names {named}, which is not there",
+                fix=f"name a Python with the packages of toolchain {toolchain.name}, or unset it",
+                reason="toolchain_python",
+            )
+        return Interpreter(toolchain.name, Path(named).absolute())
     home = toolchains_dir() / toolchain.key
     return Interpreter(toolchain.name, _python(home)) if (home / MARKER).is_file() else None
 

@@ -86,7 +86,7 @@ def build(model: Path, as_json: bool, **flags: Any) -> None:
 
     \b
     Example:
-        edgepack build person.onnx --target openvino --precision int8 \
+        edgepack build person.onnx --target openvino --precision int8 \\
             --calibration calib.npz --evaluate val.npz --max-drop 0.01
     """
     _refuse_later(flags)

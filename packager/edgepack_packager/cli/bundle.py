@@ -26,7 +26,12 @@ _json_flag = click.option("--json", "as_json", is_flag=True, help="Print one JSO
 @click.argument("bundle", type=_FILE)
 @_json_flag
 def inspect(bundle: Path, as_json: bool) -> None:
-    """Show what BUNDLE says about itself. Checks its form, not who signed it."""
+    """Show what BUNDLE says about itself. Checks its form, not who signed it.
+
+    \b
+    Example:
+        edgepack inspect digits-1.0.0-onnx-int8.edgepack
+    """
     with open_bundle(bundle) as opened:
         if as_json:
             print_json(_as_json(opened))
@@ -39,7 +44,12 @@ def inspect(bundle: Path, as_json: bool) -> None:
 @click.option("--key", type=_FILE, required=True, help="The publisher's NAME.pub.pem.")
 @_json_flag
 def verify(bundle: Path, key: Path, as_json: bool) -> None:
-    """Check BUNDLE's form, digests and signature; exit code 3 if anything is not right."""
+    """Check BUNDLE's form, digests and signature; exit code 3 if anything is not right.
+
+    \b
+    Example:
+        edgepack verify digits-1.0.0-onnx-int8.edgepack --key publisher.pub.pem
+    """
     public = load_public(key)
     found: dict[str, object] = {"schema": "edgepack.verify/v1", "path": str(bundle)}
     try:
@@ -63,7 +73,13 @@ def verify(bundle: Path, key: Path, as_json: bool) -> None:
 @click.option("--flat", is_flag=True, help="Only model, labels and JSON, without folders.")
 @_json_flag
 def unpack(bundle: Path, directory: Path, flat: bool, as_json: bool) -> None:
-    """Write BUNDLE's files to DIRECTORY as they were signed, with `model.sig`."""
+    """Write BUNDLE's files to DIRECTORY as they were signed, with `model.sig`.
+
+    \b
+    Example:
+        edgepack unpack digits-1.0.0-onnx-int8.edgepack digits/
+        edgepack unpack digits-1.0.0-tflite-int8.edgepack assets/ --flat
+    """
     with open_bundle(bundle) as opened, _appearing(directory) as part:
         if flat:
             _extract_flat(opened, part)

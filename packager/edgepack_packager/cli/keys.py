@@ -34,6 +34,10 @@ def create(file: Path, no_passphrase: bool, as_json: bool) -> None:
     """Write a new publisher key to FILE.pem and its public key to FILE.pub.pem.
 
     The passphrase comes from EDGEPACK_PASSPHRASE or is asked for.
+
+    \b
+    Example:
+        edgepack keys create publisher.pem
     """
     passphrase = None if no_passphrase else new_passphrase()
     public = create_keypair(file, passphrase)

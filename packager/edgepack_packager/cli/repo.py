@@ -50,6 +50,10 @@ def init(
 
     With --fleet the fleet signs snapshot and timestamp; without it HOME can do so itself, for
     a repository in a directory. The passphrase comes from EDGEPACK_PASSPHRASE or is asked for.
+
+    \b
+    Example:
+        edgepack repo init publisher --fleet https://fleet.example:8080
     """
     place = home or _default_home()
     online = _online_keys(fleet, token) if fleet else None
@@ -94,6 +98,11 @@ def publish(
 
     What is published under a version never changes; publishing it again repairs what is
     missing. --exam sets the acceptance exam that every later version must pass on the device.
+
+    \b
+    Example:
+        edgepack repo publish dist/digits-1.0.0-*.edgepack --home publisher \\
+            --repo https://fleet.example:8080 --exam exam.npz --min-score 0.9
     """
     if (exam is None) != (min_score is None):
         raise UsageError("--exam and --min-score go together", reason="usage")

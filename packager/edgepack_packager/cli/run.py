@@ -61,8 +61,8 @@ def run(
 
     \b
     Example:
-        edgepack run dist/digits-1.0.0-onnx-int8.edgepack --input x.npz --out y.npz
-        edgepack run dist/digits-1.0.0-onnx-int8.edgepack --source photos/
+        edgepack run digits-1.0.0-onnx-int8.edgepack --input x.npz --out y.npz
+        edgepack run digits-1.0.0-onnx-int8.edgepack --source photos/
     """
     if (given is None) == (source is None) or (given is None) != (out is None):
         raise UsageError(
@@ -148,6 +148,10 @@ def benchmark(bundle: Path, threads: int | None, as_json: bool) -> None:
     """Measure load time, first inference, latency, throughput and peak memory of BUNDLE.
 
     In a fresh process, with the bundle's own golden inputs, one sample at a time.
+
+    \b
+    Example:
+        edgepack benchmark digits-1.0.0-onnx-int8.edgepack --threads 2
     """
     from edgepack_packager.adapters.worker import host_interpreter, run_step
     from edgepack_targets.pipeline.npz import read_npz

@@ -9,6 +9,9 @@ from edgepack_packager.core.recipe import Variant
 
 __all__ = ["BuildResult", "Built", "Failed", "Score", "build_document", "report_document"]
 
+FAR = 0.95
+"""Cosine below which an answer is no longer about the same as the source's."""
+
 
 @dataclass(frozen=True, slots=True)
 class Score:
@@ -43,8 +46,13 @@ class Built:
 
     @property
     def warnings(self) -> list[str]:
-        """What got worse than fp32: said in red."""
+        """What got worse than fp32, or may have and was not measured: said in red."""
         told = []
+        if self.score is None and self.parity.cosine < FAR:
+            told.append(
+                f"far from the source on some sample (cosine {self.parity.cosine:.3f}): "
+                "measure what it costs with --evaluate"
+            )
         if self.measured.p50 > 1.05 * self.fp32.p50 and self.variant.precision != "fp32":
             told.append(f"slower than fp32 here ({self.measured.p50 / self.fp32.p50:.2f} x)")
         if self.measured.model_bytes > self.fp32.model_bytes:

@@ -24,8 +24,13 @@ Tensors = dict[str, Any]
 BATCH = 64
 SIGNATURE = "serving_default"
 FOREIGN_CODE = frozenset(
-    {"PyFunc", "PyFuncStateless", "EagerPyFunc", "ReadFile", "WriteFile", "LoadLibrary"}
-)
+    {
+        "PyFunc", "PyFuncStateless", "EagerPyFunc", "LoadLibrary",
+        "ReadFile", "WriteFile", "MatchingFiles", "WholeFileReaderV2", "TextLineReaderV2",
+        "TFRecordReaderV2", "TextLineDataset", "TFRecordDataset", "TFRecordDatasetV2",
+    }
+)  # fmt: skip
+"""Operators that run the caller's code or read and write files wherever they like."""
 STATE = ("AssignVariable", "AssignAddVariable", "AssignSubVariable", "VarHandleOp")
 
 
@@ -329,14 +334,16 @@ def _refuse_foreign_code(path: Path) -> None:
     except (DecodeError, OSError) as error:
         what = f"{path.name} is not a SavedModel"
         raise UsageError(what, why=str(error), reason="corrupt_model") from error
-    ops = {node.op for meta in model.meta_graphs for node in meta.graph_def.node} | {
-        node.op
-        for meta in model.meta_graphs
-        for function in meta.graph_def.library.function
-        for node in function.node_def
-    }
-    if ops & FOREIGN_CODE:
-        raise _unsafe(path, f"operators: {', '.join(sorted(ops & FOREIGN_CODE))}")
+    graphs = [meta.graph_def for meta in model.meta_graphs]
+    nodes = [node for graph in graphs for node in graph.node]
+    nodes += [node for graph in graphs for f in graph.library.function for node in f.node_def]
+    found = {node.op for node in nodes if node.op in FOREIGN_CODE or _prints_to_file(node)}
+    if found:
+        raise _unsafe(path, f"operators: {', '.join(sorted(found))}")
+
+
+def _prints_to_file(node: Any) -> bool:
+    return node.op == "PrintV2" and bool(node.attr["output_stream"].s.startswith(b"file:"))
 
 
 def _signature(path: Path, signatures: dict[str, Any], wanted: str | None) -> Any:
