@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import paho.mqtt.client as paho
-from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 
 from edgepack import topics
-from edgepack.messages import Conn, encode
+from edgepack.messages import MAX_MESSAGE, Conn, encode
 from edgepack_agent.adapters.identity import Identity
 from edgepack_agent.adapters.transfer import Transfers
 
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 KEEPALIVE_S = 30
 CONNECT_S = 10.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
+LAST_WORDS_S = 2.0
 UNACKED_MS = 20_000
 """A peer that does not acknowledge bytes for this long is gone, whatever the socket says."""
 
@@ -75,7 +76,7 @@ class Link:
         self._up = False
         self._stop, self._lost = threading.Event(), threading.Event()
         self._prefix = topics.down(identity.device, "")
-        self._client = self._make_client()
+        self._client = _Client(identity.device, self._lost.set)
         self._thread = threading.Thread(target=self._keep_up, name="link", daemon=True)
         self.transfers = Transfers(self.say)
 
@@ -92,7 +93,10 @@ class Link:
         """Take the birth back, disconnect, end the threads."""
         self._stop.set()
         if self._up:
-            self._client.publish(*self._conn_message(online=False), qos=1, retain=True)
+            last = self._client.publish(*self._conn_message(online=False), qos=1, retain=True)
+            # A clean end has no will: what is not taken back now stays online for ever.
+            with contextlib.suppress(ValueError, RuntimeError):
+                last.wait_for_publish(LAST_WORDS_S)
             self._client.disconnect()
         self._lost.set()
         if self._thread.is_alive():
@@ -110,19 +114,14 @@ class Link:
         if self._up:
             self._client.publish(*self._conn_message(online=True), qos=1, retain=True)
 
-    def _make_client(self) -> paho.Client:
-        client = paho.Client(
-            CallbackAPIVersion.VERSION2,
-            client_id=self._identity.device,
-            protocol=paho.MQTTv311,
-            reconnect_on_failure=False,
-        )
+    def _make_client(self) -> "_Client":
+        client = _Client(self._identity.device, self._lost.set)
         client.connect_timeout = CONNECT_S
         client.tls_set_context(self._identity.tls())
+        client.will_set(*self._conn_message(online=False), qos=1, retain=True)
         client.on_socket_open = _tune
         client.on_connect = self._connected
         client.on_subscribe = self._subscribed
-        client.on_disconnect = self._disconnected
         client.on_message = self._received
         return client
 
@@ -132,10 +131,8 @@ class Link:
             self._lost.clear()
             if self._try():
                 self._lost.wait()
-                pause = FIRST_PAUSE_S if self._was_up() else min(2 * pause, LONGEST_PAUSE_S)
-            else:
-                pause = min(2 * pause, LONGEST_PAUSE_S)
-            self._client.loop_stop()
+                self._client.loop_stop()
+            pause = FIRST_PAUSE_S if self._was_up() else min(2 * pause, LONGEST_PAUSE_S)
             # Full jitter: a thousand devices whose broker restarts do not come at once.
             self._stop.wait(random.uniform(0, pause))  # noqa: S311 - no secret
 
@@ -148,9 +145,10 @@ class Link:
         return was
 
     def _try(self) -> bool:
+        """Begin a connection, with a client of its own: nothing of the last one is left in it."""
         self._conn = secrets.token_hex(8)
-        self._client.will_set(*self._conn_message(online=False), qos=1, retain=True)
         try:
+            self._client = self._make_client()
             self._client.connect(*self._broker, keepalive=KEEPALIVE_S)
         except (OSError, ValueError) as error:
             log.info("no link to %s:%d: %s", *self._broker, error)
@@ -172,23 +170,58 @@ class Link:
         hint = topics.group_hint(self._identity.group)
         client.subscribe([(topics.device_filter(self._identity.device), 1), (hint, 1)])
 
-    def _subscribed(self, *_: Any) -> None:
+    def _subscribed(
+        self, client: paho.Client, _data: Any, _mid: int, reasons: list[Any], _properties: Any
+    ) -> None:
+        if reasons[0].is_failure:
+            log.warning("the broker does not let us listen: %s", reasons[0])
+            client.disconnect()
+            return
         # Only now will answers be heard; asking earlier could miss them.
         self._up = True
         self.announce()
         self._post(LinkChanged(up=True))
 
-    def _disconnected(self, *_: Any) -> None:
-        self._lost.set()
-
     def _received(self, _client: paho.Client, _data: Any, message: paho.MQTTMessage) -> None:
         block, payload = topics.parse_block(message.topic), bytes(message.payload)
+        if len(payload) > MAX_MESSAGE:
+            return
         if block is not None:
             self.transfers.feed(block[1], block[2], payload)
         elif message.topic.startswith(self._prefix):
             self._post(Heard(message.topic.removeprefix(self._prefix), payload))
         else:
             self._post(Heard("hint", payload))
+
+
+class _Client(paho.Client):
+    """One connection. ENDED is called when its thread ends, whatever has ended it.
+
+    What a broker says may be anything; paho's thread dies of some of it without a word.
+    """
+
+    def __init__(self, device: str, ended: Callable[[], None]) -> None:
+        super().__init__(
+            CallbackAPIVersion.VERSION2,
+            client_id=device,
+            protocol=paho.MQTTv311,
+            reconnect_on_failure=False,
+        )
+        self._ended = ended
+
+    def loop_forever(
+        self, timeout: float = 1.0, retry_first_connection: bool = False
+    ) -> MQTTErrorCode:
+        """Serve the connection until it ends."""
+        try:
+            return super().loop_forever(timeout, retry_first_connection)
+        except Exception as error:  # noqa: BLE001 - nothing may end the link for ever
+            log.warning("the link broke: %s: %s", type(error).__name__, error)
+            return MQTTErrorCode.MQTT_ERR_PROTOCOL
+        finally:
+            if (peer := self.socket()) is not None:
+                peer.close()
+            self._ended()
 
 
 def _tune(_client: paho.Client, _data: Any, sock: Any) -> None:

@@ -44,7 +44,7 @@ class _Transfer:
         with self.changed:
             if index == "head":
                 self.head = decode(payload, Head)
-            elif index.isdecimal() and len(payload) <= BLOCK_SIZE and int(index) in self.wanted:
+            elif _is_number(index) and len(payload) <= BLOCK_SIZE and int(index) in self.wanted:
                 self.wanted.discard(int(index))
                 self.blocks[int(index)] = payload
             self.changed.notify_all()
@@ -172,6 +172,10 @@ class Transfers:
                 else:
                     return
         raise UnreachableError("the fleet does not answer", why="a transfer stands still")
+
+
+def _is_number(index: str) -> bool:
+    return index.isascii() and index.isdigit() and len(index) < 12
 
 
 def _check_length(head: Head, name: str, max_length: int) -> None:
