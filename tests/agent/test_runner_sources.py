@@ -8,6 +8,7 @@ from typing import Any
 
 from digits import digits_folder
 from edgepack_agent.runner.sources import Results
+from fleet_rig import wait
 from slots import Heard, digits_slot, listen
 
 
@@ -94,6 +95,17 @@ def test_a_drained_runner_looks_at_nothing_and_goes_on_where_it_was(tmp_path: Pa
         heard.wait("beat", lambda e: e["stats"]["inferences"] == 0)
         digits_folder(folder, 7)
         gather(heard, 0)
+
+
+def test_what_was_seen_before_a_clean_end_is_counted(tmp_path: Path) -> None:
+    folder, state = digits_folder(tmp_path / "pictures", 400), tmp_path / "state"
+    with listen() as tcp, Heard(digits_slot(tmp_path / "slot"), [tcp], state) as heard:
+        feed(heard.accepting(), folder)
+        wait("the first to be seen", (state / "results.jsonl").exists)
+        heard.tell("stop")
+        heard.last()
+    counted = sum(e["stats"]["inferences"] for e in heard.past if e["evt"] == "beat")
+    assert 0 < counted == len(rows(state)) < 400
 
 
 def test_the_results_are_bounded(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ class Api:
         if path in self._infer_paths():
             if method != "POST":
                 raise RequestError(405, "inference is a POST")
-            body = await self._body(headers, receive)
+            body = await self._body_in_time(headers, receive)
             return await self._infer(headers, body)
         document = self._documents.get(path)
         if document is None:
@@ -86,6 +86,13 @@ class Api:
     def _infer_paths(self) -> tuple[str, str]:
         base = f"/v2/models/{self._model.manifest.name}"
         return f"{base}/infer", f"{base}/versions/{self._model.manifest.version}/infer"
+
+    async def _body_in_time(self, headers: Mapping[str, str], receive: _Receive) -> bytes:
+        try:
+            async with asyncio.timeout(DEADLINE_S):
+                return await self._body(headers, receive)
+        except TimeoutError as error:
+            raise RequestError(408, "the request did not come", "slow_request") from error
 
     async def _body(self, headers: Mapping[str, str], receive: _Receive) -> bytes:
         length = headers.get("content-length", "")

@@ -28,6 +28,8 @@ _BEAT_S = 1.0
 _STALL_S = 2.0
 """Without progress of the inference thread for this long, the beat stops."""
 _PATIENCE_S = 0.05
+_LAST_S = 4.0
+"""For the last answers and images each: the supervisor does not wait much longer than both."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +139,8 @@ class Driver:
         if self._loaded:
             self._loaded.feed.stop()
             self._loaded.server.refuse()
-            await self._loaded.server.drained(DEADLINE_S)
+            await self._loaded.server.drained(_LAST_S)
+            await asyncio.to_thread(self._loaded.feed.ended, _LAST_S)
             self._say_beat()
 
     def _look(self, model: Model) -> Look:

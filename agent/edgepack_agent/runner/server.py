@@ -16,7 +16,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-__all__ = ["App", "Server"]
+__all__ = ["MAX_CONNECTIONS", "App", "Server"]
 
 App = Callable[..., Coroutine[Any, Any, None]]
 _KEEP_ALIVE_S = 75
@@ -24,6 +24,8 @@ _LINGER_S = 1.0
 """How long a drained connection may be idle: a busy client has asked again by then, was told
 `Connection: close` in the answer, and has gone to the next runner."""
 _POLL_S = 0.02
+MAX_CONNECTIONS = 128
+"""Then whoever asks for nothing has to go: descriptors and memory end somewhere."""
 
 
 class Server:
@@ -83,6 +85,10 @@ class Server:
             connection, _ = listener.accept()
         except OSError:
             return  # another runner was quicker, or the client has gone
+        if len(self._state.connections) + len(self._arriving) >= MAX_CONNECTIONS:
+            self._close_idle()
+            connection.close()
+            return
         loop = asyncio.get_running_loop()
         task = loop.create_task(loop.connect_accepted_socket(self._protocol, connection))
         self._arriving.add(task)

@@ -65,6 +65,7 @@ class Feed:
         self._folders: list[_Folder] = []
         self._stop = threading.Event()
         self._on = False
+        self._threads: list[threading.Thread] = []
 
     def replace(self, sources: Iterable[Source]) -> None:
         """Feed from SOURCES instead; one that stays the same goes on where it was."""
@@ -77,15 +78,24 @@ class Feed:
     def start(self) -> None:
         """Begin to look."""
         self._on, self._stop = True, threading.Event()
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
         for folder in self._folders:
             name = f"source {folder.source.name}"
             args = (folder, self._stop)
-            threading.Thread(target=self._watch, args=args, name=name, daemon=True).start()
+            thread = threading.Thread(target=self._watch, args=args, name=name, daemon=True)
+            thread.start()
+            self._threads.append(thread)
 
     def stop(self) -> None:
         """Stop looking; an image that is being looked at is finished."""
         self._on = False
         self._stop.set()
+
+    def ended(self, within_s: float) -> None:
+        """Wait, after `stop`, until the last image is counted and written down."""
+        deadline = time.monotonic() + within_s
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     def _watch(self, folder: "_Folder", stop: threading.Event) -> None:
         while not stop.is_set():
