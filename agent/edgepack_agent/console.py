@@ -118,14 +118,12 @@ class Console:
     def _roll_back(self, asked: Asked) -> None:
         state = self._engine.state
         if state.phase != "idle":
-            self._wait(asked)
-            self._engine.on(CancelAsked())
+            self._begin(asked, CancelAsked())
             return
         if state.previous is None:
             raise UsageError("there is no previous model to go back to", reason="no_previous")
         self._parts.check_floor(state.previous.model)
-        self._wait(asked)
-        self._engine.on(RollbackAsked(local_job(state.previous.model)))
+        self._begin(asked, RollbackAsked(local_job(state.previous.model)))
 
     def _install(self, asked: Asked) -> None:
         file = asked.file
@@ -142,6 +140,15 @@ class Console:
         self._wait(asked)
         name = _local_name()
         self._engine.work(lambda _: self._parts.installer.take(file, name, PROBATION_S))
+
+    def _begin(self, asked: Asked, event: Event) -> None:
+        self._wait(asked)
+        try:
+            self._engine.on(event)
+        except EdgepackError:
+            # Whoever waits is told of this, and of nothing more.
+            self._waiting = None
+            raise
 
     def _wait(self, asked: Asked) -> None:
         if self._waiting is not None:

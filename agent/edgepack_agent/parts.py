@@ -3,10 +3,13 @@
 What may fail for a person (a taken port, an unreadable identity) fails here, before the loop.
 """
 
+import fcntl
+import os
 import queue
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from edgepack.errors import UsageError
@@ -20,7 +23,7 @@ from edgepack_agent.adapters.install import Installer
 from edgepack_agent.adapters.inventory import read_inventory
 from edgepack_agent.adapters.jobs import Desk
 from edgepack_agent.adapters.journal import Journal
-from edgepack_agent.adapters.mqtt import Link
+from edgepack_agent.adapters.mqtt import Heard, Link, LinkChanged
 from edgepack_agent.adapters.notify import Notifier
 from edgepack_agent.adapters.outbox import Outbox
 from edgepack_agent.adapters.reports import Reports
@@ -33,12 +36,17 @@ from edgepack_agent.serving import Serving, open_sockets
 
 __all__ = ["Parts", "assemble"]
 
+MAX_WAITING = 256
+"""Happenings that wait before messages are dropped."""
+
 
 @dataclass(frozen=True, slots=True)
 class Parts:
     """The adapters of one agent; they all post to `queue`."""
 
     config: Config
+    lock: int
+    """A descriptor; the data belong to whoever holds it."""
     identity: Identity
     queue: "queue.SimpleQueue[Any]"
     journal: Journal
@@ -92,8 +100,9 @@ def assemble(config: Config) -> Parts:
         )
     happenings: queue.SimpleQueue[Any] = queue.SimpleQueue()
     post = happenings.put
-    control = ControlServer(config.control_socket, post)
     data = config.data_dir
+    lock = _lock(data)
+    control = ControlServer(config.control_socket, post)
     journal, outbox = Journal(data / "journal.db"), Outbox(data / "outbox.db")
     downloads = Downloads(data / "blobs", data / "parts")
     slots, floors = Slots(data / "slots", downloads), Floors(data / "floors.json")
@@ -107,7 +116,12 @@ def assemble(config: Config) -> Parts:
         bundle = current.model.release if current else None
         return {"boot": outbox.boot, "agent": version("edgepack"), "bundle": bundle}
 
-    link = Link(identity, broker or (identity.broker_host, identity.broker_port), birth, post)
+    def hear(happening: LinkChanged | Heard) -> None:
+        # Whatever a fleet says, it says again; a flood of it must not fill the memory.
+        if isinstance(happening, LinkChanged) or happenings.qsize() < MAX_WAITING:
+            post(happening)
+
+    link = Link(identity, broker or (identity.broker_host, identity.broker_port), birth, hear)
     trust = TrustClient(
         data / "trust",
         identity.device,
@@ -118,6 +132,7 @@ def assemble(config: Config) -> Parts:
     )
     return Parts(
         config=config,
+        lock=lock,
         identity=identity,
         queue=happenings,
         journal=journal,
@@ -135,3 +150,20 @@ def assemble(config: Config) -> Parts:
         notifier=Notifier(),
         inventory=inventory,
     )
+
+
+def _lock(data: Path) -> int:
+    """Take the data directory DATA for this process; two agents would undo each other's work."""
+    try:
+        lock = os.open(data / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(lock)
+        raise UsageError(
+            "an agent is running here already", why=str(data), reason="already_running"
+        ) from error
+    except OSError as error:
+        raise UsageError(
+            f"cannot use {data}", why=str(error), fix="check data_dir", reason="unwritable"
+        ) from error
+    return lock

@@ -8,6 +8,7 @@ and handled by one thread; what takes long is done by the worker and comes back 
 import heapq
 import itertools
 import logging
+import os
 import queue
 import random
 import time
@@ -92,6 +93,8 @@ class Supervisor:
         self._order = itertools.count()
         self._entered = 0
         """Counts phase changes: tells a timer whether it still speaks of the same phase."""
+        self._unsaved: list[Event] = []
+        """Events of this phase that wait for a disk that can be written."""
         self._vitals = health.Vitals(0.0, 0.0)
         self._rule = health.Rule(0.0)
         self._fell_back = False
@@ -196,7 +199,9 @@ class Supervisor:
             self._parts.journal.save(after)
         except EdgepackError:
             # Nothing has happened yet, in memory either: it will, once it can be written.
-            self._later(RETRY_S, lambda: self.on(event))
+            if event not in self._unsaved:
+                self._unsaved.append(event)
+                self._while_here(RETRY_S, lambda: self._again(event))
             raise
         self._state = after
         if after.phase != before.phase:
@@ -204,6 +209,10 @@ class Supervisor:
             self._phase_changed(after)
         for effect in effects:
             self._effect(effect)
+
+    def _again(self, event: Event) -> None:
+        self._unsaved.remove(event)
+        self.on(event)
 
     def _effect(self, effect: Effect) -> None:
         try:
@@ -214,15 +223,26 @@ class Supervisor:
 
     def _phase_changed(self, state: State) -> None:
         self._entered += 1
-        seconds = deadline(state)
-        if seconds is not None:
-            self._while_here(seconds, lambda: self.on(TimerFired(state.phase)))
+        self._unsaved.clear()
+        self._expect_end()
         self._console.phase_changed(state)
         if state.phase == "idle":
             give_back()
         self._parts.notifier.status(self._summary())
 
     # -- timers
+
+    def _expect_end(self) -> None:
+        """Say how long the phase may last; again, if that did not end it."""
+        state, seconds = self._state, deadline(self._state)
+        if seconds is not None:
+            self._while_here(seconds, lambda: self._too_long(state))
+
+    def _too_long(self, state: State) -> None:
+        entered = self._entered
+        self.on(TimerFired(state.phase))
+        if self._entered == entered:
+            self._expect_end()
 
     def _later(self, seconds: float, action: Callable[[], None]) -> None:
         heapq.heappush(self._timers, (self._clock() + seconds, next(self._order), action))
@@ -390,6 +410,7 @@ class Supervisor:
         """Go back to the previous model, once: the current one is not what it was."""
         if self._state.phase == "idle" and self._state.previous and not self._fell_back:
             self._fell_back = True
+            self._parts.check_floor(self._state.previous.model)
             active = seat.slot.model
             self._publish(Publish("damaged", active.release, active.digest, seat.trouble))
             self.on(RollbackAsked(local_job(self._state.previous.model)))
@@ -405,7 +426,7 @@ class Supervisor:
         if self._state.phase == "idle":
             self._tidy()
         self._phase_changed(self._state)
-        self.on(Booted())
+        self._safely(lambda: self.on(Booted()))
 
     def _fall_back_on_disk(self) -> None:
         """Without a journal, the slot that proves to be whole is the truth."""
@@ -428,12 +449,11 @@ class Supervisor:
         parts.worker.stop(grace_s=5)
         parts.serving.close()
         self._last_beats()
-        parts.reports.close_interval()
-        if parts.link.connected:
-            parts.reports.send()
+        self._safely(self._close_interval)
         parts.link.stop()
         parts.journal.close()
         parts.outbox.close()
+        os.close(parts.lock)
 
     def _last_beats(self) -> None:
         """Count what the runners said while they ended."""

@@ -42,7 +42,8 @@ MAX_MESSAGE = 256 * 1024
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}(?![\s\S])")]
 Text = Annotated[str, msgspec.Meta(max_length=4096)]
-Count = Annotated[int, msgspec.Meta(ge=0)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+"""As large as every database and every JSON reader of ours can take."""
 
 JobStatus = Literal[
     "QUEUED", "IN_PROGRESS", "SUCCEEDED", "FAILED", "TIMED_OUT", "REJECTED", "CANCELED"
@@ -128,8 +129,8 @@ class Ack(Message, frozen=True, kw_only=True):
     """What the fleet has committed: everything up to `upto` but `missing`, of one boot."""
 
     boot: Id
-    upto: int
-    missing: tuple[int, ...] = ()
+    upto: Annotated[int, msgspec.Meta(ge=-1, le=2**63 - 1)]
+    missing: tuple[Count, ...] = ()
 
 
 class JobGet(Message, frozen=True, kw_only=True):

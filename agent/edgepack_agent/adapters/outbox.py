@@ -72,8 +72,8 @@ class Outbox:
         self._database, self.lost_database = open_database(path, _BOX, _ROWS)
         self._max_rows, self._clock = max_rows, clock
         self._sent: dict[_Key, float] = {}
-        with self._database:
-            self._database.execute("INSERT OR IGNORE INTO box VALUES (1, ?, 0, 0)", (_new_boot(),))
+        with self._transaction() as database:
+            database.execute("INSERT OR IGNORE INTO box VALUES (1, ?, 0, 0)", (_new_boot(),))
         self.boot: str = self._one("SELECT boot FROM box")
 
     def __len__(self) -> int:
@@ -181,20 +181,26 @@ class Outbox:
         )
 
     def _one(self, query: str) -> Any:
-        return self._database.execute(query).fetchone()[0]
+        return self._all(query)[0][0]
 
     def _all(self, query: str, values: tuple[Any, ...] = ()) -> list[Any]:
-        return self._database.execute(query, values).fetchall()
+        with _disk_errors():
+            return self._database.execute(query, values).fetchall()
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        try:
-            with self._database:
-                yield self._database
-        except sqlite3.Error as error:
-            raise EdgepackError(
-                "the outbox cannot be written", why=str(error), reason="storage"
-            ) from error
+        with _disk_errors(), self._database:
+            yield self._database
+
+
+@contextlib.contextmanager
+def _disk_errors() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise EdgepackError(
+            "the outbox cannot be used", why=str(error), reason="storage"
+        ) from error
 
 
 def _new_boot() -> str:

@@ -29,7 +29,10 @@ def check(path: Path | None) -> None:
     allow_local_install, broker (HOST:PORT or null), log_level.
     """
     load_config(path)
-    click.echo(f"{path or DEFAULT_PATH} is valid")
+    if path is None and not DEFAULT_PATH.exists():
+        click.echo(f"there is no {DEFAULT_PATH}: the defaults hold")
+    else:
+        click.echo(f"{path or DEFAULT_PATH} is valid")
 
 
 @click.group()
