@@ -1,5 +1,6 @@
 """The step cache: found by what a step was made from, and by nothing else."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -42,8 +43,10 @@ def test_damaged_entry_is_made_again(tmp_path: Path) -> None:
     again = probe(steps(tmp_path, cache, "b"), "1")
     assert not again.out.is_relative_to(cache)
     assert not (cache / first.key / "out" / "extra").exists()
-    (cache / first.key / "step.json").write_text("{")
-    assert not probe(steps(tmp_path, cache, "c"), "1").out.is_relative_to(cache)
+    for name, text in (("c", "{"), ("d", "[]"), ("e", "{}")):
+        (cache / first.key / "step.json").write_text(text)
+        assert not probe(steps(tmp_path, cache, name), "1").out.is_relative_to(cache)
+        assert json.loads((cache / first.key / "step.json").read_text())["sha256"]
 
 
 def test_cache_that_cannot_be_written_is_no_failure(tmp_path: Path) -> None:

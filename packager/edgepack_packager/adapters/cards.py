@@ -1,6 +1,7 @@
 """What a user says about a model in files and flags: recipe, labels, preprocessing. Checks form."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any, cast
 
@@ -95,7 +96,29 @@ def _preprocess(said: Any) -> Preprocess:
         if isinstance(given, dict) and isinstance(given.get(key), int | float):
             given = given | {key: [given[key]]}
     read: Preprocess = _part(given, Preprocess, "preprocess")
+    _check_numbers(read)
     return read
+
+
+def _check_numbers(rule: Preprocess) -> None:
+    """Refuse numbers from which no image becomes a finite tensor."""
+    channels = 1 if rule.color == "gray" else 3
+    faults = [
+        f"{name} has {len(values)} numbers for {channels} channels"
+        for name, values in (("mean", rule.mean), ("std", rule.std))
+        if len(values) not in {1, channels}
+    ]
+    if not all(map(math.isfinite, (rule.scale, *rule.mean, *rule.std))):
+        faults.append("a number is not finite")
+    if 0 in (rule.scale, *rule.std):
+        faults.append("scale and std divide, so they cannot be 0")
+    if faults:
+        raise UsageError(
+            "the preprocess settings are not right",
+            why="; ".join(faults),
+            fix="(x / scale - mean) / std: one number per channel, or one for all",
+            reason="bad_preprocess",
+        )
 
 
 def _part(said: Any, kind: Any, what: str) -> Any:

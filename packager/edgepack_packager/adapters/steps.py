@@ -117,7 +117,7 @@ class Steps:
             said = json.loads((self._cache / key / "step.json").read_text())
             out = self._cache / key / "out"
             return Done(key, out, said["result"]) if digest_tree(out) == said["sha256"] else None
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def _keep(self, key: str, out: Path, result: dict[str, Any]) -> Path:
