@@ -1,7 +1,7 @@
 """Which runner answers: the current model's, the candidate's beside it. Decides no update.
 
 Owns the listening sockets, so that no swap ever closes one. Two seats: *current* is restarted
-with growing pauses whenever it ends; *candidate* is not, its end is its failure. A candidate
+with growing pauses whenever it ends; *candidate* is not, the update decides. A candidate
 that took over keeps the sockets while the old one stays loaded, so the way back is instant.
 """
 
@@ -83,13 +83,12 @@ class Serving:
         self.current = Seat(slot, self._start(slot), accept=True, started=now)
 
     def load(self, slot: Slot, now: float) -> None:
-        """Start a candidate on SLOT, instead of any that is there.
+        """Let the current model answer alone, and start a candidate on SLOT.
 
         Raises:
             EdgepackError: its process could not be started.
         """
-        self._end(self.candidate)
-        self.candidate = None
+        self.revert()
         self.candidate = Seat(slot, self._start(slot), accept=False, started=now)
 
     def check(self, exam: Exam | None, path: Path | None) -> None:

@@ -33,6 +33,7 @@ from edgepack_agent.core.state import (
     Checked,
     Confirm,
     Confirmed,
+    Died,
     Download,
     Drain,
     Effect,
@@ -404,7 +405,7 @@ class Supervisor:
                 detail = {"message": str(event.get("message", ""))}
                 self.on(Failed("REJECTED", str(event.get("reason", "failed")), detail))
             case "exited":
-                self.on(Failed("FAILED", "runner_exited", {"code": event.get("code")}))
+                self.on(Died({"code": event.get("code")}))
 
     def _current_is_broken(self, seat: Seat) -> None:
         """Go back to the previous model, once: the current one is not what it was."""

@@ -173,6 +173,19 @@ def test_a_candidate_that_restarts_the_device_is_given_up() -> None:
     assert state.outcome.reason == "restart_loop"
 
 
+@pytest.mark.parametrize("proven", [2, 3, 4, 5])
+def test_a_candidate_that_dies_once_is_loaded_again_and_twice_is_given_up(proven: int) -> None:
+    state, _ = walk(RUNS_1, *begun(), *GOOD[:proven])
+    state, effects = walk(state, s.Died({"code": -9}))
+    assert state.phase == "staged"
+    assert s.Load(s.Slot("b", model(2))) in effects
+    state, _ = walk(state, s.Died({"code": -9}), s.Reverted())
+    assert state.current == RUNS_1.current
+    assert state.outcome
+    assert (state.outcome.status, state.outcome.reason) == ("FAILED", "runner_exited")
+    assert state.deaths == 0
+
+
 def test_what_ended_here_is_not_begun_again() -> None:
     state, _ = walk(RUNS_1, *begun(), s.Failed("FAILED", "disk_full"), s.Reverted())
     again, effects = walk(state, s.JobSeen(job(2)))

@@ -144,15 +144,20 @@ def test_a_result_is_reported_after_a_broken_broker_and_a_restart(place: Site) -
     assert place.ended(rollout) == "completed"
 
 
-def test_a_candidate_that_dies_in_probation_is_rolled_back_at_once(calm: Calm) -> None:
+def on_probation(device: Device, version: str) -> bool:
+    return device.status().get("phase") == "probation" and device.serving() == f"digits@{version}"
+
+
+def test_a_candidate_that_dies_twice_in_probation_is_rolled_back_at_once(calm: Calm) -> None:
     place, device = calm.place, calm.device
     (old,) = runners(device)
     place.publish("3.1.0")
     rollout = place.roll_out("3.1.0", probation_s=30)
-    wait("the probation", lambda: device.status().get("phase") == "probation")
-    assert device.serving() == "digits@3.1.0"
-    (new,) = set(runners(device)) - {old}
-    os.kill(new, signal.SIGKILL)
+    for death in ("first", "second"):
+        wait(f"the probation before the {death} death", lambda: on_probation(device, "3.1.0"))
+        (new,) = set(runners(device)) - {old}
+        os.kill(new, signal.SIGKILL)
+        wait(f"the {death} death to be noticed", lambda new=new: new not in runners(device))
     assert place.ended(rollout) == "paused"
     assert place.job(rollout).reason == "runner_exited"
     assert device.accuracy() >= 0.9

@@ -1,5 +1,7 @@
 """Kill -9 of each part in the middle of a rollout: everything resumes and finishes."""
 
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -66,20 +68,23 @@ def test_the_fleet_is_killed(running: Site) -> None:
 
 
 def test_the_runner_of_the_old_model_is_killed(running: Site) -> None:
+    (old,) = runners(running)
     rollout = running.roll_out("digits@3.0.0", probation=4)
     middle(running, rollout)
-    for pid in runners(running):
-        Path(f"/proc/{pid}/comm").read_text()  # it is alive
-        import os
-        import signal
+    os.kill(old, signal.SIGKILL)
+    finishes(running, rollout)
 
-        os.kill(pid, signal.SIGKILL)
-        break
+
+def test_the_runner_of_the_new_model_is_killed(running: Site) -> None:
+    before = runners(running)
+    rollout = running.roll_out("digits@3.0.0", probation=4)
+    (new,) = wait("the new runner", lambda: set(runners(running)) - set(before))
+    os.kill(new, signal.SIGKILL)
     finishes(running, rollout)
 
 
 def runners(place: Site) -> list[int]:
-    """Return the processes of the agent's models, oldest first."""
+    """Return the processes of the agent's models."""
     agent = place.processes["cam"].pid
-    children = Path(f"/proc/{agent}/task/{agent}/children").read_text().split()
-    return sorted(int(pid) for pid in children)
+    tasks = Path(f"/proc/{agent}/task").iterdir()
+    return [int(pid) for task in tasks for pid in (task / "children").read_text().split()]

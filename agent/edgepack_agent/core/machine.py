@@ -27,6 +27,7 @@ from edgepack_agent.core.state import (
     Confirm,
     Confirmed,
     Damaged,
+    Died,
     Download,
     Downloaded,
     Drain,
@@ -62,11 +63,13 @@ from edgepack_agent.core.state import (
     Unreachable,
 )
 
-__all__ = ["MAX_BOOTS", "MAX_REPAIRS", "PHASES", "TABLE", "deadline", "transition"]
+__all__ = ["MAX_BOOTS", "MAX_DEATHS", "MAX_REPAIRS", "PHASES", "TABLE", "deadline", "transition"]
 
 PHASES: tuple[Phase, ...] = get_args(Phase)
 MAX_BOOTS = 3
 """Restarts that a candidate may see before it is held to be their cause."""
+MAX_DEATHS = 1
+"""Ends of its runner that a candidate may see: one can be the box's fault."""
 MAX_REPAIRS = 2
 Step = tuple[State, tuple[Effect, ...]]
 Rule = Callable[[State, Any], Step]
@@ -201,7 +204,9 @@ def _already_there(state: State, job: Job) -> Step:
 
 
 def _fresh(state: State) -> State:
-    return replace(state, job=None, candidate=None, result=None, boots=0, repairs=0, exposed=False)
+    return replace(
+        state, job=None, candidate=None, result=None, boots=0, repairs=0, deaths=0, exposed=False
+    )
 
 
 def _same_or_cancel(state: State, event: JobSeen) -> Step:
@@ -342,6 +347,13 @@ def _resume_loaded(state: State, _event: Booted) -> Step:
     return _enter("staged", state, boots=state.boots + 1)
 
 
+def _died(state: State, event: Died) -> Step:
+    """Load it once more: one death may be the box's fault, a second one is the model's."""
+    if state.deaths >= MAX_DEATHS:
+        return _fail(state, "FAILED", "runner_exited", event.detail)
+    return _enter("staged", state, deaths=state.deaths + 1)
+
+
 def _told(state: State, event: OutcomeTaken) -> Step:
     if state.outcome and state.outcome.job == event.job:
         return replace(state, outcome=None), ()
@@ -386,15 +398,19 @@ _STORY: tuple[tuple[Phase, type[Any], Rule], ...] = (
 
     ("staged",       Booted,        _resume_loaded),
     ("staged",       Loaded,        _loaded),
+    ("staged",       Died,          _died),
 
     ("self_test",    Booted,        _resume_loaded),
     ("self_test",    Checked,       _checked),
+    ("self_test",    Died,          _died),
 
     ("switching",    Booted,        _resume_loaded),
     ("switching",    Accepting,     _accepting),
+    ("switching",    Died,          _died),
 
     ("probation",    Booted,        _resume_loaded),
     ("probation",    Judged,        _judged),
+    ("probation",    Died,          _died),
 
     # Too late to roll back: what was judged good is finished, however often it takes.
     ("committed",    Booted,        _again),
@@ -409,6 +425,7 @@ _STORY: tuple[tuple[Phase, type[Any], Rule], ...] = (
     ("rolling_back", JobSeen,       _nothing),
     ("rolling_back", JobGone,       _nothing),
     ("rolling_back", Failed,        _nothing),
+    ("rolling_back", Died,          _nothing),
     ("rolling_back", TimerFired,    _again),
 )  # fmt: skip
 

@@ -19,6 +19,7 @@ __all__ = [
     "Confirm",
     "Confirmed",
     "Damaged",
+    "Died",
     "Download",
     "Downloaded",
     "Drain",
@@ -142,6 +143,8 @@ class State:
     """Restarts since the candidate was first loaded."""
     repairs: int = 0
     """Downloads that had to be repeated because what was on disk was damaged."""
+    deaths: int = 0
+    """Times the candidate's runner ended by itself."""
     exposed: bool = False
     """Whether the candidate has answered requests."""
 
@@ -261,6 +264,13 @@ class Checked:
 
 
 @dataclass(frozen=True, slots=True)
+class Died:
+    """The candidate's runner ended without a word: killed, or crashed."""
+
+    detail: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Accepting:
     """The candidate's runner answers requests."""
 
@@ -294,7 +304,7 @@ class TimerFired:
 Event = (
     Booted | JobSeen | JobTaken | JobGone | OutcomeTaken | InstallAsked | RollbackAsked
     | CancelAsked | Approved | Unreachable | Retry | Failed | Downloaded | Damaged | Staged
-    | Loaded | Checked | Accepting | Judged | Confirmed | Reverted | TimerFired
+    | Loaded | Checked | Died | Accepting | Judged | Confirmed | Reverted | TimerFired
 )  # fmt: skip
 
 
@@ -348,7 +358,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Start a runner on the slot."""
+    """Start a runner on the slot; until it is through, the current model answers alone."""
 
     slot: Slot
 
