@@ -173,6 +173,14 @@ def test_files_that_are_no_images_are_one_error(tmp_path: Path) -> None:
         read_image(tmp_path / "none.png")
 
 
+def test_a_thin_image_does_not_fill_the_memory_when_cut() -> None:
+    thin = Image.new("RGB", (1, 60_000))
+    with pytest.raises(UsageError, match="too long and thin"):
+        resize(thin, 224, 224, Resize(mode="crop"))
+    assert resize(thin, 224, 224, Resize(mode="letterbox")).size == (224, 224)
+    assert resize(Image.new("RGB", (10, 3000)), 224, 224, Resize(mode="crop")).size == (224, 224)
+
+
 def test_an_image_that_would_fill_the_memory_is_refused() -> None:
     header = png(Image.new("L", (1, 1)))
     huge = bytearray(header)

@@ -5,6 +5,7 @@ same numbers. Decodes no video.
 """
 
 import io
+import math
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,9 @@ INTERPOLATION = {
 CHANNELS = {"rgb": 3, "bgr": 3, "gray": 1}
 MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
 """Pillow's modes of 8 bits per channel; others would be clipped silently."""
+
+MAX_PIXELS = 64 << 20
+"""Of an image that is enlarged before it is cut."""
 
 
 class _Canvas(NamedTuple):
@@ -107,7 +111,15 @@ def _letterbox(image: Image.Image, width: int, height: int, rule: Resize) -> Ima
 def _crop(image: Image.Image, width: int, height: int, rule: Resize) -> Image.Image:
     """Fill the canvas and cut what stands out, the middle kept."""
     factor = max(width / image.width, height / image.height)
-    outer = _stretch(image, *_scaled(image, factor, width, height, max), rule)
+    size = _scaled(image, factor, width, height, max)
+    if math.prod(size) > MAX_PIXELS:
+        # A line of one pixel's width is a small file, but fills the memory when it is enlarged.
+        raise UsageError(
+            f"an image of {image.width} x {image.height} pixels is too long and thin to be cut",
+            why=f"to fill {width} x {height} it would have to become {size[0]} x {size[1]}",
+            reason="bad_image",
+        )
+    outer = _stretch(image, *size, rule)
     left, top = (outer.width - width) // 2, (outer.height - height) // 2
     return outer.crop((left, top, left + width, top + height))
 
