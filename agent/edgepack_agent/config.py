@@ -85,7 +85,7 @@ def load_config(path: Path | None) -> Config:
     except OSError as error:
         why = error.strerror or str(error)
         raise UsageError(f"cannot read {path}", why=why, reason="no_config") from error
-    except (yaml.YAMLError, msgspec.ValidationError, ValueError) as error:
+    except (yaml.YAMLError, msgspec.ValidationError, ValueError, RecursionError) as error:
         raise UsageError(
             f"{path} is not a valid configuration",
             why=" ".join(str(error).split()),

@@ -6,6 +6,7 @@ import json
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,19 @@ def test_over_tcp_only_local_names_are_served(client: Client, runner: Heard) -> 
         assert client.ask("GET", "/v2", host=host)[0] == status
     with Client(runner.unix) as local:
         assert local.ask("GET", "/v2", host="a.b")[0] == 200
+
+
+def test_connections_that_ask_for_nothing_have_to_go(tmp_path: Path) -> None:
+    slot = digits_slot(tmp_path / "slot")
+    with listen() as tcp, Heard(slot, [tcp]) as heard, ExitStack() as held:
+        heard.accepting()
+        place = tcp.getsockname()
+        idle = [held.enter_context(socket.create_connection(place)) for _ in range(200)]
+        idle[0].settimeout(20)
+        with suppress(ConnectionError):
+            assert idle[0].recv(1) == b""
+        with Client(place) as client:
+            assert client.infer(TEST.inputs[0])[0].shape == (1, 10)
 
 
 def test_requests_and_refusals_are_counted(client: Client, runner: Heard) -> None:

@@ -71,6 +71,7 @@ def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
         ("sources: [{name: a}]", "source"),
         ("- a list", "object"),
         ("{", "agent.yaml"),
+        ("[" * 5000, "agent.yaml"),
         ("!!python/object/apply:os.system [true]", "agent.yaml"),
     ],
 )

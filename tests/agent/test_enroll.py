@@ -217,7 +217,8 @@ GOOD = {"url": "https://h:1", "secret": "s", "ca": "0" * 64, "group": "lab"}
         "", "nonsense", "ep1.", "ep1.!!!", "ep2." + encoded(GOOD)[4:], encoded(GOOD)[:-9],
         encoded([]), encoded({"url": "https://h:1"}), encoded(GOOD | {"url": "http://h:1"}),
         encoded(GOOD | {"url": "https://"}), encoded(GOOD | {"url": "https://h:port"}),
-        "ep1.é",
+        "ep1.é", encoded(GOOD | {"url": "https://h:1/é"}),
+        encoded(GOOD | {"url": f"https://{'a' * 80}.b"}),
     ],
 )  # fmt: skip
 def test_what_is_not_a_token_is_said_so(text: str) -> None:
@@ -230,7 +231,7 @@ def test_a_token_is_read() -> None:
     assert read_token(encoded(GOOD)).url == "https://h:1"
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"signed": {"_type": "targets"}}'])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"signed": {"_type": "targets"}}', "[" * 9999])
 def test_what_is_not_a_root_is_said_so(tmp_path: Path, text: str) -> None:
     (tmp_path / "root.json").write_text(text)
     with pytest.raises(UsageError) as found:

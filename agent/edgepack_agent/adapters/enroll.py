@@ -132,8 +132,9 @@ def enroll(
 
 def _address(url: str) -> _Fleet:
     parts = urlsplit(url)
-    if parts.scheme != "https" or not parts.hostname:
+    if parts.scheme != "https" or not parts.hostname or not url.isascii():
         raise ValueError(f"{url!r} is not an https address")
+    parts.hostname.encode("idna")
     return _Fleet(parts.hostname, parts.port or 443, url.rstrip("/"))
 
 
@@ -225,7 +226,7 @@ def _refused(fleet: _Fleet, status: int, data: bytes) -> EdgepackError:
 def _problem(data: bytes) -> dict[str, Any]:
     try:
         document = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return document if isinstance(document, dict) else {}
 
@@ -277,7 +278,7 @@ def read_root(path: Path) -> bytes:
         signed = json.loads(data)["signed"]
         if signed["_type"] != "root":
             raise ValueError(f"it is {signed['_type']} metadata")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(
             f"{path} is not the root of a repository",
             why=str(error),
