@@ -48,7 +48,7 @@ def _later(name: str, **settings: Any) -> Callable[[F], F]:
     "--metric", default="top1", show_default=True, help="top1, file.py:function or module:function."
 )
 @click.option(
-    "--max-drop", type=FiniteRange(), help="Largest allowed fall of the metric, absolute."
+    "--max-drop", type=FiniteRange(0), help="Largest allowed fall of the metric, absolute."
 )
 @click.option("--max-latency-ms", type=LIMIT, help="Limit of the p50 latency on this host.")
 @click.option("--max-rss-mb", type=LIMIT, help="Limit of the peak memory on this host.")
