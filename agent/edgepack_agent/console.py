@@ -110,6 +110,7 @@ class Console:
         )
 
     def _sync(self, asked: Asked) -> None:
+        self._parts.link.hurry()
         self._parts.desk.ask()
         self._parts.reports.close_interval()
         self._parts.reports.send()

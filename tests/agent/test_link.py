@@ -175,6 +175,14 @@ def test_nonsense_of_a_broker_costs_one_connection(held: Held, word: bytes) -> N
     held.reconnects()
 
 
+def test_who_is_in_a_hurry_does_not_wait(held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mqtt, "FIRST_PAUSE_S", 10_000.0)
+    held.broker.words.put(b"")
+    assert held.next() == LinkChanged(up=False)
+    held.link.hurry()
+    assert held.next() == LinkChanged(up=True)
+
+
 def test_a_connection_leaves_nothing_behind(held: Held) -> None:
     def left() -> tuple[int, int]:
         return len(list(Path("/proc/self/fd").iterdir())), threading.active_count()

@@ -74,7 +74,7 @@ class Link:
         self._birth, self._post = birth, post
         self._conn = "-"
         self._up = False
-        self._stop, self._lost = threading.Event(), threading.Event()
+        self._stop, self._lost, self._hurry = (threading.Event() for _ in range(3))
         self._prefix = topics.down(identity.device, "")
         self._client = _Client(identity.device, self._lost.set)
         self._thread = threading.Thread(target=self._keep_up, name="link", daemon=True)
@@ -92,6 +92,7 @@ class Link:
     def stop(self) -> None:
         """Take the birth back, disconnect, end the threads."""
         self._stop.set()
+        self._hurry.set()
         if self._up:
             last = self._client.publish(*self._conn_message(online=False), qos=1, retain=True)
             # A clean end has no will: what is not taken back now stays online for ever.
@@ -101,6 +102,11 @@ class Link:
         self._lost.set()
         if self._thread.is_alive():
             self._thread.join(5)
+
+    def hurry(self) -> None:
+        """Connect now, if there is a pause between two tries: somebody knows that it will work."""
+        if not self._up:
+            self._hurry.set()
 
     def say(self, kind: str, payload: bytes) -> bool:
         """Send PAYLOAD about KIND; return whether it is on its way."""
@@ -134,7 +140,8 @@ class Link:
                 self._client.loop_stop()
             pause = FIRST_PAUSE_S if self._was_up() else min(2 * pause, LONGEST_PAUSE_S)
             # Full jitter: a thousand devices whose broker restarts do not come at once.
-            self._stop.wait(random.uniform(0, pause))  # noqa: S311 - no secret
+            self._hurry.wait(random.uniform(0, pause))  # noqa: S311 - no secret
+            self._hurry.clear()
 
     def _was_up(self) -> bool:
         """Say whether the connection that just ended had come up, and forget it."""
