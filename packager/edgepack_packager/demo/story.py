@@ -199,7 +199,7 @@ class Story:
             "build", folder / "model.keras", *_each("--target", TARGETS), "--precision", "int8",
             "--name", MODEL, "--version", version, "--key", self.home / "publisher.pem",
             "--calibration", folder / "calibration.npz", "--evaluate", folder / "evaluate.npz",
-            "--max-drop", "0.01", "--out", self.home / "dist",
+            "--max-drop", "0.01", "--preprocess", '{"color": "gray"}', "--out", self.home / "dist",
         )  # fmt: skip
         for bundle in built["bundles"]:
             self.tell(receipt(bundle))
