@@ -219,7 +219,7 @@ class Story:
                 "--max-failures", "1", "--probation", "2",
             )  # fmt: skip
             ended = wait_for(f"{release} in {group}", partial(self._ended, made["id"]), ROLLOUT_S)
-            self.tell(f"  {ended['state']}: {ended['reason'] or 'every device runs it'}")
+            self.tell(f"  {ended['state']}: {ended['reason'].removeprefix('Paused: ')}")
             self.rollouts.append({k: ended[k] for k in ("release", "state", "reason")})
             if ended["state"] != expect:
                 raise EdgepackError(
