@@ -204,7 +204,7 @@ def test_offline_it_serves_across_restarts_and_crashes(place: Site) -> None:
     assert device.accuracy() >= 0.9
     assert device.status()["connected"] is False
     place.broker.start()
-    wait("the link", lambda: device.status()["connected"], 60)
+    wait("the link", lambda: device.ask("sync")["connected"])
     assert device.stop() == 0
 
 
