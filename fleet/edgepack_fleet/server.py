@@ -6,6 +6,7 @@ import json
 import logging
 import signal
 import socket
+import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,13 +58,12 @@ def check_exposure(listeners: Listeners) -> None:
     """Refuse what would show the fleet to a network without TLS.
 
     Raises:
-        UsageError: beyond loopback without a certificate, or one half of a certificate.
+        UsageError: beyond loopback without a certificate, or one that cannot be used.
     """
     if (listeners.tls_cert is None) != (listeners.tls_key is None):
         raise UsageError("--tls-cert and --tls-key belong together")
-    for path in (listeners.tls_cert, listeners.tls_key):
-        if path is not None and not path.is_file():
-            raise UsageError(f"no such file: {path}")
+    if listeners.tls_cert and listeners.tls_key:
+        _check_certificate(listeners.tls_cert, listeners.tls_key)
     if not listeners.main.is_loopback and listeners.tls_cert is None:
         raise UsageError(
             f"refusing to listen on {listeners.main} without TLS",
@@ -71,6 +71,19 @@ def check_exposure(listeners: Listeners) -> None:
             fix="give --tls-cert and --tls-key, or listen on 127.0.0.1 behind a proxy",
             reason="tls_needed",
         )
+
+
+def _check_certificate(cert: Path, key: Path) -> None:
+    try:
+        # A passphrase is refused rather than asked for: a service has nobody to ask.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password=lambda: "")
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"{cert} and {key} cannot be used as a certificate and its key",
+            why=str(error),
+            fix="give PEM files that belong together, the key without a passphrase",
+            reason="bad_certificate",
+        ) from error
 
 
 def serve(settings: Settings, listeners: Listeners, *, embedded_broker: bool) -> None:
@@ -123,11 +136,24 @@ async def _run(
         asyncio.create_task(server.serve(sockets=[sock]))
         for server, sock in zip(servers, sockets, strict=True)
     ]
-    for server in servers:
-        await server.listening.wait()
+    await _all_listening(servers, running)
     write_file(endpoints, json.dumps(where).encode())
     log.info("fleet on %(http)s, devices on %(devices)s, broker %(broker)s", where)
     await asyncio.gather(*running)
+
+
+async def _all_listening(servers: list[_Server], running: list[asyncio.Task[None]]) -> None:
+    """Wait until SERVERS listen; raise what ended one of them before."""
+    waiting = asyncio.create_task(_listening(servers))
+    await asyncio.wait([waiting, *running], return_when=asyncio.FIRST_COMPLETED)
+    if not waiting.done():
+        waiting.cancel()
+        await asyncio.gather(*running)
+
+
+async def _listening(servers: list[_Server]) -> None:
+    for server in servers:
+        await server.listening.wait()
 
 
 def _leave(servers: list[_Server]) -> None:

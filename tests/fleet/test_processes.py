@@ -241,6 +241,16 @@ def test_what_cannot_be_served(tmp_path: Path, words: tuple[str, ...], said: str
     clear(place.run("serve", *ports, "--device-listen", "127.0.0.1:0", *words), 2, said)
 
 
+def test_a_certificate_that_cannot_be_used_is_said(tmp_path: Path) -> None:
+    place = Place(tmp_path / "fleet")
+    garbage = tmp_path / "garbage.pem"
+    garbage.write_text("-----BEGIN CERTIFICATE-----\nbm90aGluZw==\n-----END CERTIFICATE-----\n")
+    ports = ("--listen", "127.0.0.1:0", "--device-listen", "127.0.0.1:0")
+    for cert in (garbage, tmp_path / "nowhere.pem"):
+        words = ("serve", *ports, "--tls-cert", str(cert), "--tls-key", str(garbage))
+        clear(place.run(*words), 2, "cannot be used")
+
+
 def test_a_port_that_is_taken_is_said(place: Place, tmp_path: Path) -> None:
     taken = f"127.0.0.1:{place.port}"
     other = Place(tmp_path / "fleet")

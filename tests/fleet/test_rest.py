@@ -393,6 +393,9 @@ def test_pages_show_the_fleet_and_let_operators_act(app: httpx.Client, fleet: Se
         assert app.post(f"/rollouts/{rollout}/pause", headers=origin).status_code == 403
     paused = app.post(f"/rollouts/{rollout}/pause", headers=same)
     assert "Paused by an operator." in paused.text
+    overview = app.get("/", headers=same).text
+    attention = overview.partition("Needs attention")[2]
+    assert "Paused by an operator." in attention, "a paused rollout needs a person"
     again = app.post(f"/rollouts/{rollout}/pause", headers=same)
     assert again.status_code == 409
     assert "is paused" in again.text
