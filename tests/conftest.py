@@ -20,14 +20,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("the mosquitto broker is not installed (apt-get install mosquitto)")
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.option.markexpr:
-        return
-    for item in items:
-        if item.get_closest_marker("soak"):
-            item.add_marker(pytest.mark.skip(reason="long; run by scripts/soak"))
-
-
 @pytest.fixture(scope="session", autouse=True)
 def no_process_left() -> Iterator[None]:
     """Fail the run if a child of it is still alive at the end."""
