@@ -117,6 +117,13 @@ def test_scores_are_a_distribution_whatever_the_logits(row: np.ndarray) -> None:
     assert all(a.score >= b.score for a, b in pairwise(best))
 
 
+def test_logits_too_close_for_a_softmax_keep_their_order() -> None:
+    rule = Postprocess(decoder="softmax", output="y", activation="softmax")
+    manifest = msgspec.structs.replace(manifest_for("onnx"), postprocess=rule)
+    best = classify(manifest, {"y": np.array([[0.0, 1e-45]], np.float32)})
+    assert [guess.index for guess in best] == [1, 0]
+
+
 def test_what_is_no_classifier_says_so() -> None:
     for rule in (None, Postprocess()):
         manifest = msgspec.structs.replace(manifest_for("onnx"), postprocess=rule)

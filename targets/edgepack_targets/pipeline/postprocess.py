@@ -35,8 +35,10 @@ def classify(manifest: Manifest, outputs: Mapping[str, NDArray[Any]]) -> tuple[G
         UsageError: The output is missing or holds no scores.
     """
     rule = _rule(manifest)
-    scores = _scores(rule, outputs)
-    best = np.argsort(-scores, kind="stable")[: rule.top_k]
+    row = _row(rule, outputs)
+    # By the raw output: a softmax rounds values that lie close together to one score.
+    best = np.argsort(-row, kind="stable")[: rule.top_k]
+    scores = row if rule.activation == "none" else _softmax(row)
     return tuple(
         Guess(int(index), _label(manifest, int(index)), float(scores[index])) for index in best
     )
@@ -54,15 +56,17 @@ def _rule(manifest: Manifest) -> Postprocess:
     return rule
 
 
-def _scores(rule: Postprocess, outputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
+def _row(rule: Postprocess, outputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
     if rule.output not in outputs:
         raise UsageError(f"there is no output `{rule.output}` to decode", reason="bad_output")
     rows = outputs[rule.output].astype(np.float64)
     row = rows[0].ravel() if rows.ndim > 1 else rows
     if not row.size or not np.isfinite(row).all():
         raise UsageError(f"output `{rule.output}` holds no finite scores", reason="bad_output")
-    if rule.activation == "none":
-        return row
+    return row
+
+
+def _softmax(row: NDArray[np.float64]) -> NDArray[np.float64]:
     # Shifted by the maximum, so that no exponential overflows.
     powers = np.exp(row - row.max())
     return np.asarray(powers / powers.sum())
