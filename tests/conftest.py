@@ -7,12 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # Before any test file imports onnxruntime, which would report to its maker at once.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 MOSQUITTO = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin")
 REQUIRED = os.environ.get("EDGEPACK_REQUIRE_MOSQUITTO") == "1"
+# A busy machine is no failure; in CI the examples are the same every time.
+settings.register_profile("edgepack", deadline=None, derandomize="CI" in os.environ)
+settings.load_profile("edgepack")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
