@@ -7,7 +7,8 @@ a runtime or a web framework. Catches `EdgepackError` once, for every command be
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points, version
 from typing import Any
 
@@ -15,7 +16,7 @@ import click
 
 from edgepack.errors import EdgepackError, UnsupportedError
 
-__all__ = ["FiniteRange", "LazyGroup", "main", "print_json", "root", "run_command"]
+__all__ = ["FiniteRange", "LazyGroup", "TableGroup", "main", "print_json", "root", "run_command"]
 
 GROUP = "edgepack.commands"
 SHORT_HELP = {
@@ -65,6 +66,36 @@ class LazyGroup(click.Group):
         rows = [(name, SHORT_HELP.get(name, "")) for name in self.list_commands(ctx)]
         with formatter.section("Commands"):
             formatter.write_dl(rows)
+
+
+class TableGroup(click.Group):
+    """A group whose commands stand in a table, imported when called.
+
+    Args:
+        args: As click's.
+        table: Command to the module that holds a command of that name, and a line of help.
+        attrs: As click's.
+    """
+
+    def __init__(self, *args: Any, table: Mapping[str, tuple[str, str]], **attrs: Any) -> None:
+        super().__init__(*args, **attrs)
+        self.table = table
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the commands in the order of the table."""
+        return list(self.table)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return the command CMD_NAME, importing it; None if there is none."""
+        if cmd_name not in self.table:
+            return None
+        command: click.Command = getattr(import_module(self.table[cmd_name][0]), cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in self.table.items()])
 
 
 def _load(entry: EntryPoint) -> click.Command:
