@@ -15,7 +15,15 @@ from edgepack.errors import IntegrityError, UsageError
 from edgepack.manifest import Manifest, TensorSpec
 from edgepack_targets.interface import NativeTensor
 
-__all__ = ["Binding", "fits", "native_layout", "shape_text", "signature"]
+__all__ = [
+    "Binding",
+    "fits",
+    "native_layout",
+    "one_sample",
+    "samples_text",
+    "shape_text",
+    "signature",
+]
 
 Array = NDArray[Any]
 
@@ -36,6 +44,17 @@ def fits(shape: Sequence[int], wanted: Sequence[int]) -> bool:
     return len(shape) == len(wanted) and all(
         size == want or (want < 0 < size) for size, want in zip(shape, wanted, strict=True)
     )
+
+
+def one_sample(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of one sample of SHAPE: without a batch axis of 1 or unknown size."""
+    return shape[1:] if shape[:1] in ((1,), (-1,)) else shape
+
+
+def samples_text(shape: tuple[int, ...]) -> str:
+    """Return the shape of many samples of SHAPE for a person: `(samples, 28, 28, 1)`."""
+    sizes = ["samples", *("?" if size < 0 else str(size) for size in one_sample(shape))]
+    return f"({', '.join(sizes)}{',' if len(sizes) == 1 else ''})"
 
 
 def native_layout(spec: TensorSpec, samples: Array) -> Array:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgepack.errors import UsageError
-from edgepack_targets.binding import fits, shape_text
+from edgepack_targets.binding import fits, one_sample, samples_text, shape_text
 from edgepack_targets.interface import NativeTensor
 
 __all__ = ["Samples"]
@@ -38,7 +38,7 @@ class Samples:
         order = np.random.default_rng(seed).permutation(total)[:limit]
         self._chosen = np.sort(order)
         self._arrays = {native.name: arrays[native.name] for native in inputs}
-        self._batched = {native.name: _tail(native) != native.shape for native in inputs}
+        self._batched = {native.name: one_sample(native.shape) != native.shape for native in inputs}
 
     def __len__(self) -> int:
         return len(self._chosen)
@@ -68,7 +68,7 @@ def _check(inputs: Sequence[NativeTensor], arrays: Mapping[str, Array]) -> int:
     if not faults and (len(counts) != 1 or counts == {0}):
         faults = [f"the arrays hold {', '.join(map(str, sorted(counts)))} samples"]
     if faults:
-        wanted = (f"{n.name}: {n.dtype} {_wanted(n)}" for n in inputs)
+        wanted = (f"{n.name}: {n.dtype} {samples_text(n.shape)}" for n in inputs)
         raise UsageError(
             "the calibration samples do not fit the model",
             why="; ".join(faults),
@@ -78,15 +78,5 @@ def _check(inputs: Sequence[NativeTensor], arrays: Mapping[str, Array]) -> int:
     return counts.pop()
 
 
-def _tail(native: NativeTensor) -> tuple[int, ...]:
-    """Return the shape of one sample: without a batch axis of 1 or unknown size."""
-    return native.shape[1:] if native.shape[:1] in ((1,), (-1,)) else native.shape
-
-
-def _wanted(native: NativeTensor) -> str:
-    sizes = ["samples", *("?" if size < 0 else str(size) for size in _tail(native))]
-    return f"({', '.join(sizes)}{',' if len(sizes) == 1 else ''})"
-
-
 def _fits(array: Array, native: NativeTensor) -> bool:
-    return array.dtype.name == native.dtype and fits(array.shape[1:], _tail(native))
+    return array.dtype.name == native.dtype and fits(array.shape[1:], one_sample(native.shape))

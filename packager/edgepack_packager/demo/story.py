@@ -6,6 +6,7 @@ of one device, tries a bad version 2 (its own golden vectors pass, the exam on t
 and rolls out version 3. Imports neither agent nor fleet: it knows them as commands and HTTP.
 """
 
+import json
 import os
 import socket
 from collections.abc import Callable
@@ -312,8 +313,6 @@ def _host_port(url: str) -> tuple[str, int]:
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
-    import json
-
     if not path.exists():
         return None
     document: dict[str, Any] = json.loads(path.read_text())

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from edgepack.errors import UsageError
 from edgepack.manifest import TensorSpec
-from edgepack_targets.binding import fits, shape_text
+from edgepack_targets.binding import fits, one_sample, samples_text, shape_text
 
 __all__ = ["LABELS", "MAX_BYTES", "read_arrays", "read_npz", "sample_shape"]
 
@@ -112,7 +112,7 @@ def read_arrays(path: Path, *, what: str = "input", max_bytes: int = MAX_BYTES) 
 
 def sample_shape(spec: TensorSpec) -> tuple[int, ...]:
     """Return the shape of one sample of SPEC: without a batch axis of 1 or unknown size."""
-    return spec.shape[1:] if spec.shape[:1] in ((1,), (-1,)) else spec.shape
+    return one_sample(spec.shape)
 
 
 def _check_size(archive: zipfile.ZipFile, max_bytes: int) -> None:
@@ -182,10 +182,5 @@ def _counts(arrays: Mapping[str, Array], *, labels: bool, max_samples: int | Non
 
 
 def _expected(specs: Sequence[TensorSpec], *, labels: bool) -> str:
-    parts = [f"{s.name}: {s.dtype} {_with_samples(sample_shape(s))}" for s in specs]
+    parts = [f"{s.name}: {s.dtype} {samples_text(s.shape)}" for s in specs]
     return ", ".join([*parts, f"{LABELS}: int64 (samples,)"] if labels else parts)
-
-
-def _with_samples(shape: Sequence[int]) -> str:
-    sizes = ["samples", *("?" if size < 0 else str(size) for size in shape)]
-    return f"({', '.join(sizes)}{',' if len(sizes) == 1 else ''})"
