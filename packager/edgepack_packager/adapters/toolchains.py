@@ -57,7 +57,28 @@ TOOLCHAINS = {
             "onnx==1.23.2",
             "numpy==2.4.6",
         ),
-    )
+    ),
+    "onnx2tf": Toolchain(
+        name="onnx2tf",
+        purpose="ONNX to TFLite",
+        # What onnx2tf itself pins is repeated: its exact pins are why it lives alone.
+        pins=(
+            "onnx2tf==1.29.24",
+            "tensorflow==2.19.0",
+            "tf-keras==2.19.0",
+            "ai-edge-litert==2.1.0",
+            "onnxruntime==1.23.0",
+            "onnx==1.19.1",
+            "onnxsim==0.4.36",
+            "onnxoptimizer==0.4.2",
+            "numpy==1.26.4",
+            "protobuf==4.25.5",
+            "h5py==3.11.0",
+            "ml-dtypes==0.5.1",
+            "opencv-python==4.11.0.86",
+            "psutil==5.9.5",
+        ),
+    ),
 }
 
 
@@ -123,7 +144,7 @@ def install(
         raise UnsupportedError(
             f"the toolchain {toolchain.name} cannot be written to {home.parent}",
             why=str(error),
-            fix="set EDGEPACK_TOOLCHAINS to a directory with 2 GB of room",
+            fix="set EDGEPACK_TOOLCHAINS to a directory with 3 GB of room",
             reason="toolchain_directory",
         ) from error
     return Interpreter(toolchain.name, _python(home)), True
