@@ -25,6 +25,7 @@ from edgepack.manifest import (
 )
 from edgepack_targets import registry
 from edgepack_targets.conformance import Subject
+from edgepack_targets.interface import Quantization
 
 TARGETS = ("onnx", "openvino", "tflite")
 DISTRIBUTIONS = {"onnx": "onnxruntime", "openvino": "openvino", "tflite": "ai-edge-litert"}
@@ -94,7 +95,7 @@ def quantized(target: str) -> Path:
     """Return a model directory of TARGET with the int8 digits net."""
     out = _directory()
     one = subject(target)
-    one.target.quantize(one.model_dir, out, one.native_calibration())
+    one.target.quantize(one.model_dir, out, Quantization("int8"), one.native_calibration())
     return out
 
 

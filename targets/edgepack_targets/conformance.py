@@ -25,13 +25,14 @@ from edgepack.errors import EdgepackError, IntegrityError, UnsupportedError, Usa
 from edgepack.manifest import Binding, Manifest, TensorSpec
 from edgepack_targets import registry
 from edgepack_targets.binding import native_layout
-from edgepack_targets.interface import MODEL_FILES, Session, Target
+from edgepack_targets.interface import MODEL_FILES, Quantization, Session, Target
 from edgepack_targets.pipeline.agreement import agree
 from edgepack_targets.pipeline.feed import run_samples
 
 __all__ = ["CHECKS", "Check", "Subject"]
 
 Array = NDArray[Any]
+INT8 = Quantization("int8")
 MIN_FP32_COSINE = 0.99999
 MIN_INT8_SHARE = 0.95
 """Of samples with the same decision in int8 as in the source; an accuracy gate is stricter."""
@@ -267,7 +268,7 @@ def refuses_what_it_cannot_run(subject: Subject, tmp_path: Path) -> None:
 
 def quantizes(subject: Subject, tmp_path: Path) -> None:
     """int8 is really int8, is much smaller, and decides like the source."""
-    done = subject.target.quantize(subject.model_dir, tmp_path, subject.native_calibration())
+    done = subject.target.quantize(subject.model_dir, tmp_path, INT8, subject.native_calibration())
     assert done["samples"] > 0, "no samples were used"
     assert {"method", "seed", "tools"} <= done.keys(), "what was done is not reported"
     before = subject.target.applied(subject.model_dir)
@@ -290,7 +291,9 @@ def quantizes_the_same_again(subject: Subject, tmp_path: Path) -> None:
     """The same calibration and seed give the same bytes."""
     for name in ("once", "again"):
         (tmp_path / name).mkdir()
-        subject.target.quantize(subject.model_dir, tmp_path / name, subject.native_calibration())
+        subject.target.quantize(
+            subject.model_dir, tmp_path / name, INT8, subject.native_calibration()
+        )
     once, again = _files(tmp_path / "once"), _files(tmp_path / "again")
     assert once.keys() == again.keys(), "other files"
     assert once == again, "other bytes"
@@ -311,7 +314,7 @@ def refuses_wrong_calibration(subject: Subject, tmp_path: Path) -> None:
         error = _refused(
             UsageError,
             what,
-            partial(subject.target.quantize, subject.model_dir, tmp_path, calibration),
+            partial(subject.target.quantize, subject.model_dir, tmp_path, INT8, calibration),
         )
         assert name in error.fix, f"{what}: the message does not say what is expected"
     assert not _files(tmp_path), "something was written"

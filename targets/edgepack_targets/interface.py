@@ -23,7 +23,9 @@ __all__ = [
     "Applied",
     "Capability",
     "Effective",
+    "Layer",
     "NativeTensor",
+    "Quantization",
     "Session",
     "SourceFormat",
     "Target",
@@ -70,6 +72,52 @@ class Capability:
     precisions: tuple[str, ...]
     max_calibration: int
     """Samples used at most; of more, a seeded choice is taken."""
+    options: frozenset[str] = frozenset()
+    """What of `Quantization` it can express, for one precision at least: `dynamic`,
+    `per_tensor`, `minmax`, `entropy`, `percentile`, `smooth`, `bias_full`, `bias_none`,
+    `exclude`, `int8_io`. What it cannot is refused, never ignored."""
+    built_from: str = ""
+    """The target whose finished model this one's `convert` takes; precisions are lowered there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quantization:
+    """How a model is made smaller; names a precision and, for int8, the settings of the method.
+
+    A setting that the target, or the precision, cannot express is an error.
+    """
+
+    precision: Literal["fp16", "bf16", "int8", "w8", "w4"]
+    method: Literal["static", "dynamic"] = "static"
+    """Of int8: `static` calibrates the ranges of activations, `dynamic` finds them in each call."""
+    per_channel: bool = True
+    """Whether each output channel of a weight has its own scale."""
+    ranges: Literal["default", "minmax", "entropy", "percentile"] = "default"
+    """How calibration turns what it saw into a range; `default` is the target's own choice."""
+    smooth: bool = False
+    """Move the spread of activations into the weights first (SmoothQuant)."""
+    bias_correction: Literal["fast", "full", "none"] = "fast"
+    """What is done about the mean error; targets that correct nothing take `fast` for none."""
+    exclude: tuple[str, ...] = ()
+    """Layers that stay in float, by the names that `Target.diagnose` gives."""
+    io: Literal["float", "int8"] = "float"
+    """Type of the model's native inputs and outputs; public tensors are the source's anyway."""
+    seed: int = 0
+    """Of the choice of samples when there are more than the target uses."""
+    cpu_features: tuple[str, ...] = ()
+    """What the manifest will require, e.g. `avx512_vnni`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """What quantisation did to the output of one layer."""
+
+    name: str
+    """Stable; what `Quantization.exclude` takes."""
+    operator: str
+    """Its kind, as the format calls it."""
+    loss: float
+    """||q - f|| / ||f|| over all samples, as it is in the whole quantised model."""
 
 
 class Applied(TypedDict):
@@ -85,6 +133,12 @@ class Applied(TypedDict):
     """Numbers of weights stored as floats."""
     int8_share: float
     """`int8_weights` in all weights; 0 without weights."""
+    float16_weights: int
+    """Of `float_weights`, the ones stored in 16 bits."""
+    int4_weights: int
+    """Numbers of weights stored as int4."""
+    sparsity: float
+    """Share of weights, of whatever type, that are zero; 0 without weights."""
 
 
 class Session(Protocol):
@@ -180,26 +234,40 @@ class Target(Protocol):
         self,
         model_dir: Path,
         out_dir: Path,
-        calibration: Mapping[str, NDArray[Any]],
-        *,
-        seed: int = 0,
-        cpu_features: tuple[str, ...] = (),
+        how: Quantization,
+        calibration: Mapping[str, NDArray[Any]] | None = None,
     ) -> dict[str, Any]:
-        """Write the fp32 model in MODEL_DIR as static int8 to OUT_DIR. Host only.
+        """Write the fp32 model in MODEL_DIR to OUT_DIR as HOW says. Host only.
 
         Args:
             model_dir: What `convert` wrote.
             out_dir: An existing directory.
-            calibration: One array per native input, in native layout, first axis = samples.
-            seed: Of the choice of samples when there are more than the target uses.
-            cpu_features: What the manifest will require, e.g. `avx512_vnni`.
+            how: The precision and its settings.
+            calibration: One array per native input, in native layout, first axis = samples;
+                needed by static int8 only.
 
         Returns:
             What was done, for the manifest: `method`, `samples`, `seed`, `tools`.
 
         Raises:
-            UsageError: CALIBRATION does not fit the model.
-            UnsupportedError: The converter is missing or cannot take the model.
+            UsageError: CALIBRATION does not fit the model, or a layer to exclude is not there.
+            UnsupportedError: The target cannot express HOW, nothing could be quantised, the
+                converter is missing or cannot take the model.
+        """
+        ...
+
+    def diagnose(
+        self, fp32_dir: Path, quantized_dir: Path, samples: Mapping[str, NDArray[Any]]
+    ) -> list[Layer]:
+        """Return what quantisation did to each layer, the worst first. Host only.
+
+        Args:
+            fp32_dir: What `convert` wrote.
+            quantized_dir: What `quantize` made of it.
+            samples: As for `quantize`.
+
+        Raises:
+            UsageError: SAMPLES do not fit the model.
         """
         ...
 

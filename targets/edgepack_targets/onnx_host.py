@@ -4,21 +4,23 @@ import math
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import onnx
 from google.protobuf.message import DecodeError, EncodeError
 from numpy.typing import NDArray
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
 
 from edgepack.errors import UnsupportedError, UsageError
 from edgepack_targets.extras import require
-from edgepack_targets.interface import Applied
+from edgepack_targets.interface import Applied, Quantization
 from edgepack_targets.onnx_canonical import canonical
 from edgepack_targets.onnx_session import describe
 from edgepack_targets.samples import Samples
 from edgepack_targets.shapes import static_shapes
 from edgepack_targets.silence import no_telemetry
+from edgepack_targets.weights import Stored, tally
 
 with no_telemetry():
     from onnxruntime.quantization import (
@@ -35,8 +37,10 @@ MAX_CALIBRATION = 300
 # With these dot-product instructions uint8 x int8 sums cannot saturate.
 SAFE_DOT_PRODUCT = {"avx512_vnni", "avx_vnni", "vnni"}
 PLUMBING = {"QuantizeLinear", "DequantizeLinear", "Constant", "Identity"}
-INT8 = (TensorProto.INT8, TensorProto.UINT8)
-FLOAT = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
+STORED: dict[int, Literal["float", "float16", "int8", "int4"]] = {
+    TensorProto.FLOAT: "float", TensorProto.DOUBLE: "float", TensorProto.FLOAT16: "float16",
+    TensorProto.BFLOAT16: "float16", TensorProto.INT8: "int8", TensorProto.UINT8: "int8",
+}  # fmt: skip
 
 
 def convert(
@@ -60,13 +64,12 @@ def convert(
 def quantize(
     model_dir: Path,
     out_dir: Path,
-    calibration: Mapping[str, NDArray[Any]],
-    seed: int,
-    cpu_features: tuple[str, ...],
+    how: Quantization,
+    calibration: Mapping[str, NDArray[Any]] | None,
 ) -> dict[str, Any]:
     """Write MODEL_DIR as QDQ int8 to OUT_DIR; see `interface.Target`."""
-    samples = Samples(describe(model_dir)[0], calibration, MAX_CALIBRATION, seed)
-    reduce_range = not SAFE_DOT_PRODUCT & set(cpu_features)
+    samples = Samples(describe(model_dir)[0], calibration, MAX_CALIBRATION, how.seed)
+    reduce_range = not SAFE_DOT_PRODUCT & set(how.cpu_features)
     with tempfile.TemporaryDirectory(prefix="edgepack-onnx-") as name:
         prepared, result = Path(name) / "prepared.onnx", Path(name) / "int8.onnx"
         quant_pre_process(str(model_dir / "model.onnx"), str(prepared), skip_symbolic_shape=True)
@@ -84,7 +87,7 @@ def quantize(
     return {
         "method": "static-qdq-u8s8" + ("-7bit" if reduce_range else ""),
         "samples": len(samples),
-        "seed": seed,
+        "seed": how.seed,
         "tools": {"onnxruntime": require("onnxruntime", extra="onnx", wanted_for="onnxruntime")},
     }
 
@@ -95,15 +98,15 @@ def applied(model_dir: Path) -> Applied:
     dequantized = {n.output[0] for n in graph.node if n.op_type == "DequantizeLinear"}
     workers = [node for node in graph.node if node.op_type not in PLUMBING]
     # A bias is a vector; what has at least two axes is a weight.
-    weights = [weight for weight in graph.initializer if len(weight.dims) > 1]
-    int8 = sum(_count(w) for w in weights if w.data_type in INT8)
-    floats = sum(_count(w) for w in weights if w.data_type in FLOAT)
+    weights = [
+        weight
+        for weight in graph.initializer
+        if len(weight.dims) > 1 and weight.data_type in STORED
+    ]
     return Applied(
         operators=len(workers),
         quantized_operators=sum(1 for n in workers if dequantized & set(n.input)),
-        int8_weights=int8,
-        float_weights=floats,
-        int8_share=int8 / (int8 + floats) if int8 + floats else 0.0,
+        **tally(map(_stored, weights)),
     )
 
 
@@ -180,5 +183,6 @@ def _write(model: onnx.ModelProto, out_dir: Path) -> None:
     (out_dir / "model.onnx").write_bytes(data)
 
 
-def _count(weight: TensorProto) -> int:
-    return math.prod(weight.dims)
+def _stored(weight: TensorProto) -> Stored:
+    zeros = int(np.count_nonzero(numpy_helper.to_array(weight) == 0))
+    return Stored(STORED[weight.data_type], math.prod(weight.dims), zeros)

@@ -6,9 +6,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from edgepack.errors import UnsupportedError
 from edgepack.manifest import Manifest
 from edgepack_targets.extras import require
-from edgepack_targets.interface import Applied, Capability, NativeTensor, Session, Target
+from edgepack_targets.interface import (
+    Applied,
+    Capability,
+    Layer,
+    NativeTensor,
+    Quantization,
+    Session,
+    Target,
+)
+from edgepack_targets.quantization import require_expressible
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -62,16 +72,22 @@ class _OpenVino:
         self,
         model_dir: Path,
         out_dir: Path,
-        calibration: Mapping[str, NDArray[Any]],
-        *,
-        seed: int = 0,
-        cpu_features: tuple[str, ...] = (),
+        how: Quantization,
+        calibration: Mapping[str, NDArray[Any]] | None = None,
     ) -> dict[str, Any]:
         """Quantise with NNCF."""
         self._require_host()
+        require_expressible(self.name, self.capability(), how)
         from edgepack_targets import openvino_host
 
-        return openvino_host.quantize(model_dir, out_dir, calibration, seed)
+        return openvino_host.quantize(model_dir, out_dir, how, calibration)
+
+    def diagnose(
+        self, fp32_dir: Path, quantized_dir: Path, samples: Mapping[str, NDArray[Any]]
+    ) -> list[Layer]:
+        """Compare the layers of both models."""
+        self._require_host()
+        raise UnsupportedError("target `openvino` cannot compare layers", reason="no_diagnosis")
 
     def applied(self, model_dir: Path) -> Applied:
         """Count what is quantised."""

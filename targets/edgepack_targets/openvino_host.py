@@ -4,17 +4,19 @@ import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 from numpy.typing import NDArray
 
 from edgepack.errors import UnsupportedError, UsageError
 from edgepack_targets.extras import require
-from edgepack_targets.interface import Applied
+from edgepack_targets.interface import Applied, Quantization
 from edgepack_targets.openvino_session import describe, natives
 from edgepack_targets.samples import Samples
 from edgepack_targets.shapes import static_shapes
 from edgepack_targets.silence import no_output, no_telemetry
+from edgepack_targets.weights import Stored, int4_values, tally
 
 with no_telemetry():
     import openvino as ov
@@ -26,8 +28,11 @@ SOURCES = ("saved_model", "onnx", "tflite")
 PLUMBING = {"Parameter", "Result", "Constant", "FakeQuantize", "Convert", "ReadValue", "Assign"}
 # What NNCF leaves between stored int8 weights and the operator that uses them.
 DEQUANTIZE = {"Convert", "Multiply", "Subtract", "Reshape", "Transpose"}
-INT8 = (ov.Type.i8, ov.Type.u8)
-FLOAT = (ov.Type.f32, ov.Type.f16, ov.Type.bf16, ov.Type.f64)
+STORED: dict[ov.Type, Literal["float", "float16", "int8", "int4"]] = {
+    ov.Type.f32: "float", ov.Type.f64: "float", ov.Type.f16: "float16", ov.Type.bf16: "float16",
+    ov.Type.i8: "int8", ov.Type.u8: "int8", ov.Type.i4: "int4", ov.Type.u4: "int4",
+}  # fmt: skip
+INTEGER = ("int8", "int4")
 
 
 def convert(
@@ -55,11 +60,11 @@ def convert(
 def quantize(
     model_dir: Path,
     out_dir: Path,
-    calibration: Mapping[str, NDArray[Any]],
-    seed: int,
+    how: Quantization,
+    calibration: Mapping[str, NDArray[Any]] | None,
 ) -> dict[str, Any]:
     """Write MODEL_DIR as int8 to OUT_DIR; see `interface.Target`."""
-    samples = Samples(describe(model_dir)[0], calibration, MAX_CALIBRATION, seed)
+    samples = Samples(describe(model_dir)[0], calibration, MAX_CALIBRATION, how.seed)
     model = ov.Core().read_model(model_dir / "model.xml")
     with no_telemetry(), no_output():
         import nncf
@@ -73,7 +78,7 @@ def quantize(
     return {
         "method": "nncf-ptq-int8",
         "samples": len(samples),
-        "seed": seed,
+        "seed": how.seed,
         "tools": versions,
     }
 
@@ -83,15 +88,11 @@ def applied(model_dir: Path) -> Applied:
     model = ov.Core().read_model(model_dir / "model.xml")
     nodes = model.get_ordered_ops()
     workers = [node for node in nodes if not _is_plumbing(node)]
-    weights = [n for n in nodes if n.get_type_name() == "Constant" and _is_weight(n)]
-    int8 = sum(_count(n) for n in weights if n.get_element_type() in INT8)
-    floats = sum(_count(n) for n in weights if n.get_element_type() in FLOAT)
+    weights = [n for n in nodes if _is_weight(n)]
     return Applied(
         operators=len(workers),
         quantized_operators=sum(any(map(_gives_int8, _sources(n))) for n in workers),
-        int8_weights=int8,
-        float_weights=floats,
-        int8_share=int8 / (int8 + floats) if int8 + floats else 0.0,
+        **tally(_stored(n) for n in weights),
     )
 
 
@@ -148,15 +149,19 @@ def _gives_int8(node: Any) -> bool:
     kind = node.get_type_name()
     if kind in DEQUANTIZE and _from_constant(node):
         return any(map(_gives_int8, _sources(node)))
-    stored = kind == "Constant" and node.get_element_type() in INT8
-    return bool(stored or kind == "FakeQuantize")
+    stored = kind == "Constant" and STORED.get(node.get_element_type()) in INTEGER
+    return bool(stored) or kind == "FakeQuantize"
 
 
 def _is_weight(node: Any) -> bool:
-    """Say whether the constant NODE is a weight: at least two axes that are not 1 wide."""
-    wide = [size for size in node.get_output_shape(0) if size > 1]
-    return len(wide) > 1
+    """Say whether NODE is a stored weight: at least two axes that are not 1 wide."""
+    if node.get_type_name() != "Constant" or node.get_element_type() not in STORED:
+        return False
+    return bool(sum(size > 1 for size in node.get_output_shape(0)) > 1)
 
 
-def _count(node: Any) -> int:
-    return math.prod(node.get_output_shape(0))
+def _stored(node: Any) -> Stored:
+    """Return how the constant NODE is stored; NNCF's integer weights have their zero at 0."""
+    kind, count = STORED[node.get_element_type()], math.prod(node.get_output_shape(0))
+    values = int4_values(node.data.view(np.uint8), count) if kind == "int4" else node.data
+    return Stored(kind, count, count - int(np.count_nonzero(values)))

@@ -23,7 +23,7 @@ class Samples:
 
     Args:
         inputs: The native inputs.
-        arrays: One array per input, first axis = samples.
+        arrays: One array per input, first axis = samples; None is none at all.
         limit: Samples taken at most.
         seed: Of the choice when there are more.
 
@@ -32,8 +32,13 @@ class Samples:
     """
 
     def __init__(
-        self, inputs: Sequence[NativeTensor], arrays: Mapping[str, Array], limit: int, seed: int
+        self,
+        inputs: Sequence[NativeTensor],
+        arrays: Mapping[str, Array] | None,
+        limit: int,
+        seed: int,
     ) -> None:
+        arrays = arrays or {}
         total = _check(inputs, arrays)
         order = np.random.default_rng(seed).permutation(total)[:limit]
         self._chosen = np.sort(order)

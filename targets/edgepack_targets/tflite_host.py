@@ -5,25 +5,34 @@ import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from numpy.typing import NDArray
 
 from edgepack.errors import IntegrityError, UnsupportedError, UsageError
 from edgepack_targets.extras import require
-from edgepack_targets.interface import Applied
+from edgepack_targets.interface import Applied, Quantization
 from edgepack_targets.samples import Samples
 from edgepack_targets.shapes import static_shapes
 from edgepack_targets.silence import no_output
 from edgepack_targets.tflite_session import describe, natives, open_model
+from edgepack_targets.weights import Stored, int4_values, tally
 
 __all__ = ["applied", "convert", "quantize"]
 
 MAX_CALIBRATION = 300
 FILE = "model.tflite"
 PLUMBING = (schema.BuiltinOperator.QUANTIZE, schema.BuiltinOperator.DEQUANTIZE)
-FLOAT = (schema.TensorType.FLOAT32, schema.TensorType.FLOAT16, schema.TensorType.FLOAT64)
+STORED: dict[int, tuple[Literal["float", "float16", "int8", "int4"], str]] = {
+    schema.TensorType.FLOAT32: ("float", "f4"),
+    schema.TensorType.FLOAT64: ("float", "f8"),
+    schema.TensorType.FLOAT16: ("float16", "f2"),
+    schema.TensorType.INT8: ("int8", "i1"),
+    schema.TensorType.INT4: ("int4", "u1"),
+}
+INTEGER = (schema.TensorType.INT8, schema.TensorType.INT4)
 
 
 def convert(
@@ -53,12 +62,12 @@ def convert(
 def quantize(
     model_dir: Path,
     out_dir: Path,
-    calibration: Mapping[str, NDArray[Any]],
-    seed: int,
+    how: Quantization,
+    calibration: Mapping[str, NDArray[Any]] | None,
 ) -> dict[str, Any]:
     """Write MODEL_DIR as int8 with float inputs and outputs to OUT_DIR; see `interface.Target`."""
     source = model_dir / FILE
-    samples = Samples(describe(model_dir)[0], calibration, MAX_CALIBRATION, seed)
+    samples = Samples(describe(model_dir)[0], calibration, MAX_CALIBRATION, how.seed)
     key = _signature(source)
     from ai_edge_quantizer import qtyping, quantizer, recipe
 
@@ -79,7 +88,7 @@ def quantize(
     return {
         "method": "ai-edge-static-wi8-ai8",
         "samples": len(samples),
-        "seed": seed,
+        "seed": how.seed,
         "tools": {name: require(name, extra="packager", wanted_for=name) for name in names},
     }
 
@@ -91,15 +100,11 @@ def applied(model_dir: Path) -> Applied:
     codes = [max(code.builtinCode, code.deprecatedBuiltinCode) for code in model.operatorCodes]
     workers = [op for op in graph.operators if codes[op.opcodeIndex] not in PLUMBING]
     # A bias is a vector; what has at least two axes and data in the file is a weight.
-    weights = [t for t in graph.tensors if _stored(model, t) and len(t.shape) > 1]
-    int8 = sum(_count(t) for t in weights if t.type == schema.TensorType.INT8)
-    floats = sum(_count(t) for t in weights if t.type in FLOAT)
+    weights = [t for t in graph.tensors if t.type in STORED and len(t.shape) > 1]
     return Applied(
         operators=len(workers),
-        quantized_operators=sum(1 for op in workers if _reads_int8(graph, op)),
-        int8_weights=int8,
-        float_weights=floats,
-        int8_share=int8 / (int8 + floats) if int8 + floats else 0.0,
+        quantized_operators=sum(1 for op in workers if _reads_integers(graph, op)),
+        **tally(s for t in weights if (s := _stored(model, t)) is not None),
     )
 
 
@@ -116,18 +121,16 @@ def _signature(path: Path) -> str:
     return next(iter(signatures))
 
 
-def _stored(model: Any, tensor: Any) -> bool:
+def _stored(model: Any, tensor: Any) -> Stored | None:
+    """Return how the data of TENSOR is stored; None if it has none in the file."""
     data = model.buffers[tensor.buffer].data
-    return data is not None and len(data) > 0
+    if data is None or not len(data):
+        return None
+    (kind, dtype), raw = STORED[tensor.type], np.asarray(data, np.uint8)
+    count = math.prod(int(size) for size in tensor.shape)
+    values = int4_values(raw, count) if kind == "int4" else raw.view(dtype)
+    return Stored(kind, count, count - int(np.count_nonzero(values)))
 
 
-def _reads_int8(graph: Any, operator: Any) -> bool:
-    return any(
-        graph.tensors[index].type == schema.TensorType.INT8
-        for index in operator.inputs
-        if index >= 0
-    )
-
-
-def _count(tensor: Any) -> int:
-    return math.prod(int(size) for size in tensor.shape)
+def _reads_integers(graph: Any, operator: Any) -> bool:
+    return any(graph.tensors[index].type in INTEGER for index in operator.inputs if index >= 0)

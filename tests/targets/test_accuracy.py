@@ -11,6 +11,7 @@ from onnx import numpy_helper
 from digits import INPUT, OUTPUT, accuracy, digits_data
 from digits_targets import TARGETS, converted, manifest_for, quantized, source_answers, subject
 from edgepack_targets import registry
+from edgepack_targets.interface import Quantization
 from edgepack_targets.pipeline.feed import run_samples
 
 MAX_DROP = 0.01
@@ -66,9 +67,8 @@ def test_onnx_weights_have_7_bits_unless_vnni_is_required(
     features: tuple[str, ...], method: str, highest: int, tmp_path: Path
 ) -> None:
     one = subject("onnx")
-    done = one.target.quantize(
-        one.model_dir, tmp_path, one.native_calibration(), cpu_features=features
-    )
+    how = Quantization("int8", cpu_features=features)
+    done = one.target.quantize(one.model_dir, tmp_path, how, one.native_calibration())
     assert done["method"] == method
     weights = [
         numpy_helper.to_array(weight)

@@ -12,6 +12,7 @@ import pytest
 from digits import digits_data
 from edgepack_packager.adapters import toolchains
 from edgepack_targets import registry
+from edgepack_targets.interface import Quantization
 
 pytestmark = pytest.mark.toolchain
 
@@ -82,7 +83,7 @@ def test_two_exports_become_the_same_bytes(
         target.convert(export / file, form, fp32)
         native = target.describe(fp32)[0][0]
         assert native.shape == (1, 16, 16, 1), "an unknown batch becomes 1"
-        target.quantize(fp32, int8, {native.name: calibration})
+        target.quantize(fp32, int8, Quantization("int8"), {native.name: calibration})
         assert target.applied(int8)["int8_share"] > 0.99
         results.append((digest(fp32), digest(int8)))
     assert results[0] == results[1]

@@ -19,13 +19,14 @@ import hashlib, json, sys
 from pathlib import Path
 import numpy as np
 from edgepack_targets import registry
+from edgepack_targets.interface import Quantization
 name, form, source, calibration, out = sys.argv[1:]
 target, out = registry.find(name), Path(out)
 for part in ("fp32", "int8"):
     (out / part).mkdir(parents=True)
 target.convert(Path(source), form, out / "fp32")
 with np.load(calibration) as data:
-    target.quantize(out / "fp32", out / "int8", dict(data))
+    target.quantize(out / "fp32", out / "int8", Quantization("int8"), dict(data))
 """
 
 

@@ -4,13 +4,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from edgepack.errors import IntegrityError, UnsupportedError
+import msgspec
+
+from edgepack.errors import IntegrityError, UnsupportedError, UsageError
 from edgepack_packager.workers.arrays import read_arrays
 from edgepack_packager.workers.probe import installed_versions
 from edgepack_targets import registry
-from edgepack_targets.interface import NativeTensor, Target
+from edgepack_targets.interface import NativeTensor, Quantization, Target
+from edgepack_targets.quantization import require_effect
 
-__all__ = ["convert", "describe", "quantize"]
+__all__ = ["convert", "describe", "diagnose", "quantize"]
 
 SOURCES = {"saved_model": "saved_model", "onnx": "model.onnx", "tflite": "model.tflite"}
 TOOLS = {
@@ -30,26 +33,44 @@ def convert(args: dict[str, Any], out: Path, say: Callable[[str], None]) -> dict
 
 
 def quantize(args: dict[str, Any], out: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """Write the fp32 model in `args["from"]` as static int8 to OUT.
+    """Write the fp32 model in `args["from"]` to OUT as `args["how"]` says.
 
-    `args["calibration"]` is an npz by native name, in native layout.
+    `args["how"]` holds fields of `Quantization`; without it, static int8 with `args["seed"]`.
+    `args["calibration"]` is an npz by native name, in native layout; None where none is needed.
 
     Raises:
-        UnsupportedError: nothing was quantised.
+        UsageError: `how` has unknown settings.
+        UnsupportedError: the target cannot express it, or nothing was quantised.
     """
     target = registry.find(args["target"])
-    say(f"quantising for {target.name}")
-    samples = read_arrays(args["calibration"])
-    done = target.quantize(Path(args["from"]), out, samples, seed=args["seed"])
+    how = _how(args.get("how") or {"precision": "int8", "seed": args.get("seed", 0)})
+    say(f"quantising for {target.name}: {how.precision}")
+    samples = read_arrays(args["calibration"]) if args.get("calibration") else None
+    done = target.quantize(Path(args["from"]), out, how, samples)
     result = _describe(target, out) | {"calibration": done}
-    if not result["applied"]["quantized_operators"]:
-        raise UnsupportedError(
-            f"int8 for {target.name} quantised not a single operator",
-            why="the model has none that the quantiser knows",
-            fix="build it as fp32",
-            reason="nothing_quantized",
-        )
+    require_effect(target.name, how, result["applied"])
     return result
+
+
+def diagnose(args: dict[str, Any], _: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """Compare the layers of `args["fp32"]` and of the quantised `args["from"]`, worst first.
+
+    Returns `layers`: name, operator and loss of each; see `edgepack_targets.interface.Layer`.
+    """
+    target = registry.find(args["target"])
+    say(f"comparing layers for {target.name}")
+    samples = read_arrays(args["calibration"])
+    layers = target.diagnose(Path(args["fp32"]), Path(args["from"]), samples)
+    return {"layers": [[layer.name, layer.operator, layer.loss] for layer in layers]}
+
+
+def _how(fields: dict[str, Any]) -> Quantization:
+    try:
+        return msgspec.convert(fields, Quantization)
+    except msgspec.ValidationError as error:
+        raise UsageError(
+            "these settings of quantisation are not known", why=str(error), reason="bad_settings"
+        ) from error
 
 
 def describe(target: Target, model_dir: Path) -> tuple[list[NativeTensor], list[NativeTensor]]:
