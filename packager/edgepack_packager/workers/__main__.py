@@ -21,7 +21,20 @@ from typing import Any, NoReturn, TextIO
 
 from edgepack.errors import EdgepackError
 
-MODULES = frozenset({"tf", "digits", "onnx_source", "convert", "observe", "score", "probe"})
+MODULES = frozenset(
+    {
+        "convert",
+        "digits",
+        "keras_compress",
+        "observe",
+        "onnx_compress",
+        "onnx_source",
+        "probe",
+        "score",
+        "tf",
+        "torch_compress",
+    }
+)
 NETWORK = frozenset({"socket.connect", "socket.getaddrinfo", "socket.sendto"})
 
 Step = Callable[[dict[str, Any], Path, Callable[[str], None]], dict[str, Any]]
