@@ -27,11 +27,14 @@ MODULES = frozenset(
         "digits",
         "keras_compress",
         "observe",
+        "onnx2tf_bridge",
         "onnx_compress",
         "onnx_source",
+        "openvino_source",
         "probe",
         "score",
         "tf",
+        "tflite_source",
         "torch_compress",
     }
 )

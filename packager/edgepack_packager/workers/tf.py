@@ -5,6 +5,8 @@ source is exported once per build. Quantises nothing and compares nothing.
 """
 
 import json
+import logging
+import re
 import sys
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -17,12 +19,13 @@ import numpy as np
 from edgepack.errors import UnsupportedError, UsageError
 from edgepack_packager.workers.arrays import read_arrays, write_npz
 
-__all__ = ["export", "onnx", "reference", "tflite"]
+__all__ = ["export", "onnx", "onnx_from_tflite", "reference", "save_frozen", "tflite", "to_tflite"]
 
 Say = Callable[[str], None]
 Tensors = dict[str, Any]
 BATCH = 64
 SIGNATURE = "serving_default"
+OPSET = "17"
 FOREIGN_CODE = frozenset(
     {
         "PyFunc", "PyFuncStateless", "EagerPyFunc", "LoadLibrary",
@@ -70,7 +73,7 @@ def export(args: dict[str, Any], out: Path, say: Say) -> dict[str, Any]:
     say("exporting")
     function = tf.function(serve, autograph=False).get_concrete_function(**specs)
     _refuse_state(function)
-    _save_frozen(function, specs, out / "saved_model")
+    save_frozen(function, specs, out / "saved_model")
     outputs = function.structured_outputs
     return {
         "inputs": [_tensor(name, keys[name], specs[keys[name]]) for name in source.inputs],
@@ -82,7 +85,7 @@ def export(args: dict[str, Any], out: Path, say: Say) -> dict[str, Any]:
     }
 
 
-def _save_frozen(function: Any, specs: Tensors, target: Path) -> None:
+def save_frozen(function: Any, specs: Tensors, target: Path) -> None:
     """Save FUNCTION with its weights as constants.
 
     The TFLite converter leaves variables of a wrapped model as variables that nothing fills:
@@ -104,14 +107,34 @@ def _save_frozen(function: Any, specs: Tensors, target: Path) -> None:
 
 def tflite(args: dict[str, Any], out: Path, say: Say) -> dict[str, Any]:
     """Convert the exported SavedModel to OUT/model.tflite in fp32."""
+    say("converting to TFLite")
+    (out / "model.tflite").write_bytes(to_tflite(_saved(args)))
+    return {"versions": _versions()}
+
+
+def to_tflite(saved_model: Path) -> bytes:
+    """Return SAVED_MODEL as TFLite in fp32, with its signature.
+
+    Raises:
+        UnsupportedError: operators that TFLite does not have; all of them are named.
+    """
     import tensorflow as tf
 
-    say("converting to TFLite")
     converter = tf.lite.TFLiteConverter.from_saved_model(
-        args["saved_model"], signature_keys=[SIGNATURE]
+        str(saved_model), signature_keys=[SIGNATURE]
     )
-    (out / "model.tflite").write_bytes(converter.convert())
-    return {"versions": _versions()}
+    try:
+        return bytes(converter.convert())
+    except Exception as error:
+        missing = _missing_operators(str(error))
+        if not missing:
+            raise
+        raise UnsupportedError(
+            f"TFLite does not have {len(missing)} of the model's operators",
+            why=f"missing: {', '.join(missing)}",
+            fix="replace them in the model, or leave target tflite out",
+            reason="unsupported_operator",
+        ) from error
 
 
 def onnx(args: dict[str, Any], out: Path, say: Say) -> dict[str, Any]:
@@ -119,13 +142,62 @@ def onnx(args: dict[str, Any], out: Path, say: Say) -> dict[str, Any]:
     import tf2onnx.convert
 
     say("converting to ONNX")
-    target = str(out / "model.onnx")
-    sys.argv = [
-        "tf2onnx", "--saved-model", args["saved_model"], "--signature_def", SIGNATURE,
-        "--tag", "serve", "--opset", "17", "--output", target,
-    ]  # fmt: skip
-    tf2onnx.convert.main()
+    source = ("--saved-model", str(_saved(args)), "--signature_def", SIGNATURE, "--tag", "serve")
+    _run_tf2onnx(*source, "--output", str(out / "model.onnx"))
     return {"versions": _versions() | {"tf2onnx": tf2onnx.__version__}}
+
+
+def onnx_from_tflite(args: dict[str, Any], out: Path, say: Say) -> dict[str, Any]:
+    """Convert `args["from"]`/model.tflite to OUT/model.onnx; an int8 model becomes QDQ."""
+    import tf2onnx.convert
+
+    say("converting to ONNX")
+    source = Path(args["from"]) / "model.tflite"
+    _run_tf2onnx("--tflite", str(source), "--output", str(out / "model.onnx"))
+    return {"versions": {"tf2onnx": tf2onnx.__version__}}
+
+
+def _run_tf2onnx(*words: str) -> None:
+    """Run tf2onnx's own command.
+
+    Raises:
+        UnsupportedError: operators that ONNX does not have; all of them are named.
+    """
+    import tf2onnx.convert
+
+    sys.argv = ["tf2onnx", *words, "--opset", OPSET]
+    told = _Told()
+    logging.getLogger("tf2onnx").addHandler(told)
+    tf2onnx.convert.main()
+    # What it cannot convert it leaves in the model as it is, with a line in its log.
+    missing = sorted(set(re.findall(r"Tensorflow op \[.*?: (\w+)\] is not supported", told.text)))
+    if missing:
+        raise UnsupportedError(
+            f"ONNX does not have {len(missing)} of the model's operators",
+            why=f"missing: {', '.join(missing)}",
+            fix="replace them in the model, or leave targets onnx and onnx-mobile out",
+            reason="unsupported_operator",
+        )
+
+
+class _Told(logging.Handler):
+    """Keeps what a library logs."""
+
+    text = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Add the line."""
+        self.text += record.getMessage() + "\n"
+
+
+def _saved(args: Mapping[str, Any]) -> Path:
+    return Path(args.get("saved_model") or Path(args["from"]) / "saved_model")
+
+
+def _missing_operators(error: str) -> list[str]:
+    """Return the operators that the TFLite converter's ERROR says it does not have."""
+    lists = re.findall(r"^(?:Flex|Custom) ops: (.+)$", error, re.MULTILINE)
+    return sorted({name.strip() for one in lists for name in one.split(",")})
 
 
 def reference(args: dict[str, Any], out: Path, say: Say) -> dict[str, Any]:
