@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgepack.errors import UnsupportedError
+from edgepack_packager.workers.onnx2tf_pooling import plain_average_pools
 from edgepack_packager.workers.probe import installed_versions
 from edgepack_packager.workers.tf import save_frozen, to_tflite
 
@@ -74,7 +75,7 @@ def _modern(model: Any) -> Any:
         model = onnx.version_converter.convert_version(model, OPSET)
     # onnx2tf would run it as a command, which nobody finds in an environment that was moved.
     simple, same = onnxsim.simplify(model)
-    return simple if same else model
+    return plain_average_pools(simple if same else model)
 
 
 # -- what cannot be converted
