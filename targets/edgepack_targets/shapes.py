@@ -1,4 +1,4 @@
-"""Which static shapes a model gets: what was asked for, and 1 for an unknown batch. Pure."""
+"""Which shapes a model gets: what was asked for, and 1 for an unknown batch. Pure."""
 
 from collections.abc import Mapping
 
@@ -10,16 +10,20 @@ __all__ = ["static_shapes"]
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def static_shapes(known: Shapes, asked: Shapes) -> dict[str, tuple[int, ...]]:
+def static_shapes(
+    known: Shapes, asked: Shapes, *, dynamic_batch: bool = False
+) -> dict[str, tuple[int, ...]]:
     """Return a static shape for every input.
 
     Args:
         known: The shapes of the source by input name, -1 for an unknown axis.
         asked: Shapes that the user gave, for some of the inputs.
+        dynamic_batch: Whether ASKED may leave the first axis open with -1.
 
     Raises:
         UsageError: ASKED names an unknown input, or does not fit what is known.
-        UnsupportedError: An axis other than the batch is unknown and was not given.
+        UnsupportedError: An axis other than the batch is unknown and was not given, or ASKED
+            leaves one open that has to have a size.
     """
     unknown = sorted(asked.keys() - known.keys())
     if unknown:
@@ -29,25 +33,38 @@ def static_shapes(known: Shapes, asked: Shapes) -> dict[str, tuple[int, ...]]:
             fix="give --shape with one of these names",
             reason="bad_shape",
         )
-    return {name: _static(name, shape, asked.get(name)) for name, shape in known.items()}
+    return {
+        name: _asked(name, shape, asked[name], dynamic_batch=dynamic_batch)
+        if name in asked
+        else _static(name, shape)
+        for name, shape in known.items()
+    }
 
 
-def _static(name: str, known: tuple[int, ...], asked: tuple[int, ...] | None) -> tuple[int, ...]:
-    if asked is not None:
-        if min(asked, default=1) < 0:
-            raise UnsupportedError(
-                f"`{name}` cannot stay dynamic: {shape_text(asked)}",
-                why="models are made static for now",
-                fix="give every axis a size",
-                reason="dynamic_shape",
-            )
-        if not fits(asked, known):
-            raise UsageError(
-                f"`{name}` cannot have the shape {shape_text(asked)}",
-                why=f"the model says {shape_text(known)}",
-                reason="bad_shape",
-            )
-        return asked
+def _asked(
+    name: str, known: tuple[int, ...], asked: tuple[int, ...], *, dynamic_batch: bool
+) -> tuple[int, ...]:
+    open_batch = dynamic_batch and asked[:1] == (-1,)
+    if min(asked[1:] if open_batch else asked, default=1) < 0:
+        raise UnsupportedError(
+            f"`{name}` cannot stay dynamic: {shape_text(asked)}",
+            why="only the first axis, the batch, may stay open"
+            if dynamic_batch
+            else "models for this target are static",
+            fix="give every other axis a size" if dynamic_batch else "give every axis a size",
+            reason="dynamic_shape",
+        )
+    sizes = (1, *asked[1:]) if open_batch else asked
+    if not fits(sizes, known) or (open_batch and known[0] > 0):
+        raise UsageError(
+            f"`{name}` cannot have the shape {shape_text(asked)}",
+            why=f"the model says {shape_text(known)}",
+            reason="bad_shape",
+        )
+    return asked
+
+
+def _static(name: str, known: tuple[int, ...]) -> tuple[int, ...]:
     static = tuple(1 if not axis and size < 0 else size for axis, size in enumerate(known))
     if min(static, default=1) < 0:
         raise UnsupportedError(
