@@ -28,8 +28,15 @@ from edgepack_targets.conformance import Subject
 from edgepack_targets.interface import Quantization
 
 TARGETS = ("onnx", "openvino", "tflite")
-DISTRIBUTIONS = {"onnx": "onnxruntime", "openvino": "openvino", "tflite": "ai-edge-litert"}
-NATIVE = {"onnx": (None, OUTPUT), "openvino": (None, OUTPUT), "tflite": ((0, 2, 3, 1), OUTPUT)}
+"""The ones with a conversion of their own; `onnx-mobile` is built from `onnx`."""
+DISTRIBUTIONS = {
+    "onnx": "onnxruntime", "onnx-mobile": "onnxruntime", "openvino": "openvino",
+    "tflite": "ai-edge-litert",
+}  # fmt: skip
+NATIVE = {
+    "onnx": (None, OUTPUT), "onnx-mobile": (None, OUTPUT), "openvino": (None, OUTPUT),
+    "tflite": ((0, 2, 3, 1), OUTPUT),
+}  # fmt: skip
 
 
 def manifest_for(target: str, precision: str = "fp32") -> Manifest:
@@ -82,6 +89,9 @@ def _directory() -> Path:
 def converted(target: str) -> Path:
     """Return a model directory of TARGET with the fp32 digits net."""
     home = _directory()
+    if target == "onnx-mobile":
+        registry.find(target).convert(converted("onnx") / "model.onnx", "onnx", home)
+        return home
     source_format = "tflite" if target == "tflite" else "onnx"
     source = home / f"source.{source_format}"
     (digits_tflite if target == "tflite" else digits_onnx)(source)
@@ -118,4 +128,5 @@ def subject(target: str) -> Subject:
         samples={INPUT: test.head(64).inputs},
         expected={OUTPUT: source_answers(64)},
         calibration={INPUT: train.head(200).inputs},
+        base_dir=converted("onnx") if target == "onnx-mobile" else None,
     )

@@ -65,7 +65,7 @@ class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class Target(_Part, frozen=True, kw_only=True):
     """What the bundle runs on."""
 
-    runtime: Literal["openvino", "tflite", "onnx"]
+    runtime: Literal["openvino", "tflite", "onnx", "onnx-mobile"]
     min_runtime: str
     """Lowest runtime version it was proven on, `major.minor`."""
     precision: Precision

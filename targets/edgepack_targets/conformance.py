@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version as distribution_version
 from pathlib import Path
+from shutil import copytree
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgspec
@@ -24,6 +26,7 @@ from numpy.typing import NDArray
 from edgepack.errors import EdgepackError, IntegrityError, UnsupportedError, UsageError
 from edgepack.manifest import Binding, Manifest, TensorSpec
 from edgepack_targets import registry
+from edgepack_targets.annotation import facts_of
 from edgepack_targets.binding import native_layout
 from edgepack_targets.interface import MODEL_FILES, Quantization, Session, Target
 from edgepack_targets.pipeline.agreement import agree
@@ -58,6 +61,8 @@ class Subject:
     """What the source model answers to them."""
     calibration: Mapping[str, Array]
     """By public name, in public layout."""
+    base_dir: Path | None = None
+    """For a target that is built from another one's model: that model, in fp32."""
 
     def load(self, manifest: Manifest | None = None, model_dir: Path | None = None) -> Session:
         """Return a session on one thread."""
@@ -74,6 +79,26 @@ class Subject:
             spec.binding.native_name: native_layout(spec, self.calibration[spec.name])
             for spec in self.manifest.inputs
         }
+
+    def make(self, out_dir: Path, change: Callable[[Target, Path, Path], Any]) -> Any:
+        """Write the model to OUT_DIR after CHANGE(target, from, to); return what it gave.
+
+        A target that is built from another one's model is changed there and converted.
+        """
+        base = self.target.capability().built_from
+        if not base:
+            return change(self.target, self.model_dir, out_dir)
+        assert self.base_dir is not None, f"give the subject the model of target {base}"
+        with TemporaryDirectory(prefix="edgepack-conformance-") as name:
+            done = change(registry.find(base), self.base_dir, Path(name))
+            source = Path(name) / MODEL_FILES[base][0]
+            self.target.convert(source, self.target.capability().sources[0], out_dir)
+        return done
+
+    def quantize(self, out_dir: Path, calibration: Mapping[str, Array] | None = None) -> Any:
+        """Write the model as int8 to OUT_DIR; return what was done."""
+        given = self.native_calibration() if calibration is None else calibration
+        return self.make(out_dir, lambda target, old, new: target.quantize(old, new, INT8, given))
 
 
 Check = Callable[[Subject, Path], None]
@@ -268,7 +293,7 @@ def refuses_what_it_cannot_run(subject: Subject, tmp_path: Path) -> None:
 
 def quantizes(subject: Subject, tmp_path: Path) -> None:
     """int8 is really int8, is much smaller, and decides like the source."""
-    done = subject.target.quantize(subject.model_dir, tmp_path, INT8, subject.native_calibration())
+    done = subject.quantize(tmp_path)
     assert done["samples"] > 0, "no samples were used"
     assert {"method", "seed", "tools"} <= done.keys(), "what was done is not reported"
     before = subject.target.applied(subject.model_dir)
@@ -288,15 +313,11 @@ def quantizes(subject: Subject, tmp_path: Path) -> None:
 
 
 def quantizes_the_same_again(subject: Subject, tmp_path: Path) -> None:
-    """The same calibration and seed give the same bytes."""
+    """The same calibration and seed give the same bytes, or at least the same answers."""
     for name in ("once", "again"):
         (tmp_path / name).mkdir()
-        subject.target.quantize(
-            subject.model_dir, tmp_path / name, INT8, subject.native_calibration()
-        )
-    once, again = _files(tmp_path / "once"), _files(tmp_path / "again")
-    assert once.keys() == again.keys(), "other files"
-    assert once == again, "other bytes"
+        subject.quantize(tmp_path / name)
+    _same_models(subject, tmp_path / "once", tmp_path / "again")
 
 
 def refuses_wrong_calibration(subject: Subject, tmp_path: Path) -> None:
@@ -314,10 +335,29 @@ def refuses_wrong_calibration(subject: Subject, tmp_path: Path) -> None:
         error = _refused(
             UsageError,
             what,
-            partial(subject.target.quantize, subject.model_dir, tmp_path, INT8, calibration),
+            partial(subject.quantize, tmp_path, calibration),
         )
         assert name in error.fix, f"{what}: the message does not say what is expected"
     assert not _files(tmp_path), "something was written"
+
+
+def carries_facts(subject: Subject, tmp_path: Path) -> None:
+    """Facts written into a model are read back, change no answer, and can be replaced."""
+
+    def annotate(facts: Mapping[str, Any], target: Target, old: Path, new: Path) -> None:
+        copytree(old, new, dirs_exist_ok=True)
+        target.annotate(new, {"name": "older", "labels": ["x"]})
+        target.annotate(new, facts)
+
+    facts = facts_of(subject.manifest) | {"license": "Apache-2.0", "labels": ["a b", "\u00e9"]}
+    for name in ("once", "again"):
+        (tmp_path / name).mkdir()
+        subject.make(tmp_path / name, partial(annotate, facts))
+    main = MODEL_FILES[subject.target.name][0]
+    assert subject.target.annotations(tmp_path / "once" / main) == facts, "they are not read back"
+    assert "name" not in subject.target.annotations(subject.model_dir / main), "facts of nobody"
+    _same_models(subject, tmp_path / "once", tmp_path / "again")
+    _same_answers(subject, subject.model_dir, tmp_path / "once")
 
 
 def refuses_a_route_it_has_not(subject: Subject, tmp_path: Path) -> None:
@@ -349,6 +389,7 @@ CHECKS: tuple[Check, ...] = (
     quantizes,
     quantizes_the_same_again,
     refuses_wrong_calibration,
+    carries_facts,
     refuses_a_route_it_has_not,
 )
 
@@ -360,6 +401,26 @@ def _refused(kind: type[EdgepackError], what: str, call: Callable[[], object]) -
     except kind as error:
         return error
     raise AssertionError(f"{what} was accepted")
+
+
+def _same_models(subject: Subject, one: Path, other: Path) -> None:
+    """Assert that both directories hold the same bytes; if the format cannot, the same answers."""
+    first, second = _files(one), _files(other)
+    assert first.keys() == second.keys(), "other files"
+    if subject.target.capability().same_bytes:
+        assert first == second, "other bytes"
+    else:
+        _same_answers(subject, one, other)
+
+
+def _same_answers(subject: Subject, one: Path, other: Path) -> None:
+    answers = []
+    for where in (one, other):
+        session = subject.load(model_dir=where)
+        answers.append(run_samples(session, subject.manifest, subject.samples))
+        session.close()
+    for name, array in answers[0].items():
+        assert np.array_equal(array, answers[1][name]), f"{name} differs"
 
 
 def _turned(manifest: Manifest) -> Manifest:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
+    "MACHINES",
     "MODEL_FILES",
     "Applied",
     "Capability",
@@ -37,8 +38,12 @@ MODEL_FILES = {
     "openvino": ("model.xml", "model.bin"),
     "tflite": ("model.tflite",),
     "onnx": ("model.onnx",),
+    "onnx-mobile": ("model.ort", "required_operators.config"),
 }
 """The files of a model directory, by runtime; the first is the one that is opened."""
+
+MACHINES = {"arm64": "aarch64", "arm": "armv7l", "amd64": "x86_64"}
+"""What a manifest calls the machines that `--arch` names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +83,10 @@ class Capability:
     `exclude`, `int8_io`. What it cannot is refused, never ignored."""
     built_from: str = ""
     """The target whose finished model this one's `convert` takes; precisions are lowered there."""
+    archs: tuple[str, ...] = ()
+    """Machines it tells apart, the default first; `convert` then takes one of them as `arch`."""
+    same_bytes: bool = True
+    """Whether the same input gives the same bytes; if not, it still gives the same answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +223,7 @@ class Target(Protocol):
         out_dir: Path,
         *,
         shapes: Mapping[str, tuple[int, ...]] | None = None,
-    ) -> None:
+    ) -> Mapping[str, Any] | None:
         """Write SOURCE as an fp32 model to OUT_DIR. Host only; run it in a fresh process.
 
         Args:
@@ -223,6 +232,9 @@ class Target(Protocol):
             out_dir: An existing directory.
             shapes: Static shapes by the source's native input name; an unknown batch that is
                 not given becomes 1.
+
+        Returns:
+            What is known of the model and not counted in it, for the report; None: nothing.
 
         Raises:
             UnsupportedError: No such route, or an operator or shape that it cannot take.
@@ -273,4 +285,29 @@ class Target(Protocol):
 
     def applied(self, model_dir: Path) -> Applied:
         """Return what is really in the model in MODEL_DIR. Host only."""
+        ...
+
+    def annotate(self, model_dir: Path, facts: Mapping[str, Any]) -> None:
+        """Write FACTS into the model in MODEL_DIR as its format's own metadata. Host only.
+
+        Nothing that computes is changed, and the same facts give the same bytes. Facts that
+        the model already carries are replaced.
+
+        Args:
+            model_dir: A finished model; its files are replaced.
+            facts: See `annotation`: JSON values only.
+
+        Raises:
+            UnsupportedError: The format has no place for them; the message says where to write.
+        """
+        ...
+
+    def annotations(self, model: Path) -> dict[str, Any]:
+        """Return the facts in the model file MODEL, ours or by the format's conventions.
+
+        Whoever wrote it: only facts of the right form are returned, so maybe none. Host only.
+
+        Raises:
+            IntegrityError: MODEL cannot be read.
+        """
         ...

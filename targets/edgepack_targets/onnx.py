@@ -96,6 +96,20 @@ class _Onnx:
 
         return onnx_host.applied(model_dir)
 
+    def annotate(self, model_dir: Path, facts: Mapping[str, Any]) -> None:
+        """Write FACTS into the model's `metadata_props`."""
+        self._require_host()
+        from edgepack_targets import onnx_metadata
+
+        onnx_metadata.annotate(model_dir, facts)
+
+    def annotations(self, model: Path) -> dict[str, Any]:
+        """Return the facts in the model's `metadata_props`."""
+        self._require_host()
+        from edgepack_targets import onnx_metadata
+
+        return onnx_metadata.annotations(model)
+
     def _require_host(self) -> None:
         self.version()
         require("onnx", extra="packager", wanted_for="the converter of target `onnx`")

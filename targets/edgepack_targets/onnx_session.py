@@ -1,4 +1,4 @@
-"""onnxruntime on a device: loads and runs. Does not need the `onnx` package."""
+"""onnxruntime on a device: loads and runs .onnx and .ort. Does not need the `onnx` package."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 from edgepack.errors import UnsupportedError
 from edgepack.manifest import Manifest
 from edgepack_targets.binding import Binding
-from edgepack_targets.interface import Effective, NativeTensor
+from edgepack_targets.interface import MODEL_FILES, Effective, NativeTensor
 from edgepack_targets.session import BoundSession, check_runtime, only_f32, unreadable
 from edgepack_targets.silence import no_telemetry
 
 with no_telemetry():
     import onnxruntime as ort
 
-__all__ = ["describe", "load"]
+__all__ = ["describe", "load", "open_model"]
 
 PROVIDER = "CPUExecutionProvider"
 DTYPES = {
@@ -30,7 +30,7 @@ QUIET = 3
 
 
 class OnnxSession(BoundSession):
-    """A loaded ONNX model."""
+    """A loaded ONNX or ORT format model."""
 
     def __init__(
         self, session: ort.InferenceSession, binding: Binding, effective: Effective
@@ -46,11 +46,18 @@ class OnnxSession(BoundSession):
         del self._session
 
 
-def load(model_dir: Path, manifest: Manifest, version: str, threads: int | None) -> OnnxSession:
-    """Return a session on MODEL_DIR/model.onnx; see `interface.Target.load`."""
-    check_runtime(manifest, "onnx", version)
+def load(
+    model_dir: Path,
+    manifest: Manifest,
+    version: str,
+    threads: int | None,
+    *,
+    runtime: str = "onnx",
+) -> OnnxSession:
+    """Return a session on the model of RUNTIME in MODEL_DIR; see `interface.Target.load`."""
+    check_runtime(manifest, runtime, version)
     only_f32(manifest)
-    session = _open(model_dir, threads or 0)
+    session = open_model(model_dir / MODEL_FILES[runtime][0], threads or 0)
     providers = session.get_providers()
     if providers[:1] != [PROVIDER]:
         # A provider that is missing is replaced without an exception, so the answer is checked.
@@ -62,12 +69,19 @@ def load(model_dir: Path, manifest: Manifest, version: str, threads: int | None)
     return OnnxSession(session, binding, effective)
 
 
-def describe(model_dir: Path) -> tuple[list[NativeTensor], list[NativeTensor]]:
-    """Return the native inputs and outputs of MODEL_DIR/model.onnx."""
-    return _describe(_open(model_dir, 1))
+def describe(
+    model_dir: Path, runtime: str = "onnx"
+) -> tuple[list[NativeTensor], list[NativeTensor]]:
+    """Return the native inputs and outputs of the model of RUNTIME in MODEL_DIR."""
+    return _describe(open_model(model_dir / MODEL_FILES[runtime][0], 1))
 
 
-def _open(model_dir: Path, threads: int) -> ort.InferenceSession:
+def open_model(path: Path, threads: int) -> ort.InferenceSession:
+    """Return onnxruntime's session on PATH, in the format that its name says.
+
+    Raises:
+        IntegrityError: PATH is no such model, or one that this runtime cannot run.
+    """
     options = ort.SessionOptions()
     options.log_severity_level = QUIET
     options.intra_op_num_threads = threads
@@ -76,7 +90,6 @@ def _open(model_dir: Path, threads: int) -> ort.InferenceSession:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # On ARM with bf16, f32 products could be made in bf16; the default says no, we insist.
     options.add_session_config_entry("mlas.enable_gemm_fastmath_arm64_bfloat16", "0")
-    path = model_dir / "model.onnx"
     try:
         return ort.InferenceSession(str(path), options, providers=[PROVIDER])
     except Exception as error:  # onnxruntime's errors have no other common base

@@ -96,6 +96,20 @@ class _OpenVino:
 
         return openvino_host.applied(model_dir)
 
+    def annotate(self, model_dir: Path, facts: Mapping[str, Any]) -> None:
+        """Write FACTS into the IR's `rt_info`."""
+        self._require_host()
+        from edgepack_targets import openvino_metadata
+
+        openvino_metadata.annotate(model_dir, facts)
+
+    def annotations(self, model: Path) -> dict[str, Any]:
+        """Return the facts in the IR's `rt_info`."""
+        self._require_host()
+        from edgepack_targets import openvino_metadata
+
+        return openvino_metadata.annotations(model)
+
     def _require_host(self) -> None:
         self.version()
         require("nncf", extra="packager", wanted_for="the converter of target `openvino`")

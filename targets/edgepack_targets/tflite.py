@@ -98,6 +98,20 @@ class _TfLite:
 
         return tflite_host.applied(model_dir)
 
+    def annotate(self, model_dir: Path, facts: Mapping[str, Any]) -> None:
+        """Write FACTS into a metadata buffer."""
+        self._require_host()
+        from edgepack_targets import tflite_metadata
+
+        tflite_metadata.annotate(model_dir, facts)
+
+    def annotations(self, model: Path) -> dict[str, Any]:
+        """Return the facts in a metadata buffer."""
+        self._require_host()
+        from edgepack_targets import tflite_metadata
+
+        return tflite_metadata.annotations(model)
+
     def _require_host(self) -> None:
         self.version()
         require(

@@ -10,26 +10,39 @@ from edgepack.errors import IntegrityError, UnsupportedError, UsageError
 from edgepack_packager.workers.arrays import read_arrays
 from edgepack_packager.workers.probe import installed_versions
 from edgepack_targets import registry
-from edgepack_targets.interface import NativeTensor, Quantization, Target
+from edgepack_targets.interface import MACHINES, NativeTensor, Quantization, Target
 from edgepack_targets.quantization import require_effect
 
-__all__ = ["convert", "describe", "diagnose", "quantize"]
+__all__ = ["annotations", "convert", "describe", "diagnose", "quantize"]
 
 SOURCES = {"saved_model": "saved_model", "onnx": "model.onnx", "tflite": "model.tflite"}
 TOOLS = {
     "openvino": ["openvino", "nncf"],
     "tflite": ["ai-edge-litert", "ai-edge-quantizer"],
     "onnx": ["onnx", "onnxruntime"],
+    "onnx-mobile": ["onnx", "onnxruntime"],
 }
 
 
 def convert(args: dict[str, Any], out: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """Convert what the step before left in `args["from"]` to OUT, in fp32."""
+    """Convert what the step before left in `args["from"]` to OUT, in fp32.
+
+    `args["annotations"]` are facts for the model's metadata; `args["arch"]` is the machine, for
+    targets that tell machines apart. Their result says in `arch` and `cpu_features` what the
+    manifest has to ask for.
+    """
     target = registry.find(args["target"])
     source_format = args["source_format"]
     say(f"converting for {target.name}")
-    target.convert(Path(args["from"]) / SOURCES[source_format], source_format, out, shapes=None)
-    return _describe(target, out)
+    source = Path(args["from"]) / SOURCES[source_format]
+    settings = {"arch": args.get("arch")} if target.capability().archs else {}
+    known = target.convert(source, source_format, out, shapes=None, **settings) or {}
+    _annotate(target, out, args)
+    result = _describe(target, out)
+    result["applied"] |= known
+    if known.get("arch"):
+        result["arch"] = [MACHINES[known["arch"]]]
+    return result | {"cpu_features": list(known.get("cpu_features", ()))}
 
 
 def quantize(args: dict[str, Any], out: Path, say: Callable[[str], None]) -> dict[str, Any]:
@@ -47,6 +60,7 @@ def quantize(args: dict[str, Any], out: Path, say: Callable[[str], None]) -> dic
     say(f"quantising for {target.name}: {how.precision}")
     samples = read_arrays(args["calibration"]) if args.get("calibration") else None
     done = target.quantize(Path(args["from"]), out, how, samples)
+    _annotate(target, out, args)
     result = _describe(target, out) | {"calibration": done}
     require_effect(target.name, how, result["applied"])
     return result
@@ -62,6 +76,24 @@ def diagnose(args: dict[str, Any], _: Path, say: Callable[[str], None]) -> dict[
     samples = read_arrays(args["calibration"])
     layers = target.diagnose(Path(args["fp32"]), Path(args["from"]), samples)
     return {"layers": [[layer.name, layer.operator, layer.loss] for layer in layers]}
+
+
+def annotations(args: dict[str, Any], _: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """Return as `annotations` the facts that the file `args["source"]` of `args["kind"]` carries.
+
+    They are those of `edgepack_targets.annotation.facts_of`; none if the kind has no place for
+    them.
+    """
+    if args["kind"] not in {"onnx", "tflite", "openvino"}:
+        return {"annotations": {}}
+    say("reading the model's own metadata")
+    return {"annotations": registry.find(args["kind"]).annotations(Path(args["source"]))}
+
+
+def _annotate(target: Target, out: Path, args: dict[str, Any]) -> None:
+    """Write the annotations into the model; one that is built from another has them already."""
+    if args.get("annotations") and not target.capability().built_from:
+        target.annotate(out, args["annotations"])
 
 
 def _how(fields: dict[str, Any]) -> Quantization:
