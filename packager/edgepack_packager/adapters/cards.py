@@ -2,19 +2,24 @@
 
 import json
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
 
 import msgspec
 import yaml
 
-from edgepack.errors import UnsupportedError, UsageError
+from edgepack.errors import UsageError
 from edgepack.manifest import Postprocess, Preprocess
+from edgepack_packager.core.compression import CompressionStep, order, parse_step
 from edgepack_packager.core.recipe import TASKS, ModelCard, Task
+from edgepack_targets.interface import Quantization
 
-__all__ = ["EMPTY", "preprocess", "read_labels", "read_recipe", "task"]
+__all__ = ["EMPTY", "RecipeFile", "preprocess", "read_labels", "read_recipe", "task"]
 
 EMPTY = ModelCard()
+SETTINGS = {one.name for one in fields(Quantization)} - {"precision", "seed", "cpu_features"}
 SECTIONS = {"task", "labels", "license", "preprocess", "postprocess"}
 
 
@@ -53,22 +58,51 @@ def preprocess(said: str) -> Preprocess:
     return _preprocess(_load(text, "--preprocess"))
 
 
-def read_recipe(path: Path) -> ModelCard:
-    """Return the `model:` section of the recipe in PATH.
+@dataclass(frozen=True, slots=True)
+class RecipeFile:
+    """What a recipe file says."""
+
+    card: ModelCard = EMPTY
+    train: Path | None = None
+    compression: tuple[CompressionStep, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Of the int8 quantisation: fields of `Quantization`."""
+
+
+def read_recipe(path: Path) -> RecipeFile:
+    """Return what the recipe in PATH says; paths in it are relative to it.
 
     Raises:
-        UsageError: unreadable, or it has an unknown key.
-        UnsupportedError: it has `steps:`.
+        UsageError: unreadable, an unknown key, or a setting that makes no sense.
     """
     recipe = _load(_text(path), str(path))
-    _refuse_unknown(recipe, {"model", "steps"}, str(path))
-    if "steps" in recipe:
-        raise UnsupportedError(
-            f"{path}: `steps:` is not there yet",
-            fix="leave it out; flags choose targets and precisions",
-            reason="recipe_steps",
-        )
-    model = recipe.get("model") or {}
+    _refuse_unknown(recipe, {"model", "steps", "train"}, str(path))
+    train = _part(recipe.get("train"), str | None, "train")
+    steps = _part(recipe.get("steps") or [], list[dict[str, Any]], "steps")
+    quantize = [step["quantize"] for step in steps if "quantize" in step]
+    if len(quantize) > 1:
+        raise UsageError(f"{path} has two `quantize` steps", fix="one", reason="bad_recipe")
+    compression = [
+        parse_step(step, lambda name: str((path.parent / name).resolve()))
+        for step in steps
+        if "quantize" not in step
+    ]
+    return RecipeFile(
+        card=_card(recipe.get("model") or {}, path),
+        train=path.parent / train if train else None,
+        compression=order(compression),
+        settings=_settings(quantize[0] if quantize else {}),
+    )
+
+
+def _settings(said: Any) -> dict[str, Any]:
+    """Return the settings of `quantize:`, each of the right type."""
+    _refuse_unknown(said, SETTINGS, "steps: quantize")
+    _part({"precision": "int8"} | said, Quantization, "quantize")
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in said.items()}
+
+
+def _card(model: Any, path: Path) -> ModelCard:
     _refuse_unknown(model, SECTIONS, f"{path}: model")
     shown = model.get("postprocess")
     return ModelCard(

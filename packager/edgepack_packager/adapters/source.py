@@ -17,22 +17,28 @@ class OpenedSource:
     path: Path
     kind: SourceKind
     sha256: str
+    factory: str | None = None
+    """The function of a Python module that makes the model."""
+    weights: Path | None = None
+    trust: bool = False
+    """Whether its code and pickles may run."""
 
 
-def open_source(path: Path) -> OpenedSource:
-    """Return the model at PATH, recognised and hashed.
+def open_source(named: str, *, weights: Path | None = None, trust: bool = False) -> OpenedSource:
+    """Return the model that NAMED says, recognised and hashed.
 
     Raises:
         UsageError: missing, unreadable or no model.
         UnsupportedError: a kind that cannot be built from yet.
     """
+    path = Path(named)
     if not path.exists():
         raise UsageError(f"{path} does not exist", reason="no_source")
     try:
         entries = frozenset(entry.name for entry in path.iterdir()) if path.is_dir() else None
         head = b"" if entries is not None else _head(path)
         kind = recognise(path.name, entries=entries, head=head)
-        return OpenedSource(path.resolve(), kind, digest_tree(path))
+        return OpenedSource(path.resolve(), kind, digest_tree(path), weights=weights, trust=trust)
     except OSError as error:
         raise UsageError(f"{path} cannot be read", why=str(error), reason="no_source") from error
 

@@ -5,10 +5,10 @@ steps before it, and the versions of tools and code. Its files are hashed again 
 """
 
 import hashlib
-import json
-import shutil
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import distributions
 from pathlib import Path
@@ -17,14 +17,16 @@ from typing import Any
 import edgepack_packager.workers
 import edgepack_targets
 from edgepack import canonical
-from edgepack_packager.adapters.source import digest_tree
+from edgepack_packager.adapters.cache import StepCache
 from edgepack_packager.adapters.worker import Interpreter, run_step
 
-__all__ = ["Done", "Steps"]
+__all__ = ["Done", "Progress", "Steps"]
 
 CONVERTERS = (
     "onnx", "onnxruntime", "openvino", "nncf", "ai-edge-litert", "ai-edge-quantizer", "numpy",
 )  # fmt: skip
+Progress = Callable[[str, int, int], None]
+"""Told what is being done, how many steps are done, and how many there are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,32 +36,40 @@ class Done:
     key: str
     out: Path
     result: dict[str, Any]
+    kept: bool = False
+    """Whether it was taken from the cache."""
 
 
 class Steps:
-    """Where the steps of one build run.
+    """Where the steps of one build run, from any thread; the same step runs once.
 
     Args:
         work: Temporary directory of the build.
-        cache: Directory of finished steps; None: nothing is kept.
+        cache: Finished steps of earlier builds; None: nothing is kept.
         interpreters: By toolchain name; `host` is one of them.
         timeout_s: For each step.
-        say: Called with a line of progress.
+        progress: Told what happens.
+        expected: How many steps there will be, for the progress.
     """
 
     def __init__(
         self,
         work: Path,
-        cache: Path | None,
+        cache: StepCache | None,
         interpreters: Mapping[str, Interpreter],
         *,
         timeout_s: float,
-        say: Callable[[str], None],
+        progress: Progress,
+        expected: int = 0,
     ) -> None:
         self._work, self._cache = work, cache
-        self._interpreters, self._timeout_s, self._say = interpreters, timeout_s, say
+        self._interpreters, self._timeout_s = interpreters, timeout_s
+        self._progress, self._expected = progress, expected
         self._tools = _tools()
-        self._count = 0
+        self._started = self._finished = 0
+        self._running: dict[str, Future[Done]] = {}
+        self._lock, self._quiet = threading.Lock(), _Quiet()
+        self._stopped = threading.Event()
 
     def run(
         self,
@@ -67,8 +77,9 @@ class Steps:
         function: str,
         args: Mapping[str, Any],
         *,
-        parents: Sequence[Done] = (),
         facts: Mapping[str, Any],
+        parents: Sequence[Done] = (),
+        alone: bool = False,
     ) -> Done:
         """Return FUNCTION's outcome, from the cache if it is there.
 
@@ -76,26 +87,70 @@ class Steps:
             toolchain: Where it runs.
             function: `module.function` of the workers.
             args: Its arguments; paths in them are not part of what it is found by.
-            parents: The steps whose files it reads.
             facts: What else decides its outcome: digests of files, settings.
+            parents: The steps whose files it reads.
+            alone: Whether nothing else may run meanwhile: it measures time.
         """
         key = self._key(toolchain, function, parents, facts)
-        kept = self._kept(key)
-        if kept:
-            return kept
-        out, result = self.fresh(toolchain, function, args)
-        return Done(key, self._keep(key, out, result), result)
+        with self._lock:
+            future = self._running.get(key)
+            mine = future is None
+            if future is None:
+                future = self._running[key] = Future()
+        if not mine:
+            return future.result()
+        try:
+            done = self._kept(key) or self._make(key, toolchain, function, args, alone=alone)
+        except BaseException as error:
+            future.set_exception(error)
+            raise
+        future.set_result(done)
+        return done
+
+    def _kept(self, key: str) -> Done | None:
+        found = self._cache.find(key) if self._cache else None
+        if found is None:
+            return None
+        self._tell("", finished=1)
+        return Done(key, *found, kept=True)
+
+    def _make(
+        self, key: str, toolchain: str, function: str, args: Mapping[str, Any], *, alone: bool
+    ) -> Done:
+        out, result = self.fresh(toolchain, function, args, alone=alone)
+        where = self._cache.keep(key, out, result) if self._cache else out
+        return Done(key, where, result)
 
     def fresh(
-        self, toolchain: str, function: str, args: Mapping[str, Any]
+        self, toolchain: str, function: str, args: Mapping[str, Any], *, alone: bool = False
     ) -> tuple[Path, dict[str, Any]]:
         """Run FUNCTION now; return its directory and what it said."""
-        self._count += 1
-        out = self._work / f"{self._count:02d}-{function}"
+        with self._lock:
+            self._started += 1
+            out = self._work / f"{self._started:02d}-{function}"
         out.mkdir()
-        where = self._interpreters[toolchain]
-        said = run_step(where, function, args, out, timeout_s=self._timeout_s, say=self._say)
+        with self._quiet.alone() if alone else self._quiet.together():
+            said = run_step(
+                self._interpreters[toolchain], function, args, out,
+                timeout_s=self._timeout_s, say=self._tell, stopped=self._stopped,
+            )  # fmt: skip
+        self._tell("", finished=1)
         return out, said
+
+    def stop(self) -> None:
+        """End every worker that runs; whoever waits for one gets its error."""
+        self._stopped.set()
+
+    @property
+    def started(self) -> int:
+        """How many workers were started."""
+        return self._started
+
+    def _tell(self, text: str, *, finished: int = 0) -> None:
+        with self._lock:
+            self._finished += finished
+            done = self._finished
+        self._progress(text, done, max(self._expected, done))
 
     def _key(
         self, toolchain: str, function: str, parents: Sequence[Done], facts: Mapping[str, Any]
@@ -110,32 +165,38 @@ class Steps:
         }
         return hashlib.sha256(canonical.dumps(made_from)).hexdigest()
 
-    def _kept(self, key: str) -> Done | None:
-        if self._cache is None:
-            return None
-        try:
-            said = json.loads((self._cache / key / "step.json").read_text())
-            out = self._cache / key / "out"
-            return Done(key, out, said["result"]) if digest_tree(out) == said["sha256"] else None
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
 
-    def _keep(self, key: str, out: Path, result: dict[str, Any]) -> Path:
-        """Copy OUT into the cache, all or nothing; without one, or without room, it stays."""
-        if self._cache is None:
-            return out
+class _Quiet:
+    """Many together, or one alone: a measurement beside a conversion measures the conversion."""
+
+    def __init__(self) -> None:
+        self._free = threading.Condition()
+        self._together, self._alone = 0, False
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        with self._free:
+            self._free.wait_for(lambda: not self._alone)
+            self._together += 1
         try:
-            self._cache.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=".step-", dir=self._cache) as folder:
-                shutil.copytree(out, Path(folder) / "step" / "out")
-                said = {"result": result, "sha256": digest_tree(out)}
-                (Path(folder) / "step" / "step.json").write_text(json.dumps(said))
-                shutil.rmtree(self._cache / key, ignore_errors=True)
-                (Path(folder) / "step").rename(self._cache / key)
-        except OSError:
-            # A full or read-only cache is no reason to fail: OUT itself is still there.
-            return out
-        return out
+            yield
+        finally:
+            with self._free:
+                self._together -= 1
+                self._free.notify_all()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        with self._free:
+            self._free.wait_for(lambda: not self._alone)
+            self._alone = True
+            self._free.wait_for(lambda: not self._together)
+        try:
+            yield
+        finally:
+            with self._free:
+                self._alone = False
+                self._free.notify_all()
 
 
 def _tools() -> list[str]:

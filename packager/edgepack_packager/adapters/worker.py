@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ from edgepack.errors import EdgepackError, UnsupportedError
 __all__ = ["Interpreter", "WorkerError", "host_interpreter", "run_step"]
 
 TAIL = 12
+LOOK_S = 0.2
+"""How often a waiting build looks whether it was given up."""
 QUIET = {
     "PYTHONHASHSEED": "0",
     "PYTHONNOUSERSITE": "1",
@@ -66,8 +69,18 @@ def run_step(
     *,
     timeout_s: float,
     say: Callable[[str], None] = lambda _: None,
+    stopped: threading.Event | None = None,
 ) -> dict[str, Any]:
     """Run STEP with ARGS in a fresh process of WHERE; it writes its files to OUT.
+
+    Args:
+        where: Which Python.
+        step: `module.function` of the workers.
+        args: What JSON can say.
+        out: An existing directory.
+        timeout_s: After which the worker is killed.
+        say: Called with a line of progress, from another thread.
+        stopped: Once set, the worker is killed: the build is given up.
 
     Raises:
         EdgepackError: what the step itself refused, with its own words.
@@ -81,7 +94,7 @@ def run_step(
             _link_packages(desk / "path")
         process = _Process(where, step, desk, say)
         try:
-            code = process.wait(timeout_s)
+            code = process.wait(timeout_s, stopped or threading.Event())
         finally:
             process.kill()
         return process.outcome(code)
@@ -135,17 +148,21 @@ class _Process:
         else:
             self.last = event
 
-    def wait(self, timeout_s: float) -> int:
-        try:
-            code = self.process.wait(timeout_s)
-        except subprocess.TimeoutExpired as error:
-            raise WorkerError(
-                f"{self.step} took longer than {timeout_s:g} s and was stopped",
-                why=self.tail(),
-                reason="converter_timeout",
-            ) from error
+    def wait(self, timeout_s: float, stopped: threading.Event) -> int:
+        deadline = time.monotonic() + timeout_s
+        while self.process.poll() is None:
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(LOOK_S)
+            if stopped.is_set():
+                raise WorkerError(f"{self.step} was stopped", reason="stopped")
+            if time.monotonic() > deadline and self.process.poll() is None:
+                raise WorkerError(
+                    f"{self.step} took longer than {timeout_s:g} s and was stopped",
+                    why=self.tail(),
+                    reason="converter_timeout",
+                )
         self.thread.join(5)
-        return code
+        return self.process.returncode
 
     def kill(self) -> None:
         """End the worker and whatever it started."""

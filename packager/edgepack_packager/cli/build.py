@@ -1,55 +1,50 @@
 """`edgepack build`: read the flags, run the build, print the receipt. Builds nothing itself."""
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from edgepack.cli import FiniteRange, print_json
-from edgepack.errors import PartialError, UnsupportedError, UsageError
+from edgepack.errors import PartialError, UsageError
 
 __all__ = ["build"]
 
-LATER = {
-    "auto": "--auto",
-    "holdout": "--holdout",
-    "profile": "--profile",
-    "jobs": "--jobs",
-    "trust_source": "--trust-source",
-    "emit": "--emit",
-}
-
 LIMIT = FiniteRange(0, min_open=True)
 
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def _later(name: str, **settings: Any) -> Callable[[F], F]:
-    """Return an option of the final command line that is refused until it does something."""
-    return click.option(name, hidden=True, **settings)
+FORMATS = "openvino, tflite, onnx or onnx-mobile; repeatable."
+PATH = click.Path(path_type=Path)
 
 
 @click.command()
-@click.argument("model", type=click.Path(path_type=Path))
-@click.option("--target", "targets", multiple=True, help="openvino, tflite or onnx; repeatable.")
-@click.option("--precision", "precisions", multiple=True, help="fp32 or int8; repeatable.")
-@click.option("--recipe", type=click.Path(path_type=Path), help="YAML with a `model:` section.")
+@click.argument("model")
+@click.option("--target", "targets", multiple=True, help=FORMATS)
+@click.option(
+    "--precision", "precisions", multiple=True,
+    help="fp32, fp16, bf16, int8, w8 or w4; repeatable.",
+)  # fmt: skip
+@click.option("--arch", help="Of onnx-mobile: arm64 (default) or amd64.")
+@click.option("--weights", type=PATH, help="Weights of module.py:factory: safetensors or .pt.")
+@click.option("--trust-source", is_flag=True, help="Let code and pickles of the source run.")
+@click.option("--recipe", type=PATH, help="YAML: `model:`, `train:`, `steps:`.")
 @click.option("--task", help="classify, detect, segment, embed or raw.")
-@click.option("--labels", type=click.Path(path_type=Path), help="Text file, one label per line.")
+@click.option("--labels", type=PATH, help="Text file, one label per line.")
 @click.option("--preprocess", help="Image to tensor: JSON, or a YAML or JSON file.")
-@click.option("--calibration", type=click.Path(path_type=Path), help=".npz of inputs, for int8.")
-@click.option("--evaluate", type=click.Path(path_type=Path), help=".npz of inputs and `labels`.")
+@click.option("--calibration", type=PATH, help=".npz of inputs, for int8.")
+@click.option("--evaluate", type=PATH, help=".npz of inputs and `labels`.")
 @click.option(
     "--metric", default="top1", show_default=True, help="top1, file.py:function or module:function."
 )
 @click.option(
     "--max-drop", type=FiniteRange(0), help="Largest allowed fall of the metric, absolute."
 )
+@click.option("--auto", is_flag=True, help="Search for what keeps --max-drop.")
+@click.option("--holdout", type=PATH, help="Samples that --auto reports on; default: half.")
 @click.option("--max-latency-ms", type=LIMIT, help="Limit of the p50 latency on this host.")
 @click.option("--max-rss-mb", type=LIMIT, help="Limit of the peak memory on this host.")
 @click.option("--max-size-mb", type=LIMIT, help="Limit of the model's files.")
@@ -60,11 +55,11 @@ def _later(name: str, **settings: Any) -> Callable[[F], F]:
 @click.option("--signature", help="Which signature of a SavedModel.")
 @click.option("--name", help="Name of the model; default: the file's.")
 @click.option("--version", "version", default="0.1.0", show_default=True, help="MAJOR.MINOR.PATCH")
-@click.option("--key", type=click.Path(path_type=Path), help="Publisher key (PEM) to sign with.")
+@click.option("--key", type=PATH, help="Publisher key (PEM) to sign with.")
 @click.option("--unsigned", is_flag=True, help="Do not sign: for this machine only.")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=PATH,
     default="dist",
     show_default=True,
     help="Where bundles go.",
@@ -72,32 +67,32 @@ def _later(name: str, **settings: Any) -> Callable[[F], F]:
 @click.option(
     "--timeout", type=LIMIT, default=1800.0, show_default=True, help="Seconds for each step."
 )
+@click.option(
+    "--jobs", type=click.IntRange(1, 64), default=1, show_default=True,
+    help="Steps that run side by side.",
+)  # fmt: skip
 @click.option("--no-cache", is_flag=True, help="Do every step again.")
 @click.option("--no-install", is_flag=True, help="Fail rather than install a missing toolchain.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
-@_later("--auto", is_flag=True)
-@_later("--holdout")
-@_later("--profile")
-@_later("--jobs")
-@_later("--trust-source", is_flag=True)
-@_later("--emit")
-def build(model: Path, as_json: bool, **flags: Any) -> None:
-    """Compress, convert, prove and sign MODEL: a .keras file, a SavedModel or an .onnx file.
+def build(model: str, as_json: bool, **flags: Any) -> None:
+    """Compress, convert, prove and sign MODEL.
+
+    MODEL is a .keras file, a SavedModel, a .pt2 program, a TorchScript file, module.py:factory,
+    an .onnx or .tflite file, or an OpenVINO .xml.
 
     \b
     Example:
         edgepack build person.onnx --target openvino --precision int8 \\
             --calibration calib.npz --evaluate val.npz --max-drop 0.01
     """
-    _refuse_later(flags)
     from edgepack_packager.build import build as drive
     from edgepack_packager.cli.receipt import print_receipt, progress
 
     request = _request(model, flags)
-    with _stoppable(), progress() as (say, warn):
+    with _stoppable(), progress() as (report, warn):
         if request.key is None:
             warn("the bundles are not signed: no agent installs them")
-        result = drive(request, say=say, warn=warn)
+        result = drive(request, progress=report, warn=warn)
     from edgepack_packager.core.report import build_document
 
     if as_json:
@@ -110,14 +105,6 @@ def build(model: Path, as_json: bool, **flags: Any) -> None:
             f"{len(result.failed)} of {len(result.failed) + len(result.built)} variants failed",
             why="; ".join(f"{f.variant}: {f.error.what}" for f in result.failed),
         )
-
-
-def _refuse_later(flags: dict[str, Any]) -> None:
-    for name, flag in LATER.items():
-        if flags.pop(name, None):
-            raise UnsupportedError(
-                f"{flag} is not there yet", fix="leave it out", reason="flag_not_there_yet"
-            )
 
 
 @contextmanager
@@ -134,39 +121,44 @@ def _stoppable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _request(model: Path, flags: dict[str, Any]) -> Any:
+def _request(model: str, flags: dict[str, Any]) -> Any:
     import platformdirs
 
+    from edgepack_packager.adapters.cards import RecipeFile, read_recipe
     from edgepack_packager.build import Request
     from edgepack_packager.cli.keys import signing_key
 
     cache = Path(platformdirs.user_cache_dir("edgepack")) / "steps"
+    file = read_recipe(flags["recipe"]) if flags["recipe"] else RecipeFile()
     return Request(
-        recipe=_recipe(model, flags),
+        recipe=_recipe(model, file, flags),
         source=model,
         out_dir=flags["out"],
         calibration=flags["calibration"],
         evaluate=flags["evaluate"],
+        train=file.train,
+        weights=flags["weights"],
+        trust=flags["trust_source"],
         key=None if flags["unsigned"] else signing_key(flags["key"]),
         cache=None if flags["no_cache"] else cache,
         may_install=not flags["no_install"],
+        jobs=flags["jobs"],
         timeout_s=flags["timeout"],
     )
 
 
-def _recipe(model: Path, flags: dict[str, Any]) -> Any:
+def _recipe(model: str, file: Any, flags: dict[str, Any]) -> Any:
     from edgepack_packager.core.recipe import Budgets, Recipe, parse_shape, variants
 
     if not flags["targets"]:
         raise UsageError(
             "no target is given", fix="--target openvino|tflite|onnx", reason="no_target"
         )
-    name = flags["name"] or model.stem.lower().replace(" ", "-")
     return Recipe(
-        name=name,
+        name=flags["name"] or _default_name(model),
         version=flags["version"],
         variants=variants(flags["targets"], flags["precisions"] or ("fp32",)),
-        card=_card(flags),
+        card=_card(file.card, flags),
         shapes=dict(parse_shape(text) for text in flags["shapes"]),
         signature=flags["signature"],
         metric=flags["metric"],
@@ -177,16 +169,25 @@ def _recipe(model: Path, flags: dict[str, Any]) -> Any:
             max_size_mb=flags["max_size_mb"],
             fail_if_slower=flags["fail_if_slower"],
         ),
+        compression=file.compression,
+        settings=file.settings,
+        arch=flags["arch"],
+        auto=flags["auto"],
         calibrated=flags["calibration"] is not None,
         evaluated=flags["evaluate"] is not None,
+        trained=file.train is not None,
     )
 
 
-def _card(flags: dict[str, Any]) -> Any:
-    """Return the model section of the recipe file, overridden by flags."""
+def _default_name(model: str) -> str:
+    """Return the file's name without its suffix: `person` of person.onnx or person.py:small."""
+    return Path(model.partition(".py:")[0]).stem.lower().replace(" ", "-")
+
+
+def _card(card: Any, flags: dict[str, Any]) -> Any:
+    """Return what the recipe file says about the model, overridden by flags."""
     from edgepack_packager.adapters import cards
 
-    card = cards.read_recipe(flags["recipe"]) if flags["recipe"] else cards.EMPTY
     if flags["task"]:
         card = replace(card, task=cards.task(flags["task"]))
     if flags["labels"]:

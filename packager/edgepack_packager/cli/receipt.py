@@ -10,23 +10,39 @@ from edgepack_packager.core.report import BuildResult, Built
 
 __all__ = ["print_receipt", "progress"]
 
+Report = Callable[[str, int, int], None]
 Say = Callable[[str], None]
 
 
 @contextmanager
-def progress() -> Iterator[tuple[Say, Say]]:
-    """Yield (say, warn): a status line on a terminal, plain warnings everywhere."""
+def progress() -> Iterator[tuple[Report, Say]]:
+    """Yield (report, warn): a progress bar on a terminal, plain warnings everywhere.
+
+    `report` takes what is being done, how many steps are done and how many there are.
+    """
 
     def warn(text: str) -> None:
         click.secho(f"warning: {text}", fg="yellow", err=True)
 
     if not sys.stderr.isatty():
-        yield (lambda _: None), warn
+        yield (lambda *_: None), warn
         return
     from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    with Console(stderr=True).status("reading") as status:
-        yield status.update, warn
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("reading", total=None)
+
+        def report(text: str, done: int, total: int) -> None:
+            bar.update(task, description=text or None, completed=done, total=total or None)
+
+        yield report, warn
 
 
 def print_receipt(result: BuildResult) -> None:

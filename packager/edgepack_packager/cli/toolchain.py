@@ -27,8 +27,8 @@ def install_command(names: tuple[str, ...], as_json: bool) -> None:
 
     rows = []
     for chosen in [toolchains.find_toolchain(name) for name in names]:
-        with progress() as (say, _):
-            where, fresh = toolchains.install(chosen, say)
+        with progress() as (report, _):
+            where, fresh = toolchains.install(chosen, lambda text: report(text, 0, 0))
         rows.append({"name": chosen.name, "python": str(where.python), "installed_now": fresh})
         told = "installed" if fresh else "already installed"
         click.echo(f"{chosen.name}: {told} ({where.python})", err=True)

@@ -27,7 +27,7 @@ from edgepack.manifest import (
 from edgepack_packager.core.binding import Public
 from edgepack_packager.core.recipe import ModelCard, Recipe, Task, Variant
 
-__all__ = ["Artefact", "Interface", "complete", "draft", "interface_of"]
+__all__ = ["Artefact", "Interface", "annotations", "complete", "draft", "interface_of"]
 
 GOLDEN = ("golden/inputs.npz", "golden/outputs.npz")
 
@@ -69,6 +69,9 @@ class Artefact:
     tools: dict[str, str]
     applied: dict[str, Any] = field(default_factory=dict)
     calibration: Calibration | None = None
+    arch: tuple[str, ...] = ()
+    """Machine names it runs on; empty: any."""
+    cpu_features: tuple[str, ...] = ()
 
     @property
     def model_bytes(self) -> int:
@@ -169,7 +172,9 @@ def draft(recipe: Recipe, face: Interface, artefact: Artefact) -> Manifest:
             runtime=cast("Any", artefact.variant.target),
             min_runtime=".".join(artefact.runtime_version.split(".")[:2]),
             precision=cast("Any", artefact.variant.precision),
-            execution_precision="f32",
+            execution_precision="bf16" if artefact.variant.precision == "bf16" else "f32",
+            arch=artefact.arch,
+            cpu_features=artefact.cpu_features,
             disk_bytes=artefact.model_bytes,
         ),
         inputs=tuple(_with_layout(spec, face.preprocess) for spec in artefact.inputs),
@@ -191,6 +196,21 @@ def draft(recipe: Recipe, face: Interface, artefact: Artefact) -> Manifest:
         calibration=artefact.calibration,
         license=recipe.card.license,
     )
+
+
+def annotations(recipe: Recipe, face: Interface) -> dict[str, Any]:
+    """Return what a model file itself says about the model, where its format has a place for it."""
+    said = {
+        "name": recipe.name,
+        "version": recipe.version,
+        "task": face.task,
+        "labels": list(face.labels),
+        "preprocess": msgspec.to_builtins(face.preprocess) if face.preprocess else None,
+        "inputs": [public.name for public in face.inputs],
+        "outputs": [public.name for public in face.outputs],
+        "license": recipe.card.license,
+    }
+    return {name: value for name, value in said.items() if value}
 
 
 def _with_layout(spec: TensorSpec, preprocess: Preprocess | None) -> TensorSpec:

@@ -1,19 +1,22 @@
 """What the user asked for, validated as far as that needs no file. Reads nothing."""
 
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast, get_args
 
 import msgspec
 
 from edgepack.errors import UnsupportedError, UsageError
 from edgepack.manifest import Name, Postprocess, Preprocess, Semver
+from edgepack_packager.core.compression import CompressionStep
+from edgepack_targets.interface import Quantization
 
-__all__ = ["Budgets", "ModelCard", "Recipe", "Variant", "parse_shape", "variants"]
+__all__ = ["ARCHS", "Budgets", "ModelCard", "Recipe", "Variant", "parse_shape", "variants"]
 
-TARGETS = ("openvino", "tflite", "onnx")
-LATER_TARGETS = ("onnx-mobile",)
-PRECISIONS = ("fp32", "int8")
-LATER_PRECISIONS = ("fp16", "bf16", "w8", "w4")
+TARGETS = ("openvino", "tflite", "onnx", "onnx-mobile")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "w8", "w4")
+ARCHS = ("arm64", "amd64")
+MOBILE = "onnx-mobile"
 Task = Literal["classify", "detect", "segment", "embed", "raw"]
 TASKS: tuple[str, ...] = get_args(Task)
 
@@ -67,9 +70,25 @@ class Recipe:
     metric: str = "top1"
     max_drop: float | None = None
     budgets: Budgets = Budgets()
+    compression: tuple[CompressionStep, ...] = ()
+    """What is done to the source before it is converted, in the planner's order."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Of the int8 quantisation, beyond the defaults: fields of `Quantization`."""
+    arch: str | None = None
+    """Of an `onnx-mobile` file; None: arm64."""
+    auto: bool = False
     calibrated: bool = False
     evaluated: bool = False
+    trained: bool = False
+    """Whether there is data to train on."""
     seed: int = 0
+
+    def quantization(self, precision: str) -> Quantization | None:
+        """Return how PRECISION is reached; None: it is what conversions give anyway."""
+        if precision == "fp32":
+            return None
+        settings = self.settings if precision == "int8" else {}
+        return Quantization(precision=cast("Any", precision), seed=self.seed, **settings)
 
     def __post_init__(self) -> None:
         if not _is(Name, self.name):
@@ -88,19 +107,27 @@ class Recipe:
         self._check_data()
 
     def _check_data(self) -> None:
-        if any(v.precision == "int8" for v in self.variants) and not self.calibrated:
-            raise UsageError(
-                "int8 needs calibration data",
-                why="ranges of activations are measured on real inputs",
-                fix="--calibration calib.npz (one array per input, first axis = samples)",
-                reason="no_calibration",
-            )
-        if self.max_drop is not None and not self.evaluated:
-            raise UsageError(
-                "--max-drop needs evaluation data", fix="--evaluate val.npz", reason="no_evaluation"
-            )
-        if self.max_drop is not None and not self.max_drop >= 0:
-            raise UsageError("--max-drop must not be negative", reason="bad_max_drop")
+        hungry = [step.kind for step in self.compression if step.needs_training]
+        faults = (
+            (self.max_drop is not None and not self.evaluated, "--max-drop needs evaluation data",
+             "--evaluate val.npz", "no_evaluation"),
+            (self.max_drop is not None and not self.max_drop >= 0,
+             "--max-drop must not be negative", "--max-drop 0.01", "bad_max_drop"),
+            (self.auto and self.max_drop is None, "--auto needs a limit to search for",
+             "--max-drop 0.01", "auto_without_limit"),
+            (bool(hungry) and not self.trained, f"{', '.join(hungry)} needs data to train on",
+             "`train: train.npz` in the recipe, inputs and `labels`; or `epochs: 0`",
+             "no_training_data"),
+            (bool(self.settings) and all(v.precision != "int8" for v in self.variants),
+             "`quantize:` in the recipe says how int8 is reached, and no variant is int8",
+             "--precision int8, or leave `quantize:` out", "quantize_without_int8"),
+            (self.arch is not None and all(v.target != MOBILE for v in self.variants),
+             "--arch is for target onnx-mobile; the files of the others run on every architecture",
+             "leave --arch out, or --target onnx-mobile", "arch_without_mobile"),
+        )  # fmt: skip
+        for wrong, what, fix, reason in faults:
+            if wrong:
+                raise UsageError(what, fix=fix, reason=reason)
 
 
 def _is(kind: Any, text: str) -> bool:
@@ -119,18 +146,20 @@ def variants(targets: tuple[str, ...], precisions: tuple[str, ...]) -> tuple[Var
         UnsupportedError: a target or precision that is unknown or not there yet.
     """
     for target in targets:
-        _known(target, "target", TARGETS, LATER_TARGETS)
+        _known(target, "target", TARGETS)
     for precision in precisions:
-        _known(precision, "precision", PRECISIONS, LATER_PRECISIONS)
+        _known(precision, "precision", PRECISIONS)
     pairs = (Variant(target, precision) for target in targets for precision in precisions)
     return tuple(dict.fromkeys(pairs))
 
 
-def _known(word: str, kind: str, known: tuple[str, ...], later: tuple[str, ...]) -> None:
-    if word in known:
-        return
-    what = f"{kind} {word} is not there yet" if word in later else f"there is no {kind} {word}"
-    raise UnsupportedError(what, fix=f"choose from: {', '.join(known)}", reason=f"unknown_{kind}")
+def _known(word: str, kind: str, known: tuple[str, ...]) -> None:
+    if word not in known:
+        raise UnsupportedError(
+            f"there is no {kind} {word}",
+            fix=f"choose from: {', '.join(known)}",
+            reason=f"unknown_{kind}",
+        )
 
 
 def parse_shape(text: str) -> tuple[str, tuple[int, ...]]:
@@ -138,7 +167,7 @@ def parse_shape(text: str) -> tuple[str, tuple[int, ...]]:
 
     Raises:
         UsageError: TEXT does not have that form.
-        UnsupportedError: a dynamic axis, or more than one sample at a time.
+        UnsupportedError: another axis than the batch is dynamic, or the batch is neither 1 nor -1.
     """
     name, _, numbers = text.rpartition("=")
     try:
@@ -152,10 +181,11 @@ def parse_shape(text: str) -> tuple[str, tuple[int, ...]]:
         raise UsageError(
             f"--shape {text} cannot be read", fix="--shape name=1,32,32,1", reason="bad_shape"
         ) from cause
-    if -1 in shape or shape[0] != 1:
+    if -1 in shape[1:] or shape[0] not in {1, -1}:
         raise UnsupportedError(
-            f"--shape {text}: only static shapes with a batch of 1 can be built yet",
-            fix="give every axis a number, the first one 1",
+            f"--shape {text}: only the batch, the first axis, can stay dynamic",
+            why="samples are fed one at a time, or as many as there are",
+            fix="give every other axis a number; the first one 1, or -1 to keep it dynamic",
             reason="dynamic_shape",
         )
     return name, shape

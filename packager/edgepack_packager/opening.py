@@ -1,0 +1,235 @@
+"""Drive the first half of a build: compress the source, open it, ask it. Converts nothing.
+
+What comes out is the interface that users of the model see and the answers that every artefact
+is judged by.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgepack.errors import UnsupportedError, UsageError
+from edgepack_packager.adapters.datasets import (
+    Dataset,
+    digest_of,
+    load_arrays,
+    read_dataset,
+    synthetic,
+    write_npz,
+)
+from edgepack_packager.adapters.proof import Reference
+from edgepack_packager.adapters.source import OpenedSource, digest_tree
+from edgepack_packager.adapters.steps import Done, Steps
+from edgepack_packager.core.binding import Public
+from edgepack_packager.core.compression import supported
+from edgepack_packager.core.manifest import Interface, interface_of
+from edgepack_packager.core.plan import SourceRoute
+from edgepack_packager.core.recipe import Recipe
+from edgepack_packager.core.source import SourceKind
+
+__all__ = ["Opened", "Opener"]
+
+FEW_SAMPLES = 32
+PARITY_SAMPLES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A source ready to be converted."""
+
+    done: Done
+    """The opening step."""
+    face: Interface
+    reference: Reference
+    calibration: Dataset | None
+    compressed: Done | None
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the source is int8 already."""
+        return bool(self.done.result.get("precision") == "int8")
+
+    @property
+    def compression(self) -> list[dict[str, Any]]:
+        """What every compress step says it did."""
+        return list(self.compressed.result["applied"]) if self.compressed else []
+
+
+class Opener:
+    """Opens one source.
+
+    Args:
+        source: What to build from.
+        route: How its kind is opened.
+        recipe: What was asked for.
+        steps: Where workers run.
+        work: Temporary directory of the build.
+        warn: Told what looks wrong and stops nothing.
+    """
+
+    def __init__(
+        self,
+        source: OpenedSource,
+        route: SourceRoute,
+        recipe: Recipe,
+        steps: Steps,
+        work: Path,
+        warn: Callable[[str], None],
+    ) -> None:
+        self._source, self._route, self._recipe = source, route, recipe
+        self._steps, self._work, self._warn = steps, work, warn
+
+    def open(self, calibration: Path | None, evaluate: Path | None, train: Path | None) -> Opened:
+        """Return the opened source with its data checked against it.
+
+        Raises:
+            EdgepackError: the source, the data or a compress step is no good.
+        """
+        compressed = self._compress(train)
+        converted = self._compressed(compressed) if compressed else self._source
+        done = self._run(self._route.opening, converted, compressed)
+        _check_tensors(done)
+        inputs, outputs = _publics(done, "inputs"), _publics(done, "outputs")
+        calibrating = self._dataset(calibration, inputs, "calibration data")
+        reference = self._refer(inputs, calibrating, evaluate, converted, compressed)
+        face = interface_of(
+            inputs, outputs, self._recipe, normalised=_sums_to_one(reference, outputs)
+        )
+        return Opened(done, face, reference, calibrating, compressed)
+
+    # -- steps
+
+    def _args(self, source: OpenedSource) -> dict[str, Any]:
+        return {
+            "source": str(source.path),
+            "kind": source.kind.name,
+            "shapes": {name: list(shape) for name, shape in self._recipe.shapes.items()},
+            "signature": self._recipe.signature,
+            "factory": source.factory,
+            "weights": str(source.weights) if source.weights else None,
+            "trust": source.trust,
+        }
+
+    def _run(self, step: Any, source: OpenedSource, before: Done | None, **more: Any) -> Done:
+        """Run a step that reads SOURCE; MORE is (value, digest) by argument name."""
+        args = self._args(source)
+        facts = args | {"source": source.sha256, "weights": None}
+        return self._steps.run(
+            step.toolchain,
+            step.function,
+            args | {name: value for name, (value, _) in more.items()},
+            facts=facts | {name: digest for name, (_, digest) in more.items()},
+            parents=[before] if before else [],
+        )
+
+    def _compress(self, train: Path | None) -> Done | None:
+        """Prune, cluster, factorise, distil or train the source, as the recipe says."""
+        steps = self._recipe.compression
+        refusals = [no for no in (supported(self._source.kind.name, step) for step in steps) if no]
+        if refusals:
+            raise refusals[0]
+        if not steps or self._route.compress is None:
+            return None
+        settings = [step.as_dict() for step in steps]
+        code = [_digest_file(Path(name)) for step in steps for name in step.files]
+        data = digest_of(load_arrays(train, "training data")) if train else None
+        return self._run(
+            self._route.compress,
+            self._source,
+            None,
+            steps=(settings, [settings, code]),
+            train=(str(train.resolve()) if train else None, data),
+            seed=(self._recipe.seed, self._recipe.seed),
+        )
+
+    def _compressed(self, done: Done) -> OpenedSource:
+        """Return the source that the compress step left in the place of the first one."""
+        path = done.out / done.result["file"]
+        kind = SourceKind(done.result["kind"], "compressed model")
+        return replace(
+            self._source, path=path, kind=kind, sha256=digest_tree(path), factory=None, weights=None
+        )
+
+    # -- data and answers
+
+    def _dataset(self, path: Path | None, inputs: tuple[Public, ...], what: str) -> Dataset | None:
+        if path is None:
+            return None
+        found = read_dataset(path, inputs, what=what, labelled=what == "evaluation data")
+        if found.count < FEW_SAMPLES:
+            self._warn(f"{what} has only {found.count} samples; {FEW_SAMPLES} or more are better")
+        return found
+
+    def _refer(
+        self,
+        inputs: tuple[Public, ...],
+        calibrating: Dataset | None,
+        evaluate: Path | None,
+        converted: OpenedSource,
+        compressed: Done | None,
+    ) -> Reference:
+        """Ask the source framework about the evaluation, calibration or made-up samples."""
+        evaluation = self._dataset(evaluate, inputs, "evaluation data")
+        given = evaluation or calibrating
+        samples = dict(given.inputs) if given else synthetic(inputs, self._recipe.seed)
+        if evaluation is None:
+            samples = {name: array[:PARITY_SAMPLES] for name, array in samples.items()}
+        path = write_npz(self._work / "reference-samples.npz", samples)
+        asked = {"samples": (str(path), digest_of(samples))}
+        answers = self._answers(self._run(self._route.reference, self._source, None, **asked))
+        exported = answers
+        if compressed:
+            done = self._run(self._route.reference, converted, compressed, **asked)
+            exported = self._answers(done)
+        return Reference(samples, answers, evaluation, exported)
+
+    def _answers(self, done: Done) -> dict[str, Any]:
+        answers = load_arrays(done.out / "outputs.npz", "the source's answers")
+        broken = [name for name, array in answers.items() if not np.isfinite(array).all()]
+        if broken:
+            raise UsageError(
+                f"the source model answers NaN or infinity in {', '.join(broken)}",
+                fix="check its weights and the samples",
+                reason="source_nan",
+            )
+        return answers
+
+
+def _check_tensors(opened: Done) -> None:
+    if not opened.result["inputs"]:
+        raise UnsupportedError(
+            "the model has no inputs",
+            fix="export it with its inputs, not with a sample in their place",
+            reason="no_inputs",
+        )
+    for tensor in (*opened.result["inputs"], *opened.result["outputs"]):
+        if tensor["shape"][:1] not in ([1], [-1]):
+            raise UnsupportedError(
+                f"tensor {tensor['name']} {tensor['shape']} has no batch axis of 1",
+                why="samples are fed one at a time",
+                fix="give the model a first axis for the batch",
+                reason="no_batch_axis",
+            )
+
+
+def _publics(opened: Done, side: str) -> tuple[Public, ...]:
+    return tuple(
+        Public(t["name"], t["key"], tuple(t["shape"]), t["dtype"]) for t in opened.result[side]
+    )
+
+
+def _sums_to_one(reference: Reference, outputs: tuple[Public, ...]) -> bool:
+    answers = reference.exported
+    rows = answers[outputs[0].name].reshape(len(next(iter(answers.values()))), -1)
+    return bool((rows >= 0).all() and np.allclose(rows.sum(axis=1), 1, atol=1e-3))
+
+
+def _digest_file(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read", why=str(error), reason="no_file") from error
