@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from edgepack.errors import UnsupportedError
 from edgepack.manifest import Manifest
 from edgepack_targets.extras import require
 from edgepack_targets.interface import (
@@ -18,7 +17,7 @@ from edgepack_targets.interface import (
     Session,
     Target,
 )
-from edgepack_targets.quantization import require_expressible
+from edgepack_targets.quantization import require_effect, require_expressible
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -38,7 +37,13 @@ class _OpenVino:
 
     def capability(self) -> Capability:
         """Return what the target can do on a host."""
-        return Capability(("saved_model", "onnx", "tflite"), ("fp32", "int8"), max_calibration=300)
+        options = {"per_tensor", "minmax", "entropy", "percentile", "smooth", "bias_full"}
+        return Capability(
+            ("saved_model", "onnx", "tflite"),
+            ("fp32", "fp16", "bf16", "int8", "w8", "w4"),
+            max_calibration=300,
+            options=frozenset(options | {"bias_none", "exclude"}),
+        )
 
     def load(self, model_dir: Path, manifest: Manifest, *, threads: int | None = None) -> Session:
         """Load MODEL_DIR/model.xml and model.bin."""
@@ -78,23 +83,27 @@ class _OpenVino:
         """Quantise with NNCF."""
         self._require_host()
         require_expressible(self.name, self.capability(), how)
-        from edgepack_targets import openvino_host
+        from edgepack_targets import openvino_quantize
 
-        return openvino_host.quantize(model_dir, out_dir, how, calibration)
+        done = openvino_quantize.quantize(model_dir, out_dir, how, calibration)
+        require_effect(self.name, how, self.applied(out_dir))
+        return done
 
     def diagnose(
         self, fp32_dir: Path, quantized_dir: Path, samples: Mapping[str, NDArray[Any]]
     ) -> list[Layer]:
         """Compare the layers of both models."""
         self._require_host()
-        raise UnsupportedError("target `openvino` cannot compare layers", reason="no_diagnosis")
+        from edgepack_targets import openvino_host
+
+        return openvino_host.diagnose(fp32_dir, quantized_dir, samples)
 
     def applied(self, model_dir: Path) -> Applied:
         """Count what is quantised."""
         self._require_host()
-        from edgepack_targets import openvino_host
+        from edgepack_targets import openvino_graph
 
-        return openvino_host.applied(model_dir)
+        return openvino_graph.applied(model_dir / "model.xml")
 
     def annotate(self, model_dir: Path, facts: Mapping[str, Any]) -> None:
         """Write FACTS into the IR's `rt_info`."""

@@ -1,9 +1,23 @@
 """Whether a target can express what was asked of quantisation. Pure; quantises nothing."""
 
-from edgepack.errors import UnsupportedError
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from edgepack.errors import EdgepackError, UnsupportedError
 from edgepack_targets.interface import Applied, Capability, Quantization
 
-__all__ = ["require_effect", "require_expressible", "wanted_options"]
+__all__ = ["require_effect", "require_expressible", "translated", "wanted_options"]
+
+STATIC = {"per_tensor", "minmax", "entropy", "percentile", "smooth", "bias_full", "bias_none"}
+MEANINGFUL: dict[str, frozenset[str]] = {
+    "static": frozenset(STATIC | {"exclude", "int8_io"}),
+    "dynamic": frozenset({"dynamic", "per_tensor", "exclude"}),
+    "w8": frozenset({"exclude"}),
+    "w4": frozenset({"exclude"}),
+    "fp16": frozenset(),
+    "bf16": frozenset(),
+}
+"""The options that say something about a precision, or a method of int8."""
 
 
 def wanted_options(how: Quantization) -> frozenset[str]:
@@ -35,11 +49,13 @@ def require_expressible(target: str, capability: Capability, how: Quantization) 
             fix="choose one of these, or another target",
             reason="no_precision",
         )
-    missing = sorted(wanted_options(how) - capability.options)
+    kind = how.method if how.precision == "int8" else how.precision
+    known = capability.options & MEANINGFUL[kind]
+    missing = sorted(wanted_options(how) - known)
     if missing:
         raise UnsupportedError(
             f"target `{target}` cannot do {how.precision} with {', '.join(missing)}",
-            why=f"it knows {', '.join(sorted(capability.options)) or 'no options'}",
+            why=f"it knows {', '.join(sorted(known)) or 'no settings there'}",
             fix="leave the setting out, or choose another target",
             reason="no_option",
         )
@@ -65,3 +81,24 @@ def require_effect(target: str, how: Quantization, applied: Applied) -> None:
             fix="build it as fp32",
             reason="nothing_quantized",
         )
+
+
+@contextmanager
+def translated(tool: str) -> Iterator[None]:
+    """Turn whatever TOOL raises into one error for a person.
+
+    Raises:
+        UnsupportedError: TOOL cannot take the model (`quantizer_failed`).
+    """
+    try:
+        yield
+    except EdgepackError:
+        raise
+    except Exception as error:  # quantisers raise anything, RuntimeError to KeyError
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise UnsupportedError(
+            f"{tool} cannot quantise this model",
+            why=f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__,
+            fix="exclude the layer that it names, or choose another precision",
+            reason="quantizer_failed",
+        ) from error

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from edgepack.errors import UnsupportedError
 from edgepack.manifest import Manifest
 from edgepack_targets.extras import require
 from edgepack_targets.interface import (
@@ -18,7 +17,7 @@ from edgepack_targets.interface import (
     Session,
     Target,
 )
-from edgepack_targets.quantization import require_expressible
+from edgepack_targets.quantization import require_effect, require_expressible
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -40,7 +39,12 @@ class _TfLite:
 
     def capability(self) -> Capability:
         """Return what the target can do on a host."""
-        return Capability(("tflite",), ("fp32", "int8"), max_calibration=300)
+        return Capability(
+            ("tflite",),
+            ("fp32", "fp16", "int8", "w8", "w4"),
+            max_calibration=300,
+            options=frozenset({"dynamic", "per_tensor", "minmax", "exclude", "int8_io"}),
+        )
 
     def load(self, model_dir: Path, manifest: Manifest, *, threads: int | None = None) -> Session:
         """Load MODEL_DIR/model.tflite."""
@@ -77,26 +81,30 @@ class _TfLite:
         how: Quantization,
         calibration: Mapping[str, NDArray[Any]] | None = None,
     ) -> dict[str, Any]:
-        """Quantise with ai-edge-quantizer: int8 inside, float inputs and outputs."""
+        """Quantise with ai-edge-quantizer."""
         self._require_host()
         require_expressible(self.name, self.capability(), how)
-        from edgepack_targets import tflite_host
+        from edgepack_targets import tflite_quantize
 
-        return tflite_host.quantize(model_dir, out_dir, how, calibration)
+        done = tflite_quantize.quantize(model_dir, out_dir, how, calibration)
+        require_effect(self.name, how, self.applied(out_dir))
+        return done
 
     def diagnose(
         self, fp32_dir: Path, quantized_dir: Path, samples: Mapping[str, NDArray[Any]]
     ) -> list[Layer]:
         """Compare the layers of both models."""
         self._require_host()
-        raise UnsupportedError("target `tflite` cannot compare layers", reason="no_diagnosis")
+        from edgepack_targets import tflite_host
+
+        return tflite_host.diagnose(fp32_dir, quantized_dir, samples)
 
     def applied(self, model_dir: Path) -> Applied:
         """Count what is quantised."""
         self._require_host()
-        from edgepack_targets import tflite_host
+        from edgepack_targets import tflite_graph
 
-        return tflite_host.applied(model_dir)
+        return tflite_graph.applied(model_dir / "model.tflite")
 
     def annotate(self, model_dir: Path, facts: Mapping[str, Any]) -> None:
         """Write FACTS into a metadata buffer."""
