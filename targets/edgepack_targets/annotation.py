@@ -31,6 +31,7 @@ MAX_TEXT = 1 << 20
 MAX_LABELS = 100_000
 PIXELS = {"gray": "Gray8", "rgb": "Rgb8", "bgr": "Bgr8"}
 RESIZE = {"stretch": "standard", "letterbox": "fit_to_window_letterbox", "crop": "crop"}
+TRUE = {"true", "yes", "1"}
 # Of pixels in 0..255: (scale, mean, std) of `Preprocess`, by ONNX's name of the range.
 RANGES = {
     "NominalRange_0_255": (1.0, 0.0, 1.0),
@@ -162,9 +163,9 @@ def of_model_info(said: Mapping[str, str]) -> dict[str, Any]:
     facts: dict[str, Any] = {"labels": tuple(said.get("labels", "").split())}
     if "Classification" in said.get("model_type", ""):
         facts["task"] = "classify"
-    if "mean_values" in said and said.get("embedded_processing", "False") != "True":
+    if "mean_values" in said and said.get("embedded_processing", "").lower() not in TRUE:
         modes = {theirs: ours for ours, theirs in RESIZE.items()}
-        rgb = said.get("reverse_input_channels", "False") == "True"
+        rgb = said.get("reverse_input_channels", "").lower() in TRUE
         resize = {"mode": modes.get(said.get("resize_type", "standard"), "")}
         facts["preprocess"] = {
             "input": "",

@@ -8,6 +8,7 @@ order of a randomly seeded hash map); the computation in it does not.
 
 import logging
 import math
+import struct
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -216,7 +217,7 @@ def _graph(path: Path) -> Any:
         if not root.InferenceSessionBufferHasIdentifier(data, 0):
             raise IntegrityError(f"{path} is not in ORT format", reason="model_unreadable")
         return root.GetRootAsInferenceSession(data, 0).Model().Graph()
-    except (OSError, ValueError, TypeError, IndexError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, struct.error) as error:
         raise unreadable("onnxruntime", path, error) from error
 
 

@@ -6,6 +6,7 @@ and does not install beside today's LiteRT. So it is not written; labels that a 
 that way are read.
 """
 
+import struct
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -75,7 +76,7 @@ def annotations(path: Path) -> dict[str, Any]:
     """Return the facts in the TFLite model PATH; see `interface.Target`."""
     try:
         entries = dict(_entries(path.read_bytes()))
-    except (OSError, ValueError, TypeError, IndexError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, IndexError, struct.error) as error:
         raise unreadable("LiteRT", path, error) from error
     found = decode(entries.get(KEY, b"").decode("utf-8", "replace"))
     if not found and STANDARD in entries:
