@@ -19,7 +19,10 @@ import numpy as np
 from edgepack.errors import UnsupportedError, UsageError
 from edgepack_packager.workers.arrays import read_arrays, write_npz
 
-__all__ = ["export", "onnx", "onnx_from_tflite", "reference", "save_frozen", "tflite", "to_tflite"]
+__all__ = [
+    "export", "onnx", "onnx_from_tflite", "open_keras", "reference", "save_frozen", "tflite",
+    "to_tflite",
+]  # fmt: skip
 
 Say = Callable[[str], None]
 Tensors = dict[str, Any]
@@ -288,10 +291,16 @@ def _check_shape(name: str, own: tuple[int, ...], chosen: tuple[int, ...]) -> No
 
 def _open(args: Mapping[str, Any]) -> Source:
     path = Path(args["source"])
-    return _open_keras(path) if args["kind"] == "keras" else _open_saved(path, args["signature"])
+    return open_keras(path) if args["kind"] == "keras" else _open_saved(path, args["signature"])
 
 
-def _open_keras(path: Path) -> Source:
+def open_keras(path: Path) -> Source:
+    """Return the Keras model in PATH, opened in safe mode.
+
+    Raises:
+        UsageError: it is broken.
+        UnsupportedError: it holds code or layers of its own, or does not say its inputs.
+    """
     _refuse_unsafe(path)
     import keras
     import tensorflow as tf
