@@ -1,4 +1,4 @@
-"""What a model file says about itself: written where other tools look, read from whoever wrote it."""
+"""What a model file says about itself: where other tools look, and whoever wrote it."""
 
 import json
 import zipfile
