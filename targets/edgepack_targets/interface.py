@@ -32,7 +32,7 @@ __all__ = [
     "Target",
 ]
 
-SourceFormat = Literal["saved_model", "onnx", "tflite"]
+SourceFormat = Literal["saved_model", "onnx", "tflite", "openvino"]
 
 MODEL_FILES = {
     "openvino": ("model.xml", "model.bin"),

@@ -39,7 +39,7 @@ class _OpenVino:
         """Return what the target can do on a host."""
         options = {"per_tensor", "minmax", "entropy", "percentile", "smooth", "bias_full"}
         return Capability(
-            ("saved_model", "onnx", "tflite"),
+            ("saved_model", "onnx", "tflite", "openvino"),
             ("fp32", "fp16", "bf16", "int8", "w8", "w4"),
             max_calibration=300,
             options=frozenset(options | {"bias_none", "exclude"}),
@@ -69,9 +69,9 @@ class _OpenVino:
     ) -> None:
         """Convert SOURCE to an uncompressed IR."""
         self._require_host()
-        from edgepack_targets import openvino_host
+        from edgepack_targets import openvino_convert
 
-        openvino_host.convert(source, source_format, out_dir, shapes)
+        openvino_convert.convert(source, source_format, out_dir, shapes)
 
     def quantize(
         self,

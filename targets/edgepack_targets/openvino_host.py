@@ -1,4 +1,4 @@
-"""OpenVINO on a host: converts to an uncompressed IR and compares the layers of two."""
+"""OpenVINO on a host: compares the layers of two models."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,43 +6,17 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from edgepack.errors import UnsupportedError, UsageError
 from edgepack_targets.interface import Layer
 from edgepack_targets.layers import Losses
-from edgepack_targets.openvino_graph import layers, rename
-from edgepack_targets.openvino_session import describe, natives
+from edgepack_targets.openvino_graph import layers
+from edgepack_targets.openvino_session import describe
 from edgepack_targets.samples import Samples
-from edgepack_targets.shapes import static_shapes
 from edgepack_targets.silence import no_telemetry
 
 with no_telemetry():
     import openvino as ov
 
-__all__ = ["convert", "diagnose"]
-
-SOURCES = ("saved_model", "onnx", "tflite")
-
-
-def convert(
-    source: Path,
-    source_format: str,
-    out_dir: Path,
-    shapes: Mapping[str, tuple[int, ...]] | None,
-) -> None:
-    """Write SOURCE to OUT_DIR/model.xml and .bin; see `interface.Target`."""
-    if source_format not in SOURCES:
-        raise UnsupportedError(
-            f"target `openvino` takes no {source_format}",
-            why=f"it takes {', '.join(SOURCES)}",
-            reason="no_route",
-        )
-    model = _convert(source)
-    known = {native.name: native.shape for native in natives(model)[0]}
-    static = static_shapes(known, shapes or {})
-    if static != known:
-        # Converted again with the shapes, not reshaped: that leaves no shape arithmetic inside.
-        model = _convert(source, [(name, list(shape)) for name, shape in static.items()])
-    _save(model, out_dir)
+__all__ = ["diagnose"]
 
 
 def diagnose(
@@ -76,22 +50,3 @@ class _Run:
     def __call__(self, sample: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         self._request.infer(dict(sample))
         return [self._request.get_output_tensor(place).data.copy() for place in self._places]
-
-
-def _convert(source: Path, static: list[tuple[str, list[int]]] | None = None) -> ov.Model:
-    try:
-        with no_telemetry():
-            return ov.convert_model(source, **({"input": static} if static else {}))
-    except (Exception, SystemExit) as error:  # its errors have no other common base
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        raise UsageError(
-            f"OpenVINO cannot convert {source}",
-            why=lines[-1].strip() if lines else type(error).__name__,
-            fix="check the file, and that all of its operators are ones OpenVINO knows",
-            reason="bad_model",
-        ) from error
-
-
-def _save(model: ov.Model, out_dir: Path) -> None:
-    rename(model)
-    ov.save_model(model, out_dir / "model.xml", compress_to_fp16=False)

@@ -257,7 +257,7 @@ def test_an_unknown_batch_becomes_one_and_a_shape_can_be_given(tmp_path: Path) -
         ({INPUT: (1, 1, 8, 8)}, UsageError),
         ({INPUT: (1, 256)}, UsageError),
         ({INPUT: (0, 1, 16, 16)}, UsageError),
-        ({INPUT: (-1, 1, 16, 16)}, UnsupportedError),
+        ({INPUT: (1, -1, 16, 16)}, UnsupportedError),
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(tmp_path: Path, shapes: dict, error: type) -> None:
@@ -265,6 +265,16 @@ def test_shapes_that_do_not_fit_are_refused(tmp_path: Path, shapes: dict, error:
     with pytest.raises(error):
         ONNX.convert(source, "onnx", tmp_path, shapes=shapes)
     assert not (tmp_path / "model.onnx").exists()
+
+
+def test_a_batch_may_stay_open_where_it_is_open(tmp_path: Path) -> None:
+    source = digits_onnx(tmp_path / "m.onnx")
+    ONNX.convert(source, "onnx", tmp_path, shapes={INPUT: (-1, 1, 16, 16)})
+    inputs, outputs = ONNX.describe(tmp_path)
+    assert (inputs[0].shape, outputs[0].shape) == ((-1, 1, 16, 16), (-1, 10))
+    fixed = digits_onnx(tmp_path / "one.onnx", batch=1)
+    with pytest.raises(UsageError, match="cannot have the shape"):
+        ONNX.convert(fixed, "onnx", tmp_path, shapes={INPUT: (-1, 1, 16, 16)})
 
 
 def test_other_unknown_axes_must_be_given(tmp_path: Path) -> None:

@@ -1,98 +1,92 @@
-"""Steps on an ONNX source: make it static and canonical, and ask onnxruntime what it answers.
+"""Steps on an ONNX source: give it shapes and canonical bytes, and ask onnxruntime about it.
 
-The answers come from the original file with every graph optimisation off: the nearest thing to
-a source framework that ONNX has.
+The answers come from the source as it is with every graph optimisation off: the nearest thing
+to a source framework that ONNX has.
 """
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import onnx
+from numpy.typing import NDArray
 
-from edgepack.errors import UnsupportedError, UsageError
-from edgepack_packager.workers.arrays import read_arrays, write_npz
+from edgepack.errors import UnsupportedError
 from edgepack_packager.workers.convert import describe
 from edgepack_packager.workers.probe import installed_versions
+from edgepack_packager.workers.ready import answer_samples, precision_of, tensors
 from edgepack_targets import registry
+from edgepack_targets.onnx_convert import at_least
+from edgepack_targets.onnx_operators import OLDEST
+from edgepack_targets.onnx_reading import load, read_source
 
 __all__ = ["normalise", "reference"]
 
+COMPUTES_INTEGERS = ("QuantizeLinear", "QLinear", "DynamicQuantize")
+INTEGER = "Integer"
+
 
 def normalise(args: dict[str, Any], out: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """Write the source with static shapes to OUT/model.onnx; return its tensors.
+    """Write the source with its shapes to OUT/model.onnx; return its tensors and `precision`.
 
     Raises:
         UsageError: not an ONNX model, or an unknown axis has no `--shape`.
-        UnsupportedError: external data, or an output whose shape is not known.
+        UnsupportedError: operators, types or an opset that onnxruntime does not take, or an
+            output whose shape is not known.
     """
-    source = Path(args["source"])
     say("opening the model")
-    _check(source)
     target = registry.find("onnx")
     shapes = {name: tuple(shape) for name, shape in args["shapes"].items()}
-    target.convert(source, "onnx", out, shapes=shapes)
+    target.convert(Path(args["source"]), "onnx", out, shapes=shapes)
     inputs, outputs = describe(target, out)
+    dynamic = any(native.shape[:1] == (-1,) for native in inputs)
     return {
-        "inputs": [_tensor(native) for native in inputs],
-        "outputs": [_tensor(native) for native in outputs],
+        "inputs": tensors(inputs, dynamic_batch=dynamic),
+        "outputs": tensors(outputs, dynamic_batch=dynamic),
+        "precision": precision_of(
+            target.applied(out), integer_activations=_computes_integers(out / "model.onnx")
+        ),
         "versions": installed_versions(["onnx", "onnxruntime"]),
     }
 
 
 def reference(args: dict[str, Any], out: Path, say: Callable[[str], None]) -> dict[str, Any]:
     """Write onnxruntime's answers to the samples in `args["samples"]` to OUT/outputs.npz."""
-    import onnxruntime as ort
-
     say("asking the source model")
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    session = ort.InferenceSession(args["source"], options, providers=["CPUExecutionProvider"])
-    given = read_arrays(args["samples"])
-    samples = {one.name: given[one.name] for one in session.get_inputs()}
+    session = _session(Path(args["source"]))
     names = [one.name for one in session.get_outputs()]
-    count = len(next(iter(samples.values())))
-    rows = [
-        session.run(names, {name: array[i : i + 1] for name, array in samples.items()})
-        for i in range(count)
-    ]
-    answers = {name: np.concatenate([row[k] for row in rows]) for k, name in enumerate(names)}
-    write_npz(out / "outputs.npz", answers)
+
+    def answer(sample: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        return dict(zip(names, session.run(names, sample), strict=True))
+
+    answer_samples(args, out, [one.name for one in session.get_inputs()], answer)
     return {"versions": installed_versions(["onnxruntime"])}
 
 
-def _check(source: Path) -> None:
-    import onnx
-    from google.protobuf.message import DecodeError
+def _session(source: Path) -> Any:
+    """Return a session on SOURCE, which was read by us: its weights come from its folder only."""
+    import onnxruntime as ort
 
+    model = at_least(read_source(source), OLDEST)
+    # A newer file format than the runtime's says nothing about the operators in it.
+    lowest = onnx.helper.find_min_ir_version_for(list(model.opset_import), ignore_unknown=True)
+    model.ir_version = min(model.ir_version, max(lowest, 10))
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
     try:
-        model = onnx.load(source, load_external_data=False)
-    except (DecodeError, ValueError, OSError) as error:
-        raise _corrupt(source, error) from error
-    if any(onnx.external_data_helper.uses_external_data(t) for t in model.graph.initializer):
-        raise UnsupportedError(
-            f"{source.name} keeps its weights in a second file",
-            fix="export one file, e.g. torch.onnx.export(..., external_data=False)",
-            reason="external_data",
+        return ort.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
-    try:
-        onnx.checker.check_model(model)
-    except onnx.checker.ValidationError as error:
-        raise _corrupt(source, error) from error
-
-
-def _corrupt(source: Path, error: Exception) -> UsageError:
-    why = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-    return UsageError(f"{source.name} is not an ONNX model", why=why, reason="corrupt_model")
-
-
-def _tensor(native: Any) -> dict[str, Any]:
-    if any(size < 1 for size in native.shape):
+    except Exception as error:  # onnxruntime's errors have no other common base
         raise UnsupportedError(
-            f"tensor {native.name} has a shape that depends on the data: {list(native.shape)}",
-            fix="export the model without dynamic axes, or give --shape",
-            reason="dynamic_output",
-        )
-    shape = list(native.shape)
-    return {"name": native.name, "key": native.name, "shape": shape, "dtype": native.dtype}
+            f"onnxruntime cannot run {source.name}",
+            why=(str(error).strip().splitlines() or [type(error).__name__])[-1],
+            fix="replace the operator, or export the model again",
+            reason="unsupported_operator",
+        ) from error
+
+
+def _computes_integers(path: Path) -> bool:
+    kinds = {node.op_type for node in load(path).graph.node}
+    return any(kind.startswith(COMPUTES_INTEGERS) or kind.endswith(INTEGER) for kind in kinds)
