@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from edgepack.errors import UnsupportedError
 from edgepack.manifest import Manifest
 from edgepack_targets.extras import require
 from edgepack_targets.interface import (
@@ -18,7 +17,7 @@ from edgepack_targets.interface import (
     Session,
     Target,
 )
-from edgepack_targets.quantization import require_expressible
+from edgepack_targets.quantization import require_effect, require_expressible
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -38,7 +37,14 @@ class _Onnx:
 
     def capability(self) -> Capability:
         """Return what the target can do on a host."""
-        return Capability(("onnx",), ("fp32", "int8"), max_calibration=300)
+        return Capability(
+            ("onnx",),
+            ("fp32", "fp16", "int8", "w8", "w4"),
+            max_calibration=300,
+            options=frozenset(
+                {"dynamic", "per_tensor", "minmax", "entropy", "percentile", "exclude"}
+            ),
+        )
 
     def load(self, model_dir: Path, manifest: Manifest, *, threads: int | None = None) -> Session:
         """Load MODEL_DIR/model.onnx."""
@@ -64,9 +70,9 @@ class _Onnx:
     ) -> None:
         """Write SOURCE in canonical form."""
         self._require_host()
-        from edgepack_targets import onnx_host
+        from edgepack_targets import onnx_convert
 
-        onnx_host.convert(source, source_format, out_dir, shapes)
+        onnx_convert.convert(source, source_format, out_dir, shapes)
 
     def quantize(
         self,
@@ -75,19 +81,23 @@ class _Onnx:
         how: Quantization,
         calibration: Mapping[str, NDArray[Any]] | None = None,
     ) -> dict[str, Any]:
-        """Quantise with onnxruntime: QDQ, uint8 activations, int8 weights per channel."""
+        """Quantise with onnxruntime."""
         self._require_host()
         require_expressible(self.name, self.capability(), how)
-        from edgepack_targets import onnx_host
+        from edgepack_targets import onnx_quantize
 
-        return onnx_host.quantize(model_dir, out_dir, how, calibration)
+        done = onnx_quantize.quantize(model_dir, out_dir, how, calibration)
+        require_effect(self.name, how, self.applied(out_dir))
+        return done
 
     def diagnose(
         self, fp32_dir: Path, quantized_dir: Path, samples: Mapping[str, NDArray[Any]]
     ) -> list[Layer]:
         """Compare the layers of both models."""
         self._require_host()
-        raise UnsupportedError("target `onnx` cannot compare layers", reason="no_diagnosis")
+        from edgepack_targets import onnx_host
+
+        return onnx_host.diagnose(fp32_dir, quantized_dir, samples)
 
     def applied(self, model_dir: Path) -> Applied:
         """Count what is quantised."""

@@ -19,8 +19,13 @@ PREFIX = "edgepack."
 """Of all names that we give, so that none meets a public one."""
 
 
-def canonical(model: onnx.ModelProto) -> onnx.ModelProto:
+def canonical(model: onnx.ModelProto, *, rename: bool = True) -> onnx.ModelProto:
     """Return MODEL in canonical form; MODEL, whose weights must be inside, is not changed.
+
+    Args:
+        model: Any model.
+        rename: Whether names are given anew; not where the names are ours already, or come
+            from them, and say which part of another model this one was.
 
     Raises:
         UnsupportedError: A public name could be mistaken for one of ours, or a sparse weight.
@@ -32,7 +37,9 @@ def canonical(model: onnx.ModelProto) -> onnx.ModelProto:
     # The lowest format that these operators need: exporters write the newest they know, which
     # may be newer than the device's runtime. 4 is the first where weights are no inputs.
     lowest = max(4, helper.find_min_ir_version_for(opsets, ignore_unknown=True))
-    result = helper.make_model(_graph(graph), ir_version=lowest, opset_imports=opsets)
+    result = helper.make_model(
+        _graph(graph, rename=rename), ir_version=lowest, opset_imports=opsets
+    )
     result.ClearField("producer_name")
     return result
 
@@ -50,13 +57,16 @@ def _refuse(graph: onnx.GraphProto) -> None:
         raise UnsupportedError("the model has sparse weights", reason="sparse_weights")
 
 
-def _graph(graph: onnx.GraphProto) -> onnx.GraphProto:
+def _graph(graph: onnx.GraphProto, *, rename: bool) -> onnx.GraphProto:
     nodes = list(_in_order(graph))
-    if any(_subgraphs(node) for node in nodes):
+    labels = [f"{PREFIX}{node.op_type}_{position}" for position, node in enumerate(nodes)]
+    if not rename:
+        labels = [node.name or label for node, label in zip(nodes, labels, strict=True)]
+    if not rename or any(_subgraphs(node) for node in nodes):
         # The bodies of If, Loop and Scan see outer names; these models keep all of theirs.
-        return _cleaned(graph, nodes, lambda name: name)
+        return _cleaned(graph, nodes, labels, lambda name: name)
     names = _names(graph, nodes)
-    return _cleaned(graph, nodes, lambda name: names[name])
+    return _cleaned(graph, nodes, labels, lambda name: names[name])
 
 
 def _in_order(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
@@ -107,7 +117,10 @@ def _names(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> dict[str, str
 
 
 def _cleaned(
-    graph: onnx.GraphProto, nodes: list[onnx.NodeProto], rename: Callable[[str], str]
+    graph: onnx.GraphProto,
+    nodes: list[onnx.NodeProto],
+    labels: list[str],
+    rename: Callable[[str], str],
 ) -> onnx.GraphProto:
     weights = {weight.name: weight for weight in graph.initializer}
     used = dict.fromkeys(
@@ -116,7 +129,7 @@ def _cleaned(
         if name in weights
     )
     return helper.make_graph(
-        [_node(node, position, rename) for position, node in enumerate(nodes)],
+        [_node(node, label, rename) for node, label in zip(nodes, labels, strict=True)],
         "model",
         # Before IR 4 weights had to be listed as inputs too.
         [_value(value) for value in graph.input if value.name not in weights],
@@ -125,8 +138,8 @@ def _cleaned(
     )
 
 
-def _node(node: onnx.NodeProto, position: int, rename: Callable[[str], str]) -> onnx.NodeProto:
-    fresh = onnx.NodeProto(op_type=node.op_type, name=f"{PREFIX}{node.op_type}_{position}")
+def _node(node: onnx.NodeProto, label: str, rename: Callable[[str], str]) -> onnx.NodeProto:
+    fresh = onnx.NodeProto(op_type=node.op_type, name=label)
     if node.domain:
         fresh.domain = node.domain
     fresh.input.extend(rename(name) for name in node.input)

@@ -1,188 +1,118 @@
-"""ONNX on a host: makes a model static and canonical, and quantises it with onnxruntime."""
+"""What is in an ONNX model on a host: how weights are stored, and how two models' layers differ."""
 
 import math
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError, EncodeError
 from numpy.typing import NDArray
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
-from edgepack.errors import UnsupportedError, UsageError
-from edgepack_targets.extras import require
-from edgepack_targets.interface import Applied, Quantization
-from edgepack_targets.onnx_canonical import canonical
-from edgepack_targets.onnx_session import describe
+from edgepack_targets.interface import Applied, Layer
+from edgepack_targets.layers import Losses
+from edgepack_targets.onnx_reading import load
+from edgepack_targets.onnx_session import describe, open_model
 from edgepack_targets.samples import Samples
-from edgepack_targets.shapes import static_shapes
-from edgepack_targets.silence import no_telemetry
-from edgepack_targets.weights import Stored, tally
+from edgepack_targets.weights import Stored, int4_values, tally
 
-with no_telemetry():
-    from onnxruntime.quantization import (
-        CalibrationDataReader,
-        QuantFormat,
-        QuantType,
-        quantize_static,
-    )
-    from onnxruntime.quantization.shape_inference import quant_pre_process
+__all__ = ["applied", "diagnose"]
 
-__all__ = ["applied", "convert", "quantize"]
-
-MAX_CALIBRATION = 300
-# With these dot-product instructions uint8 x int8 sums cannot saturate.
-SAFE_DOT_PRODUCT = {"avx512_vnni", "avx_vnni", "vnni"}
-PLUMBING = {"QuantizeLinear", "DequantizeLinear", "Constant", "Identity"}
+PLUMBING = {
+    "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "Constant", "Identity",
+}  # fmt: skip
+INTEGER = {"MatMulInteger", "ConvInteger", "MatMulNBits"}
+"""Operators that take integers as they are."""
 STORED: dict[int, Literal["float", "float16", "int8", "int4"]] = {
     TensorProto.FLOAT: "float", TensorProto.DOUBLE: "float", TensorProto.FLOAT16: "float16",
     TensorProto.BFLOAT16: "float16", TensorProto.INT8: "int8", TensorProto.UINT8: "int8",
 }  # fmt: skip
 
 
-def convert(
-    source: Path,
-    source_format: str,
-    out_dir: Path,
-    shapes: Mapping[str, tuple[int, ...]] | None,
-) -> None:
-    """Write SOURCE to OUT_DIR/model.onnx, static and canonical; see `interface.Target`."""
-    if source_format != "onnx":
-        raise UnsupportedError(
-            f"target `onnx` takes no {source_format}",
-            why="TensorFlow models become ONNX in the `tf` toolchain first",
-            reason="no_route",
-        )
-    model = _read(source)
-    _make_static(model, shapes or {})
-    _write(canonical(model), out_dir)
-
-
-def quantize(
-    model_dir: Path,
-    out_dir: Path,
-    how: Quantization,
-    calibration: Mapping[str, NDArray[Any]] | None,
-) -> dict[str, Any]:
-    """Write MODEL_DIR as QDQ int8 to OUT_DIR; see `interface.Target`."""
-    samples = Samples(describe(model_dir)[0], calibration, MAX_CALIBRATION, how.seed)
-    reduce_range = not SAFE_DOT_PRODUCT & set(how.cpu_features)
-    with tempfile.TemporaryDirectory(prefix="edgepack-onnx-") as name:
-        prepared, result = Path(name) / "prepared.onnx", Path(name) / "int8.onnx"
-        quant_pre_process(str(model_dir / "model.onnx"), str(prepared), skip_symbolic_shape=True)
-        quantize_static(
-            str(prepared),
-            str(result),
-            _Reader(samples),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            reduce_range=reduce_range,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-        )
-        _write(canonical(onnx.load(result)), out_dir)
-    return {
-        "method": "static-qdq-u8s8" + ("-7bit" if reduce_range else ""),
-        "samples": len(samples),
-        "seed": how.seed,
-        "tools": {"onnxruntime": require("onnxruntime", extra="onnx", wanted_for="onnxruntime")},
-    }
-
-
 def applied(model_dir: Path) -> Applied:
     """Return what is really in MODEL_DIR/model.onnx; see `interface.Target`."""
-    graph = _read(model_dir / "model.onnx").graph
+    graph = load(model_dir / "model.onnx").graph
     dequantized = {n.output[0] for n in graph.node if n.op_type == "DequantizeLinear"}
     workers = [node for node in graph.node if node.op_type not in PLUMBING]
-    # A bias is a vector; what has at least two axes is a weight.
-    weights = [
-        weight
-        for weight in graph.initializer
-        if len(weight.dims) > 1 and weight.data_type in STORED
-    ]
+    integers = [n for n in workers if n.op_type in INTEGER or dequantized & set(n.input)]
     return Applied(
-        operators=len(workers),
-        quantized_operators=sum(1 for n in workers if dequantized & set(n.input)),
-        **tally(map(_stored, weights)),
+        operators=len(workers), quantized_operators=len(integers), **tally(_weights(graph))
     )
 
 
-class _Reader(CalibrationDataReader):  # type: ignore[misc]  # it ships no types
-    """Gives onnxruntime one sample after the other."""
-
-    def __init__(self, samples: Samples) -> None:
-        self._samples: Iterator[dict[str, NDArray[Any]]] = iter(samples)
-
-    def get_next(self) -> dict[str, NDArray[Any]] | None:
-        """Return the next sample, or None after the last one."""
-        return next(self._samples, None)
-
-
-def _read(path: Path) -> onnx.ModelProto:
-    """Return the model in PATH with its external data folded in."""
-    try:
-        model = onnx.load(path)
-        onnx.checker.check_model(model)
-    except (DecodeError, OSError, ValueError, onnx.checker.ValidationError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise UsageError(
-            f"{path} is not a valid ONNX model",
-            why=lines[0],
-            fix="export it again; weights kept outside must lie beside it",
-            reason="bad_model",
-        ) from error
-    return model
+def diagnose(
+    fp32_dir: Path, quantized_dir: Path, samples: Mapping[str, NDArray[Any]]
+) -> list[Layer]:
+    """Compare tensors of the same name, quantised ones as they are read; see `interface.Target`."""
+    chosen = Samples(describe(fp32_dir)[0], samples, len(next(iter(samples.values()), ())), 0)
+    fp32, quantized = (load(d / "model.onnx") for d in (fp32_dir, quantized_dir))
+    kinds = {node.name: node.op_type for node in fp32.graph.node}
+    names = _shared(fp32.graph, quantized.graph)
+    read_as = _read_as(quantized.graph)
+    runs = (_Run(fp32, list(names)), _Run(quantized, [read_as.get(t, t) for t in names]))
+    losses = Losses()
+    for sample in chosen:
+        for name, one, other in zip(names.values(), runs[0](sample), runs[1](sample), strict=True):
+            if one.dtype.kind == "f":
+                losses.add(name, one, other)
+    return losses.worst_first(kinds)
 
 
-def _make_static(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Give every input of MODEL a static shape and infer those of the outputs."""
-    weights = {weight.name for weight in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in weights]
-    known = {value.name: _shape(value) for value in inputs}
-    static = static_shapes(known, shapes)
-    if known == static:
-        return
-    for value in inputs:
-        for size, wanted in zip(value.type.tensor_type.shape.dim, static[value.name], strict=True):
-            size.dim_value = wanted
-    for value in model.graph.output:
-        _forget_unknown(value)
-    del model.graph.value_info[:]
-    model.CopyFrom(onnx.shape_inference.infer_shapes(model, data_prop=True))
+def _shared(fp32: onnx.GraphProto, quantized: onnx.GraphProto) -> dict[str, str]:
+    """Return the layer of every tensor that both models compute.
+
+    That is the node which gives it in the quantised model, where a convolution also does the
+    work of the Relu after it; if that is none of fp32's, the one which gives it there.
+    """
+    known = {node.name for node in fp32.node}
+    makers = {name: node.name for node in quantized.node for name in node.output}
+    return {
+        node.output[0]: makers[node.output[0]] if makers[node.output[0]] in known else node.name
+        for node in fp32.node
+        if node.op_type not in PLUMBING and node.output[0] in makers
+    }
 
 
-def _shape(value: onnx.ValueInfoProto) -> tuple[int, ...]:
-    if not value.type.tensor_type.HasField("shape"):
-        raise UnsupportedError(
-            f"the rank of input `{value.name}` is unknown",
-            fix="export the model with the shapes of its inputs",
-            reason="unknown_shape",
-        )
-    sizes = value.type.tensor_type.shape.dim
-    return tuple(size.dim_value if size.HasField("dim_value") else -1 for size in sizes)
+def _read_as(graph: onnx.GraphProto) -> dict[str, str]:
+    """Return what readers get instead of each tensor that is quantised: what it comes back as."""
+    steps = {n.output[0]: n.input[0] for n in graph.node if n.op_type == "QuantizeLinear"}
+    back = (n for n in graph.node if n.op_type == "DequantizeLinear" and n.input[0] in steps)
+    return {steps[node.input[0]]: node.output[0] for node in back}
 
 
-def _forget_unknown(value: onnx.ValueInfoProto) -> None:
-    """Drop names of unknown axes, so that inference fills them in."""
-    for size in value.type.tensor_type.shape.dim:
-        if size.HasField("dim_param"):
-            size.ClearField("dim_param")
+class _Run:
+    """A model that gives the values of TENSORS."""
+
+    def __init__(self, model: onnx.ModelProto, tensors: list[str]) -> None:
+        own = {value.name for value in model.graph.output}
+        model.graph.output.extend(onnx.ValueInfoProto(name=t) for t in tensors if t not in own)
+        self._session, self._tensors = open_model(model.SerializeToString(), 1), tensors
+
+    def __call__(self, sample: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        answers: list[NDArray[Any]] = self._session.run(self._tensors, sample)
+        return answers
 
 
-def _write(model: onnx.ModelProto, out_dir: Path) -> None:
-    try:
-        onnx.checker.check_model(model, full_check=True)
-        data = model.SerializeToString(deterministic=True)
-    except (ValueError, EncodeError, onnx.checker.ValidationError) as error:
-        raise UnsupportedError(
-            "the model cannot be written as one ONNX file", why=str(error), reason="bad_model"
-        ) from error
-    (out_dir / "model.onnx").write_bytes(data)
+def _weights(graph: onnx.GraphProto) -> Iterator[Stored]:
+    """Yield the weights of GRAPH; a bias is a vector, what has at least two axes is a weight."""
+    known = {weight.name: weight for weight in graph.initializer}
+    for node in (n for n in graph.node if n.op_type == "MatMulNBits"):
+        packed, *_ = [known.pop(name) for name in node.input[1:] if name in known]
+        yield _packed(packed, node)
+    for weight in known.values():
+        if len(weight.dims) > 1 and weight.data_type in STORED:
+            zeros = int(np.count_nonzero(numpy_helper.to_array(weight) == 0))
+            yield Stored(STORED[weight.data_type], math.prod(weight.dims), zeros)
 
 
-def _stored(weight: TensorProto) -> Stored:
-    zeros = int(np.count_nonzero(numpy_helper.to_array(weight) == 0))
-    return Stored(STORED[weight.data_type], math.prod(weight.dims), zeros)
+def _packed(weight: TensorProto, node: onnx.NodeProto) -> Stored:
+    """Return how the weight of a symmetric MatMulNBits is stored: its 0 is in the middle."""
+    facts = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    bits, rows, columns = facts["bits"], facts["K"], facts["N"]
+    raw = numpy_helper.to_array(weight).reshape(-1)
+    values = raw if bits == 8 else int4_values(raw, 2 * raw.size)
+    # Each column is padded to whole blocks.
+    used = values.reshape(columns, -1)[:, :rows]
+    zeros = int(np.count_nonzero(used == 1 << (bits - 1)))
+    return Stored("int8" if bits == 8 else "int4", rows * columns, zeros)

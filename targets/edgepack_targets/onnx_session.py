@@ -76,11 +76,11 @@ def describe(
     return _describe(open_model(model_dir / MODEL_FILES[runtime][0], 1))
 
 
-def open_model(path: Path, threads: int) -> ort.InferenceSession:
-    """Return onnxruntime's session on PATH, in the format that its name says.
+def open_model(model: Path | bytes, threads: int) -> ort.InferenceSession:
+    """Return onnxruntime's session on MODEL: a file in the format that its name says, or ONNX.
 
     Raises:
-        IntegrityError: PATH is no such model, or one that this runtime cannot run.
+        IntegrityError: MODEL is no such model, or one that this runtime cannot run.
     """
     options = ort.SessionOptions()
     options.log_severity_level = QUIET
@@ -91,9 +91,11 @@ def open_model(path: Path, threads: int) -> ort.InferenceSession:
     # On ARM with bf16, f32 products could be made in bf16; the default says no, we insist.
     options.add_session_config_entry("mlas.enable_gemm_fastmath_arm64_bfloat16", "0")
     try:
-        return ort.InferenceSession(str(path), options, providers=[PROVIDER])
+        given = model if isinstance(model, bytes) else str(model)
+        return ort.InferenceSession(given, options, providers=[PROVIDER])
     except Exception as error:  # onnxruntime's errors have no other common base
-        raise unreadable("onnxruntime", path, error) from error
+        what = "the model" if isinstance(model, bytes) else model
+        raise unreadable("onnxruntime", what, error) from error
 
 
 def _describe(session: ort.InferenceSession) -> tuple[list[NativeTensor], list[NativeTensor]]:

@@ -1,0 +1,244 @@
+"""Makes an ONNX model smaller with onnxruntime's quantisers: one function per method.
+
+Names stay those of the fp32 model, with what onnxruntime adds to them, so that a layer is found
+again in the quantised model.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import ModelProto, helper, numpy_helper
+
+from edgepack_targets.extras import require
+from edgepack_targets.interface import Quantization
+from edgepack_targets.layers import require_layers
+from edgepack_targets.onnx_canonical import canonical
+from edgepack_targets.onnx_convert import at_least, write
+from edgepack_targets.onnx_reading import load
+from edgepack_targets.onnx_session import describe
+from edgepack_targets.quantization import translated
+from edgepack_targets.samples import Samples
+from edgepack_targets.silence import no_output, no_telemetry
+
+with no_telemetry():
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        CalibrationMethod,
+        QuantFormat,
+        QuantType,
+        quantize_dynamic,
+        quantize_static,
+    )
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+__all__ = ["quantize"]
+
+MAX_CALIBRATION = 300
+QDQ_OPSET = 13
+"""The first in which a weight can have a scale per channel."""
+# With these dot-product instructions uint8 x int8 sums cannot saturate.
+SAFE_DOT_PRODUCT = {"avx512_vnni", "avx_vnni", "vnni"}
+RANGES = {
+    "default": CalibrationMethod.MinMax,
+    "minmax": CalibrationMethod.MinMax,
+    "entropy": CalibrationMethod.Entropy,
+    "percentile": CalibrationMethod.Percentile,
+}
+DENSE = ["MatMul", "Gemm"]
+"""What is worth quantising in each call: on convolutions that is slower than fp32."""
+BLOCK = 32
+"""Weights that share a scale in MatMulNBits."""
+INT8_ACTIVATIONS = 4
+"""The level of accuracy at which MatMulNBits multiplies int8 with int8; exact floats are slow."""
+
+
+def quantize(
+    model_dir: Path,
+    out_dir: Path,
+    how: Quantization,
+    calibration: Mapping[str, NDArray[Any]] | None,
+) -> dict[str, Any]:
+    """Write MODEL_DIR as HOW says to OUT_DIR; see `interface.Target`."""
+    samples: Samples | None = None
+    if how.precision == "int8" and how.method == "static":
+        samples = Samples(describe(model_dir)[0], calibration, MAX_CALIBRATION, how.seed)
+    model = load(model_dir / "model.onnx")
+    require_layers(how.exclude, {node.name: node for node in model.graph.node})
+    with no_output(), translated("onnxruntime"):
+        if samples is not None:
+            result = _static(model, how, samples)
+        elif how.precision == "int8":
+            result = _dynamic(model, how)
+        elif how.precision == "fp16":
+            result = _float16(model)
+        else:
+            result = _weights(model, how)
+    write(canonical(result, rename=False), out_dir)
+    return {
+        "method": _method(how),
+        "samples": 0 if samples is None else len(samples),
+        "seed": how.seed,
+        "tools": {"onnxruntime": require("onnxruntime", extra="onnx", wanted_for="onnxruntime")},
+    }
+
+
+def _static(model: ModelProto, how: Quantization, samples: Samples) -> ModelProto:
+    def write_quantized(prepared: Path, result: Path) -> None:
+        quantize_static(
+            str(prepared),
+            str(result),
+            _Reader(samples),
+            quant_format=QuantFormat.QDQ,
+            per_channel=how.per_channel,
+            reduce_range=_reduces(how),
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=RANGES[how.ranges],
+            nodes_to_exclude=_successors(model, how.exclude, onnx.load(prepared)),
+        )
+
+    return _prepared(model, write_quantized)
+
+
+def _dynamic(model: ModelProto, how: Quantization) -> ModelProto:
+    def write_quantized(prepared: Path, result: Path) -> None:
+        quantize_dynamic(
+            str(prepared),
+            str(result),
+            op_types_to_quantize=DENSE,
+            per_channel=how.per_channel,
+            reduce_range=_reduces(how),
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=_successors(model, how.exclude, onnx.load(prepared)),
+        )
+
+    return _prepared(model, write_quantized)
+
+
+def _prepared(model: ModelProto, write_quantized: Callable[[Path, Path], None]) -> ModelProto:
+    """Return what WRITE_QUANTIZED makes of MODEL after onnxruntime's own preparation."""
+    with tempfile.TemporaryDirectory(prefix="edgepack-onnx-") as name:
+        prepared, result = Path(name) / "prepared.onnx", Path(name) / "int8.onnx"
+        source = at_least(model, QDQ_OPSET)
+        quant_pre_process(source, str(prepared), skip_symbolic_shape=True)
+        write_quantized(prepared, result)
+        return onnx.load(result)
+
+
+def _successors(model: ModelProto, names: Iterable[str], prepared: ModelProto) -> list[str]:
+    """Return the nodes of PREPARED that do the work of the nodes NAMES of MODEL.
+
+    Preparation fuses nodes: then it is the one that gives the next tensor that is still there.
+    """
+    makers = {tensor: node.name for node in prepared.graph.node for tensor in node.output}
+    outputs = {node.name: node.output[0] for node in model.graph.node}
+    readers = {tensor: node for node in reversed(model.graph.node) for tensor in node.input}
+    found = []
+    for name in names:
+        tensor = outputs[name]
+        while tensor not in makers and tensor in readers:
+            tensor = readers[tensor].output[0]
+        found.append(makers.get(tensor, name))
+    return found
+
+
+def _float16(model: ModelProto) -> ModelProto:
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    result: ModelProto = convert_float_to_float16(model, keep_io_types=True)
+    return result
+
+
+def _weights(model: ModelProto, how: Quantization) -> ModelProto:
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    _split_dense(model, set(how.exclude))
+    worker = MatMulNBitsQuantizer(
+        model,
+        bits=int(how.precision[1:]),
+        block_size=BLOCK,
+        is_symmetric=True,
+        accuracy_level=INT8_ACTIVATIONS,
+        nodes_to_exclude=list(how.exclude),
+    )
+    worker.process()
+    result: ModelProto = worker.model.model
+    return result
+
+
+def _split_dense(model: ModelProto, keep: set[str]) -> None:
+    """Write every Gemm with constant weights, but those called KEEP, as MatMul and Add.
+
+    The quantiser knows MatMul alone, and passes over Gemm without a word.
+    """
+    weights = {weight.name: weight for weight in model.graph.initializer}
+    nodes: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        facts = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        constant = all(name in weights for name in node.input[1:])
+        if node.op_type != "Gemm" or node.name in keep or facts.get("transA") or not constant:
+            nodes.append(node)
+            continue
+        parts = [numpy_helper.to_array(weights[name]) for name in node.input[1:]]
+        nodes += _split(model.graph, node, facts, parts)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
+def _split(
+    graph: onnx.GraphProto,
+    node: onnx.NodeProto,
+    facts: Mapping[str, Any],
+    parts: list[NDArray[Any]],
+) -> list[onnx.NodeProto]:
+    """Return what does the work of the Gemm NODE; PARTS are its weight and, maybe, its bias."""
+    name, (weight, *bias) = node.name, parts
+    turned = weight.T if facts.get("transB") else weight
+    graph.initializer.append(_tensor(f"{name}_weight", turned * np.float32(facts.get("alpha", 1))))
+    product = f"{node.output[0]}_MatMul" if bias else node.output[0]
+    first = helper.make_node("MatMul", [node.input[0], f"{name}_weight"], [product], name)
+    if not bias:
+        return [first]
+    graph.initializer.append(_tensor(f"{name}_bias", bias[0] * np.float32(facts.get("beta", 1))))
+    second = helper.make_node("Add", [product, f"{name}_bias"], list(node.output), f"{name}_Add")
+    return [first, second]
+
+
+def _tensor(name: str, array: NDArray[Any]) -> onnx.TensorProto:
+    return numpy_helper.from_array(np.ascontiguousarray(array, np.float32), name)
+
+
+def _reduces(how: Quantization) -> bool:
+    """Say whether weights get 7 bits, without which sums saturate on some CPUs."""
+    return not SAFE_DOT_PRODUCT & set(how.cpu_features)
+
+
+def _method(how: Quantization) -> str:
+    match how.precision:
+        case "fp16":
+            return "onnxruntime-float16"
+        case "w8" | "w4":
+            return f"matmul-nbits-{how.precision[1:]}bit-block{BLOCK}"
+    parts = {
+        "7bit": _reduces(how),
+        "per-tensor": not how.per_channel,
+        how.ranges: how.ranges not in {"default", "minmax"},
+    }
+    first = "static-qdq-u8s8" if how.method == "static" else "dynamic-u8s8"
+    return "-".join([first, *(part for part, used in parts.items() if used)])
+
+
+class _Reader(CalibrationDataReader):  # type: ignore[misc]  # it ships no types
+    """Gives onnxruntime one sample after the other."""
+
+    def __init__(self, samples: Samples) -> None:
+        self._samples: Iterator[dict[str, NDArray[Any]]] = iter(samples)
+
+    def get_next(self) -> dict[str, NDArray[Any]] | None:
+        """Return the next sample, or None after the last one."""
+        return next(self._samples, None)
