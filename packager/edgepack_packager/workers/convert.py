@@ -15,7 +15,12 @@ from edgepack_targets.quantization import require_effect
 
 __all__ = ["annotations", "convert", "describe", "diagnose", "quantize"]
 
-SOURCES = {"saved_model": "saved_model", "onnx": "model.onnx", "tflite": "model.tflite"}
+SOURCES = {
+    "saved_model": "saved_model",
+    "onnx": "model.onnx",
+    "tflite": "model.tflite",
+    "openvino": "model.xml",
+}
 TOOLS = {
     "openvino": ["openvino", "nncf"],
     "tflite": ["ai-edge-litert", "ai-edge-quantizer"],
@@ -27,6 +32,7 @@ TOOLS = {
 def convert(args: dict[str, Any], out: Path, say: Callable[[str], None]) -> dict[str, Any]:
     """Convert what the step before left in `args["from"]` to OUT, in fp32.
 
+    `args["shapes"]`, by native name, are given where the opening step left a batch open.
     `args["annotations"]` are facts for the model's metadata; `args["arch"]` is the machine, for
     targets that tell machines apart. Their result says in `arch` and `cpu_features` what the
     manifest has to ask for.
@@ -36,7 +42,8 @@ def convert(args: dict[str, Any], out: Path, say: Callable[[str], None]) -> dict
     say(f"converting for {target.name}")
     source = Path(args["from"]) / SOURCES[source_format]
     settings = {"arch": args.get("arch")} if target.capability().archs else {}
-    known = target.convert(source, source_format, out, shapes=None, **settings) or {}
+    shapes = {name: tuple(shape) for name, shape in (args.get("shapes") or {}).items()}
+    known = target.convert(source, source_format, out, shapes=shapes, **settings) or {}
     _annotate(target, out, args)
     result = _describe(target, out)
     result["applied"] |= known
@@ -62,6 +69,10 @@ def quantize(args: dict[str, Any], out: Path, say: Callable[[str], None]) -> dic
     done = target.quantize(Path(args["from"]), out, how, samples)
     _annotate(target, out, args)
     result = _describe(target, out) | {"calibration": done}
+    if how.io == "int8":
+        # Sessions speak the source's floats, whatever the file has.
+        plain = _describe(target, Path(args["from"]))
+        result |= {side: plain[side] for side in ("inputs", "outputs")}
     require_effect(target.name, how, result["applied"])
     return result
 
