@@ -10,11 +10,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["cluster", "distinct", "factorise", "rank_of", "smallest", "sparsity", "tucker"]
+__all__ = [
+    "cluster",
+    "distinct",
+    "factorise",
+    "is_thin",
+    "rank_of",
+    "smallest",
+    "sparsity",
+    "tucker",
+]
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
 MAX_ROUNDS = 100
+LEAST_WIDTH = 16
 
 
 def smallest(weights: Mapping[str, Array], share: float) -> dict[str, NDArray[np.bool_]]:
@@ -62,6 +72,14 @@ def _means(ordered: Floats, totals: Floats, centres: Floats) -> Floats:
     counts = np.diff(edges)
     sums = np.diff(totals[edges])
     return np.asarray(np.where(counts > 0, sums / np.maximum(counts, 1), centres))
+
+
+def is_thin(widths: Sequence[int]) -> bool:
+    """Return whether a layer of these WIDTHS (channels in and out) has no rank to spare.
+
+    Ten classes or three colours are not half as many in disguise.
+    """
+    return min(widths) < LEAST_WIDTH
 
 
 def rank_of(full: int, share: float) -> int:
