@@ -7,7 +7,7 @@ name first. What fails for one variant does not touch the others.
 import tempfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -85,7 +85,7 @@ def build(request: Request, *, progress: Progress, warn: Warn) -> BuildResult:
             steps.stop()
     if cache:
         cache.prune()
-    return result
+    return replace(result, steps_run=steps.started, steps_kept=steps.taken)
 
 
 def _expected(plan: Plan) -> int:

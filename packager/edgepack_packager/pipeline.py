@@ -99,6 +99,7 @@ class Pipeline:
             "target": step.target, "source_format": step.source_format, "arch": step.arch,
             "how": asdict(step.how) if step.how else None,
             "annotations": annotations(self.recipe, self.opened.face) if step.target else None,
+            "shapes": self.opened.open_shapes if step.source_format else None,
         }  # fmt: skip
         facts, args = dict(settings), dict(settings)
         if step.how and step.how.precision == "int8" and self.opened.calibration:
@@ -141,7 +142,7 @@ class Pipeline:
             applied=last.result["applied"],
             calibration=self._calibration(said),
             arch=tuple(last.result.get("arch", ())),
-            cpu_features=tuple((said or {}).get("cpu_features", ())),
+            cpu_features=tuple((said or last.result).get("cpu_features", ())),
         )
 
     def _history(self, route: Route, said: dict[str, Any] | None) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgepack.errors import EdgepackError, UnsupportedError, UsageError
+from edgepack.errors import EdgepackError, UsageError
 from edgepack_packager.adapters import cards
 
 RECIPE = """
@@ -18,11 +18,20 @@ model:
   postprocess: {decoder: softmax, output: logits, activation: softmax, top_k: 3}
 """
 
+STEPS = """
+train: train.npz
+steps:
+  - cluster: {clusters: 16}
+  - prune: {kind: magnitude, sparsity: 0.5}
+  - quantize: {ranges: entropy, exclude: [first, last]}
+  - low_rank: {rank: 0.5, epochs: 1}
+"""
+
 
 def test_whole_recipe(tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("cat\n\n dog \n")
     (tmp_path / "r.yaml").write_text(RECIPE)
-    card = cards.read_recipe(tmp_path / "r.yaml")
+    card = cards.read_recipe(tmp_path / "r.yaml").card
     assert card.task == "classify"
     assert card.labels == ("cat", "dog")
     assert card.license == "Apache-2.0"
@@ -35,7 +44,7 @@ def test_whole_recipe(tmp_path: Path) -> None:
 
 def test_labels_may_be_a_list(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text("model: {labels: [0, 1, two]}")
-    assert cards.read_recipe(tmp_path / "r.yaml").labels == ("0", "1", "two")
+    assert cards.read_recipe(tmp_path / "r.yaml").card.labels == ("0", "1", "two")
 
 
 @pytest.mark.parametrize(
@@ -59,6 +68,15 @@ def test_labels_may_be_a_list(tmp_path: Path) -> None:
         "model: {labels: nowhere.txt}",
         "model: {a: b: c}",
         "model: {license: [1]}",
+        "steps: [prune]",
+        "steps: {prune: {}}",
+        "steps: [{prune: {}}]",
+        "steps: [{shrink: {}}]",
+        "steps: [{cluster: {clusters: 16}}, {cluster: {clusters: 8}}]",
+        "steps: [{quantize: {}}, {quantize: {}}]",
+        "steps: [{quantize: {ranges: widest}}]",
+        "steps: [{quantize: {precision: int8}}]",
+        "train: [a.npz]",
         "model: {labels: {a: 1}}",
         "just text",
         "",
@@ -70,10 +88,12 @@ def test_bad_recipe(tmp_path: Path, text: str) -> None:
         cards.read_recipe(tmp_path / "r.yaml")
 
 
-def test_steps_are_not_there_yet(tmp_path: Path) -> None:
-    (tmp_path / "r.yaml").write_text("steps: []")
-    with pytest.raises(UnsupportedError):
-        cards.read_recipe(tmp_path / "r.yaml")
+def test_steps_are_read_in_the_order_that_works(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(STEPS)
+    recipe = cards.read_recipe(tmp_path / "r.yaml")
+    assert [step.kind for step in recipe.compression] == ["low_rank", "prune_magnitude", "cluster"]
+    assert recipe.train == tmp_path / "train.npz"
+    assert recipe.settings == {"ranges": "entropy", "exclude": ("first", "last")}
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)

@@ -1,19 +1,25 @@
 """The step cache: found by what a step was made from, and by nothing else."""
 
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from edgepack_packager.adapters.cache import StepCache
 from edgepack_packager.adapters.steps import Done, Steps
-from edgepack_packager.adapters.worker import host_interpreter
+from edgepack_packager.adapters.worker import WorkerError, host_interpreter
 from packager_rig import OnnxDigits, bundles, edgepack
 
 
 def steps(work: Path, cache: Path | None, name: str) -> Steps:
     home = work / name
     home.mkdir()
-    return Steps(home, cache, {"host": host_interpreter()}, timeout_s=60, say=lambda _: None)
+    return Steps(
+        home, StepCache(cache) if cache else None, {"host": host_interpreter()}, timeout_s=60,
+        progress=lambda *_: None,
+    )  # fmt: skip
 
 
 def probe(where: Steps, digest: str, parents: tuple[Done, ...] = ()) -> Done:
@@ -26,7 +32,7 @@ def test_same_making_is_found_again(tmp_path: Path) -> None:
     first = probe(steps(tmp_path, cache, "a"), "1")
     again = probe(steps(tmp_path, cache, "b"), "1")
     assert again.result == first.result
-    assert again.out.is_relative_to(cache)
+    assert again.kept
 
 
 def test_other_facts_or_parents_are_another_step(tmp_path: Path) -> None:
@@ -41,11 +47,11 @@ def test_damaged_entry_is_made_again(tmp_path: Path) -> None:
     first = probe(steps(tmp_path, cache, "a"), "1")
     (cache / first.key / "out" / "extra").write_text("not ours")
     again = probe(steps(tmp_path, cache, "b"), "1")
-    assert not again.out.is_relative_to(cache)
+    assert not again.kept
     assert not (cache / first.key / "out" / "extra").exists()
     for name, text in (("c", "{"), ("d", "[]"), ("e", "{}")):
         (cache / first.key / "step.json").write_text(text)
-        assert not probe(steps(tmp_path, cache, name), "1").out.is_relative_to(cache)
+        assert not probe(steps(tmp_path, cache, name), "1").kept
         assert json.loads((cache / first.key / "step.json").read_text())["sha256"]
 
 
@@ -61,13 +67,42 @@ def test_cached_build_gives_the_same_bundle(
 ) -> None:
     build = [
         "build", digits.model, "--target", "onnx", "--precision", precision, "--unsigned",
-        "--calibration", digits.calibration, "--out",
+        "--calibration", digits.calibration, "--evaluate", digits.evaluation, "--json", "--out",
     ]  # fmt: skip
     env = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
-    for name in ("one", "two"):
-        done = edgepack(*build, tmp_path / name, cwd=tmp_path, env=env)
-        assert done.code == 0, done.err
+    first, again = (edgepack(*build, tmp_path / n, cwd=tmp_path, env=env) for n in ("one", "two"))
+    assert (first.code, again.code) == (0, 0), first.err + again.err
+    assert first.document["steps"]["run"] > 0
+    assert again.document["steps"] == {"run": 0, "cached": first.document["steps"]["run"]}
     fresh = edgepack(*build, tmp_path / "three", "--no-cache", cwd=tmp_path, env=env)
     assert fresh.code == 0, fresh.err
     assert bundles(tmp_path / "one") == bundles(tmp_path / "two") == bundles(tmp_path / "three")
     assert list((tmp_path / "cache" / "edgepack" / "steps").iterdir())
+
+
+def test_what_was_used_longest_ago_goes_first(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    where = steps(tmp_path, cache, "a")
+    old, new = probe(where, "1"), probe(where, "2")
+    os.utime(cache / old.key, (1, 1))
+    StepCache(cache, room=_size(cache / new.key)).prune()
+    assert [path.name for path in cache.iterdir()] == [new.key]
+
+
+def _size(directory: Path) -> int:
+    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+
+
+def test_the_same_step_asked_for_twice_at_once_runs_once(tmp_path: Path) -> None:
+    where = steps(tmp_path, None, "a")
+    with ThreadPoolExecutor(2) as pool:
+        one, two = pool.map(lambda _: probe(where, "1"), range(2))
+    assert one is two
+    assert where.started == 1
+
+
+def test_a_stopped_build_ends_its_workers(tmp_path: Path) -> None:
+    where = steps(tmp_path, None, "a")
+    where.stop()
+    with pytest.raises(WorkerError, match="was stopped"):
+        probe(where, "1")

@@ -66,7 +66,7 @@ class Steps:
         self._interpreters, self._timeout_s = interpreters, timeout_s
         self._progress, self._expected = progress, expected
         self._tools = _tools()
-        self._started = self._finished = 0
+        self._started = self._finished = self._taken = 0
         self._running: dict[str, Future[Done]] = {}
         self._lock, self._quiet = threading.Lock(), _Quiet()
         self._stopped = threading.Event()
@@ -111,6 +111,8 @@ class Steps:
         found = self._cache.find(key) if self._cache else None
         if found is None:
             return None
+        with self._lock:
+            self._taken += 1
         self._tell("", finished=1)
         return Done(key, *found, kept=True)
 
@@ -145,6 +147,11 @@ class Steps:
     def started(self) -> int:
         """How many workers were started."""
         return self._started
+
+    @property
+    def taken(self) -> int:
+        """How many steps were taken from the cache."""
+        return self._taken
 
     def _tell(self, text: str, *, finished: int = 0) -> None:
         with self._lock:

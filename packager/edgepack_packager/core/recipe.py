@@ -11,7 +11,16 @@ from edgepack.manifest import Name, Postprocess, Preprocess, Semver
 from edgepack_packager.core.compression import CompressionStep
 from edgepack_targets.interface import Quantization
 
-__all__ = ["ARCHS", "Budgets", "ModelCard", "Recipe", "Variant", "parse_shape", "variants"]
+__all__ = [
+    "ARCHS",
+    "PRECISIONS",
+    "Budgets",
+    "ModelCard",
+    "Recipe",
+    "Variant",
+    "parse_shape",
+    "variants",
+]
 
 TARGETS = ("openvino", "tflite", "onnx", "onnx-mobile")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "w8", "w4")

@@ -74,12 +74,17 @@ class BuildResult:
 
     built: tuple[Built, ...]
     failed: tuple[Failed, ...]
+    steps_run: int = 0
+    """Workers that were started."""
+    steps_kept: int = 0
+    """Steps that were taken from the cache instead."""
 
 
 def build_document(result: BuildResult) -> dict[str, Any]:
     """Return RESULT in schema `edgepack.build/v1`; what was not measured is null."""
     return {
         "schema": "edgepack.build/v1",
+        "steps": {"run": result.steps_run, "cached": result.steps_kept},
         "bundles": [_bundle(built) for built in result.built],
         "failed": [
             {
