@@ -137,7 +137,7 @@ def _measured(bench: _Bench, kind: str) -> Facts:
             reason="training_diverged",
         )
     if kind == "prune_magnitude":
-        return {"sparsity": round(sparsity(weights), 6)}
+        return {"measured_sparsity": round(sparsity(weights), 6)}
     return {"distinct_values": distinct(weights)} if kind == "cluster" else {}
 
 
