@@ -58,6 +58,33 @@ TOOLCHAINS = {
             "numpy==2.4.6",
         ),
     ),
+    "torch": Toolchain(
+        name="torch",
+        purpose="PyTorch to TFLite and ONNX; pruning, low rank, distillation",
+        # litert-torch alone would bring a newer torch with gigabytes of CUDA; what it needs is
+        # pinned too, because a new converter is another model.
+        pins=(
+            "torch==2.13.0",
+            "litert-torch==0.10.0",
+            "litert-converter==0.5.0",
+            "ai-edge-litert==2.3.0",
+            "ai-edge-quantizer==0.10.0",
+            "torchao==0.18.0",
+            "jax==0.10.2",
+            "jaxlib==0.10.2",
+            "transformers==5.24.0",
+            "onnx==1.23.2",
+            "onnx-ir==1.1.0",
+            "onnxscript==0.7.2",
+            "torch-pruning==1.6.1",
+            "scikit-learn==1.9.1",
+            "safetensors==0.8.0",
+            "scipy==1.17.1",
+            "numpy==2.4.6",
+            "protobuf==7.36.2",
+            "ml-dtypes==0.6.0",
+        ),
+    ),
     "onnx2tf": Toolchain(
         name="onnx2tf",
         purpose="ONNX to TFLite",

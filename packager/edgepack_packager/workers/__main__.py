@@ -2,12 +2,12 @@
 
     python -m edgepack_packager.workers REQUEST.json FD
 
-REQUEST.json is `{"step": "tf.export", "args": {...}, "out": DIR}`. Events are JSON lines on
+REQUEST.json is `{"step": "tf.export", "args": {...}, "out": DIR, "parent": PID}`. Events are JSON lines on
 the file descriptor FD: `progress` {text}, then one of `done` {result} or `error` {class, what,
 why, fix, reason}. Standard output and error belong to the converters and are kept as a log.
 
 This module and those under `edgepack_packager.workers` that a toolchain runs import the standard
-library, `edgepack.errors`, numpy and that toolchain's own packages, because nothing else is there.
+library, `edgepack.errors`, `edgepack.confinement`, numpy and that toolchain's own packages, because nothing else is there.
 """
 
 import json
@@ -19,6 +19,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
+from edgepack.confinement import die_with_parent, stay_offline
 from edgepack.errors import EdgepackError
 
 MODULES = frozenset(
@@ -36,21 +37,11 @@ MODULES = frozenset(
         "tf",
         "tflite_source",
         "torch_compress",
+        "torch_source",
     }
 )
-NETWORK = frozenset({"socket.connect", "socket.getaddrinfo", "socket.sendto"})
 
 Step = Callable[[dict[str, Any], Path, Callable[[str], None]], dict[str, Any]]
-
-
-def _stay_offline() -> None:
-    """Refuse every connection: a converter has no business on the network."""
-
-    def hook(event: str, _: tuple[Any, ...]) -> None:
-        if event in NETWORK:
-            raise PermissionError("a worker has no network")
-
-    sys.addaudithook(hook)
 
 
 def _find(step: str) -> Step:
@@ -102,9 +93,10 @@ def _run(request: dict[str, Any], channel: TextIO) -> int:
 def main() -> NoReturn:
     """Run the step that the request file asks for."""
     request = json.loads(Path(sys.argv[1]).read_text())
+    die_with_parent(request["parent"])
     descriptor = int(sys.argv[2])
     os.set_inheritable(descriptor, False)
-    _stay_offline()
+    stay_offline()
     with os.fdopen(descriptor, "w") as channel:
         code = _run(request, channel)
     sys.stdout.flush()
