@@ -20,6 +20,7 @@ import numpy as np
 
 from edgepack.errors import IntegrityError, UnsupportedError, UsageError
 from edgepack_targets.interface import MACHINES, MODEL_FILES, Applied
+from edgepack_targets.onnx_session import describe_file
 from edgepack_targets.session import unreadable
 from edgepack_targets.silence import no_telemetry
 from edgepack_targets.weights import Stored, int4_values, tally
@@ -65,7 +66,8 @@ def convert(
         UnsupportedError: no such route or ARCH, or new shapes are asked for.
         UsageError: SOURCE cannot be read.
     """
-    _check(source_format, shapes, arch)
+    _check(source_format, arch)
+    _check_shapes(source, shapes or {})
     with tempfile.TemporaryDirectory(prefix="edgepack-ort-") as name:
         part = Path(name) / FILE
         _write(source, part, arch)
@@ -91,18 +93,11 @@ def applied(model_dir: Path) -> Applied:
     )
 
 
-def _check(source_format: str, shapes: Mapping[str, tuple[int, ...]] | None, arch: str) -> None:
+def _check(source_format: str, arch: str) -> None:
     if source_format != "onnx":
         raise UnsupportedError(
             f"target `onnx-mobile` takes no {source_format}",
             why="it is built from the finished model of target `onnx`",
-            reason="no_route",
-        )
-    if shapes:
-        raise UnsupportedError(
-            "target `onnx-mobile` cannot change shapes",
-            why="its source is a finished model",
-            fix="give the shapes to target `onnx` and convert what it writes",
             reason="no_route",
         )
     if arch not in MACHINES:
@@ -110,6 +105,21 @@ def _check(source_format: str, shapes: Mapping[str, tuple[int, ...]] | None, arc
             f"target `onnx-mobile` does not know the machine `{arch}`",
             fix=f"choose from: {', '.join(MACHINES)}",
             reason="unknown_arch",
+        )
+
+
+def _check_shapes(source: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse SHAPES that are not those that the finished model has."""
+    if not shapes:
+        return
+    real = {native.name: native.shape for native in describe_file(source)[0]}
+    other = [name for name, shape in shapes.items() if real.get(name) != tuple(shape)]
+    if other:
+        raise UnsupportedError(
+            f"target `onnx-mobile` cannot change the shape of {', '.join(other)}",
+            why="its source is a finished model",
+            fix="give the shapes to target `onnx` and convert what it writes",
+            reason="no_route",
         )
 
 

@@ -16,7 +16,7 @@ from edgepack_targets.silence import no_telemetry
 with no_telemetry():
     import onnxruntime as ort
 
-__all__ = ["describe", "load", "open_model"]
+__all__ = ["describe", "describe_file", "load", "open_model"]
 
 PROVIDER = "CPUExecutionProvider"
 DTYPES = {
@@ -73,7 +73,12 @@ def describe(
     model_dir: Path, runtime: str = "onnx"
 ) -> tuple[list[NativeTensor], list[NativeTensor]]:
     """Return the native inputs and outputs of the model of RUNTIME in MODEL_DIR."""
-    return _describe(open_model(model_dir / MODEL_FILES[runtime][0], 1))
+    return describe_file(model_dir / MODEL_FILES[runtime][0])
+
+
+def describe_file(path: Path) -> tuple[list[NativeTensor], list[NativeTensor]]:
+    """Return the native inputs and outputs of the model in PATH."""
+    return _describe(open_model(path, 1))
 
 
 def open_model(model: Path | bytes, threads: int) -> ort.InferenceSession:

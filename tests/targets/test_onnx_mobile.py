@@ -170,13 +170,16 @@ def test_what_cannot_be_done_in_the_format_is_refused_by_name(tmp_path: Path) ->
         lambda: ONNX_MOBILE.diagnose(one, one, {}),
         lambda: ONNX_MOBILE.annotate(one, {}),
         lambda: ONNX_MOBILE.convert(
-            converted("onnx") / "model.onnx", "onnx", tmp_path, shapes={INPUT: (1, 1, 16, 16)}
+            converted("onnx") / "model.onnx", "onnx", tmp_path, shapes={INPUT: (1, 1, 32, 32)}
         ),
     ):
         with pytest.raises(UnsupportedError, match="onnx-mobile") as error:
             call()
         assert "target `onnx`" in error.value.fix
     assert not list(tmp_path.iterdir())
+    shapes = {INPUT: (1, 1, 16, 16)}
+    ONNX_MOBILE.convert(converted("onnx") / "model.onnx", "onnx", tmp_path, shapes=shapes)
+    assert {path.name for path in tmp_path.iterdir()} == FILES
 
 
 @pytest.mark.parametrize("damage", [b"", b"\x00" * 4096])
