@@ -1,13 +1,16 @@
 """The model on disk: what kind it is and the digest of its bytes. Opens no framework."""
 
 import hashlib
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgepack.errors import UsageError
-from edgepack_packager.core.source import SourceKind, recognise
+from edgepack_packager.core.source import SourceKind, recognise, split_factory
 
 __all__ = ["OpenedSource", "digest_tree", "open_source"]
+
+HEAD = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,35 +20,101 @@ class OpenedSource:
     path: Path
     kind: SourceKind
     sha256: str
+    """Of everything that decides what the model computes."""
     factory: str | None = None
-    """The function of a Python module that makes the model."""
+    """Of a Python module: the function that makes the model."""
     weights: Path | None = None
+    """Of a Python module: what fills the model."""
     trust: bool = False
     """Whether its code and pickles may run."""
 
 
-def open_source(named: str, *, weights: Path | None = None, trust: bool = False) -> OpenedSource:
-    """Return the model that NAMED says, recognised and hashed.
+def open_source(
+    source: str | Path, *, weights: Path | None = None, trust: bool = False
+) -> OpenedSource:
+    """Return the model that SOURCE names, recognised and hashed.
+
+    Args:
+        source: A path, or `module.py:factory`.
+        weights: What fills the module of a factory.
+        trust: Whether code and pickles of the source may run.
 
     Raises:
-        UsageError: missing, unreadable or no model.
-        UnsupportedError: a kind that cannot be built from yet.
+        UsageError: missing, unreadable or no model; code without trust; needless weights.
+        UnsupportedError: a kind that cannot be built from.
     """
-    path = Path(named)
-    if not path.exists():
-        raise UsageError(f"{path} does not exist", reason="no_source")
+    text, factory = split_factory(str(source))
+    path = _existing(Path(text))
     try:
-        entries = frozenset(entry.name for entry in path.iterdir()) if path.is_dir() else None
-        head = b"" if entries is not None else _head(path)
-        kind = recognise(path.name, entries=entries, head=head)
-        return OpenedSource(path.resolve(), kind, digest_tree(path), weights=weights, trust=trust)
+        kind = _kind(path)
+        _check(path, kind, weights, trust=trust)
+        filled = _existing(weights).resolve() if weights else None
+        digest = _digest(path, kind, factory, filled)
+        return OpenedSource(path.resolve(), kind, digest, factory, filled, trust)
     except OSError as error:
         raise UsageError(f"{path} cannot be read", why=str(error), reason="no_source") from error
 
 
-def _head(path: Path) -> bytes:
+def _existing(path: Path) -> Path:
+    if not path.exists():
+        raise UsageError(f"{path} does not exist", reason="no_source")
+    return path
+
+
+def _kind(path: Path) -> SourceKind:
+    if path.is_dir():
+        entries = frozenset(entry.name for entry in path.iterdir())
+        return recognise(path.name, entries=entries, head=b"")
     with path.open("rb") as file:
-        return file.read(8)
+        head = file.read(HEAD)
+    return recognise(path.name, entries=None, head=head, members=_members(path))
+
+
+def _members(path: Path) -> frozenset[str]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return frozenset(archive.namelist())
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):
+        return frozenset()
+
+
+def _check(path: Path, kind: SourceKind, weights: Path | None, *, trust: bool) -> None:
+    if kind.name == "torch_module" and not trust:
+        raise UsageError(
+            f"{path.name} is code, and code of a model is not run",
+            fix="if you trust it: --trust-source; or save torch.export.export(...) as .pt2",
+            reason="untrusted_source",
+        )
+    if weights and kind.name != "torch_module":
+        raise UsageError(
+            f"--weights does not go with {path.name}",
+            why="only the model that a Python function makes can be filled",
+            fix="leave it out, or give module.py:factory",
+            reason="needless_weights",
+        )
+    if kind.name == "openvino" and not path.with_suffix(".bin").is_file():
+        raise UsageError(
+            f"{path.name} has no weights beside it",
+            fix=f"put {path.with_suffix('.bin').name} into the same directory",
+            reason="no_weights",
+        )
+
+
+def _digest(path: Path, kind: SourceKind, factory: str | None, weights: Path | None) -> str:
+    """Return the SHA-256, in hex, of the file or of all that belongs together."""
+    parts: dict[str, Path | str | None] = {}
+    if kind.name == "torch_module":
+        parts = {"module": path, "factory": factory, "weights": weights}
+    elif kind.name == "openvino":
+        parts = {"xml": path, "bin": path.with_suffix(".bin")}
+    else:
+        return digest_tree(path)
+    lines = [
+        f"{name}\0{digest_tree(part) if isinstance(part, Path) else part}\n"
+        for name, part in parts.items()
+        if part is not None
+    ]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def digest_tree(path: Path) -> str:
