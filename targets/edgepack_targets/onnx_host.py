@@ -17,11 +17,13 @@ from edgepack_targets.onnx_session import describe, open_model
 from edgepack_targets.samples import Samples
 from edgepack_targets.weights import Stored, int4_values, tally
 
-__all__ = ["applied", "diagnose"]
+__all__ = ["POSITIVE", "applied", "diagnose"]
 
 PLUMBING = {
     "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "Constant", "Identity",
 }  # fmt: skip
+POSITIVE = "_positive"
+"""Ends the name of what `onnx_quantize` made of a tensor whose Relu was lost."""
 INTEGER = {"MatMulInteger", "ConvInteger", "MatMulNBits"}
 """Operators that take integers as they are."""
 STORED: dict[int, Literal["float", "float16", "int8", "int4"]] = {
@@ -75,10 +77,12 @@ def _shared(fp32: onnx.GraphProto, quantized: onnx.GraphProto) -> dict[str, str]
 
 
 def _read_as(graph: onnx.GraphProto) -> dict[str, str]:
-    """Return what readers get instead of each tensor that is quantised: what it comes back as."""
+    """Return what readers get instead of each tensor: what it is quantised to, or its Relu."""
+    found = {n.input[0]: n.output[0] for n in graph.node if n.op_type == "Max"}
+    positive = {tensor: name for tensor, name in found.items() if name == tensor + POSITIVE}
     steps = {n.output[0]: n.input[0] for n in graph.node if n.op_type == "QuantizeLinear"}
     back = (n for n in graph.node if n.op_type == "DequantizeLinear" and n.input[0] in steps)
-    return {steps[node.input[0]]: node.output[0] for node in back}
+    return {steps[node.input[0]]: node.output[0] for node in back} | positive
 
 
 class _Run:

@@ -19,6 +19,7 @@ from edgepack_targets.interface import Quantization
 from edgepack_targets.layers import require_layers
 from edgepack_targets.onnx_canonical import canonical
 from edgepack_targets.onnx_convert import at_least, write
+from edgepack_targets.onnx_host import POSITIVE
 from edgepack_targets.onnx_reading import load
 from edgepack_targets.onnx_session import describe
 from edgepack_targets.quantization import translated
@@ -89,6 +90,8 @@ def quantize(
 
 def _static(model: ModelProto, how: Quantization, samples: Samples) -> ModelProto:
     def write_quantized(prepared: Path, result: Path) -> None:
+        before = onnx.load(prepared)
+        floats = _successors(model, how.exclude, before)
         quantize_static(
             str(prepared),
             str(result),
@@ -99,10 +102,58 @@ def _static(model: ModelProto, how: Quantization, samples: Samples) -> ModelProt
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=RANGES[how.ranges],
-            nodes_to_exclude=_successors(model, how.exclude, onnx.load(prepared)),
+            nodes_to_exclude=floats,
         )
+        if floats:
+            quantized = onnx.load(result)
+            _read_floats(quantized.graph, before.graph, set(floats))
+            onnx.save(quantized, result)
 
     return _prepared(model, write_quantized)
+
+
+def _read_floats(graph: onnx.GraphProto, before: onnx.GraphProto, floats: set[str]) -> None:
+    """Let the nodes FLOATS of GRAPH read what was computed, not what it was rounded to.
+
+    onnxruntime quantises the output of every node that it quantises, also where only a layer
+    reads it that was excluded because rounding its input loses the accuracy. Dense layers can
+    give floats from integers; a convolution that should would be computed in float altogether.
+    And it leaves a Relu to the quantisation after it: BEFORE says where one was.
+    """
+    makers = {name: node for node in graph.node for name in node.output}
+    there = {node.name for node in graph.node}
+    gone = {n.output[0] for n in before.node if n.op_type == "Relu" and n.name not in there}
+    for node in [n for n in graph.node if n.name in floats]:
+        for place, name in enumerate(node.input):
+            tensor = _unrounded(name, makers)
+            if tensor is None:
+                continue
+            if tensor in gone:
+                tensor = _positive(graph, tensor)
+            node.input[place] = tensor
+
+
+def _unrounded(name: str, makers: Mapping[str, onnx.NodeProto]) -> str | None:
+    """Return what NAME was before it was quantised and back, if a dense layer made it."""
+    for kind in ("DequantizeLinear", "QuantizeLinear"):
+        maker = makers.get(name)
+        if maker is None or maker.op_type != kind:
+            return None
+        name = maker.input[0]
+    return name if name in makers and makers[name].op_type in DENSE else None
+
+
+def _positive(graph: onnx.GraphProto, tensor: str) -> str:
+    """Add to GRAPH what Relu does to TENSOR; return its output.
+
+    As Max: with a Relu onnxruntime fuses the dense layer before it sees the integers, and then
+    dequantises its weights in every call, twelve times slower.
+    """
+    zero, result = f"{tensor}_zero", tensor + POSITIVE
+    if result not in {name for node in graph.node for name in node.output}:
+        graph.initializer.append(numpy_helper.from_array(np.zeros((), np.float32), zero))
+        graph.node.append(helper.make_node("Max", [tensor, zero], [result], f"{result}_Max"))
+    return result
 
 
 def _dynamic(model: ModelProto, how: Quantization) -> ModelProto:
@@ -114,7 +165,12 @@ def _dynamic(model: ModelProto, how: Quantization) -> ModelProto:
             per_channel=how.per_channel,
             reduce_range=_reduces(how),
             weight_type=QuantType.QInt8,
-            nodes_to_exclude=_successors(model, how.exclude, onnx.load(prepared)),
+            nodes_to_exclude=[
+                name
+                for excluded in _successors(model, how.exclude, onnx.load(prepared))
+                # It first writes a Gemm as a MatMul of this name and an Add.
+                for name in (excluded, f"{excluded}_MatMul")
+            ],
         )
 
     return _prepared(model, write_quantized)
