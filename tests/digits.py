@@ -108,9 +108,11 @@ def digits_net(wrong_labels: float = 0.0) -> Net:
     return Net(*(np.ascontiguousarray(w, dtype=np.float32) for w in weights))
 
 
-def digits_proto(wrong_labels: float = 0.0, batch: int | str = "N") -> onnx.ModelProto:
-    """Return the net as an ONNX model: `image` (N, 1, 16, 16) -> `logits` (N, 10)."""
-    net = digits_net(wrong_labels)
+def digits_proto(
+    wrong_labels: float = 0.0, batch: int | str = "N", net: Net | None = None
+) -> onnx.ModelProto:
+    """Return the net, or NET, as an ONNX model: `image` (N, 1, 16, 16) -> `logits` (N, 10)."""
+    net = net or digits_net(wrong_labels)
     names = ("conv", "conv_bias", "hidden", "hidden_bias", "out", "out_bias")
     nodes = [
         helper.make_node("Conv", [INPUT, "conv", "conv_bias"], ["maps"], pads=[1, 1, 1, 1]),

@@ -12,7 +12,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as tfl
 from numpy.typing import NDArray
 
-from digits import FILTERS, HIDDEN, INPUT, OUTPUT, SIDE, digits_net
+from digits import FILTERS, HIDDEN, INPUT, OUTPUT, SIDE, Net, digits_net
 
 Op = tfl.BuiltinOperator
 Options = tfl.BuiltinOptions
@@ -80,9 +80,9 @@ def _relu(options: Any, *, on: bool = True) -> Any:
     return options
 
 
-def digits_tflite(path: Path, wrong_labels: float = 0.0) -> Path:
-    """Write the trained net to PATH as fp32 TFLite; see `digits.digits_onnx`."""
-    net, w = digits_net(wrong_labels), _Writer()
+def digits_tflite(path: Path, wrong_labels: float = 0.0, net: Net | None = None) -> Path:
+    """Write the trained net, or NET, to PATH as fp32 TFLite; see `digits.digits_onnx`."""
+    net, w = net or digits_net(wrong_labels), _Writer()
     image = w.tensor("serving_default_image:0", (1, SIDE, SIDE, 1))
     maps = w.tensor("maps", (1, SIDE, SIDE, FILTERS))
     pooled = w.tensor("pooled", (1, HALF, HALF, FILTERS))
