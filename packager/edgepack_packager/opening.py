@@ -49,9 +49,21 @@ class Opened:
     compressed: Done | None
 
     @property
-    def quantized(self) -> bool:
-        """Whether the source is int8 already."""
-        return bool(self.done.result.get("precision") == "int8")
+    def precision(self) -> str:
+        """The precision that the source has already."""
+        return str(self.done.result.get("precision", "fp32"))
+
+    @property
+    def open_shapes(self) -> dict[str, list[int]]:
+        """The shapes of all inputs, by native name, if one of them has an open batch."""
+        shapes = {one["key"]: one["shape"] for one in self.done.result["inputs"]}
+        return shapes if any(min(shape, default=1) < 0 for shape in shapes.values()) else {}
+
+    @property
+    def open_shapes(self) -> dict[str, list[int]]:
+        """The shapes of all inputs, by native name, if one of them has a dynamic batch."""
+        shapes = {one["key"]: one["shape"] for one in self.done.result["inputs"]}
+        return shapes if any(min(shape, default=1) < 0 for shape in shapes.values()) else {}
 
     @property
     def compression(self) -> list[dict[str, Any]]:
@@ -159,7 +171,9 @@ class Opener:
     def _dataset(self, path: Path | None, inputs: tuple[Public, ...], what: str) -> Dataset | None:
         if path is None:
             return None
-        found = read_dataset(path, inputs, what=what, labelled=what == "evaluation data")
+        found = read_dataset(
+            path, inputs, self._recipe.card, what=what, labelled=what == "evaluation data"
+        )
         if found.count < FEW_SAMPLES:
             self._warn(f"{what} has only {found.count} samples; {FEW_SAMPLES} or more are better")
         return found

@@ -70,7 +70,7 @@ def test_folder_that_is_no_saved_model(tmp_path: Path) -> None:
     check_refused(done, 2, "not a SavedModel", home=tmp_path)
 
 
-@pytest.mark.parametrize("name", ["a.tflite", "a.pt2", "a.pt", "a.h5", "a.xml"])
+@pytest.mark.parametrize("name", ["a.pt2", "a.pt", "a.h5"])
 def test_known_kinds_that_are_not_there_yet(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"x")
     done = build(tmp_path, tmp_path / name, "--target", "onnx")
@@ -208,7 +208,12 @@ def test_calibration_that_is_no_npz(digits: OnnxDigits, tmp_path: Path) -> None:
     check_refused(build(tmp_path, digits.model, *args, "none.npz"), 2, "none.npz", home=tmp_path)
     (tmp_path / "folder").mkdir()
     done = build(tmp_path, digits.model, *args, "folder")
-    check_refused(done, 5, "folder", "not there yet", home=tmp_path)
+    check_refused(done, 2, "folder", "--preprocess", home=tmp_path)
+    card = ("--preprocess", '{"color": "gray"}')
+    done = build(tmp_path, digits.model, *args, "folder", *card)
+    check_refused(done, 2, "no pictures", home=tmp_path)
+    done = build(tmp_path, digits.model, "--target", "onnx", "--evaluate", "folder", *card)
+    check_refused(done, 2, "no subfolders", home=tmp_path)
 
 
 def test_pickled_data_is_not_opened(digits: OnnxDigits, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Samples on disk: an npz with one array per input, first axis = samples. Judges no model."""
+"""Samples on disk, checked against a model: one array per input, first axis = samples."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgepack.errors import UnsupportedError, UsageError
+from edgepack.errors import UsageError
+from edgepack_packager.adapters.folders import read_folder
 from edgepack_packager.core.binding import Public
+from edgepack_packager.core.recipe import ModelCard
 from edgepack_packager.workers.arrays import write_npz
 from edgepack_targets.pipeline.npz import read_arrays
 
@@ -44,24 +46,23 @@ def load_arrays(path: Path, what: str) -> dict[str, NDArray[Any]]:
 
     Raises:
         UsageError: missing, not an npz, or it holds pickled objects.
-        UnsupportedError: a folder.
     """
-    if path.is_dir():
-        raise UnsupportedError(
-            f"{what} from a folder is not there yet",
-            fix="give an .npz with one array per input, first axis = samples",
-            reason="folder_dataset",
-        )
     return read_arrays(path, what=what)
 
 
-def read_dataset(path: Path, inputs: Sequence[Public], *, what: str, labelled: bool) -> Dataset:
-    """Return the samples in PATH, checked against the model's INPUTS.
+def read_dataset(
+    path: Path, inputs: Sequence[Public], card: ModelCard, *, what: str, labelled: bool
+) -> Dataset:
+    """Return the samples in PATH, an npz or a folder of pictures, checked against INPUTS.
 
     Raises:
         UsageError: names, shapes, types or counts do not fit; empty; NaN or infinite; no labels.
     """
-    arrays = load_arrays(path, what)
+    arrays = (
+        read_folder(path, inputs, card, what=what, labelled=labelled)
+        if path.is_dir()
+        else load_arrays(path, what)
+    )
     names = [public.name for public in inputs]
     missing = [name for name in names if name not in arrays]
     rest = {name: array for name, array in arrays.items() if name not in names}

@@ -27,7 +27,16 @@ from edgepack.manifest import (
 from edgepack_packager.core.binding import Public
 from edgepack_packager.core.recipe import ModelCard, Recipe, Task, Variant
 
-__all__ = ["Artefact", "Interface", "annotations", "complete", "draft", "interface_of"]
+__all__ = [
+    "Artefact",
+    "Interface",
+    "annotations",
+    "complete",
+    "draft",
+    "interface_of",
+    "preprocess_of",
+    "with_layout",
+]
 
 GOLDEN = ("golden/inputs.npz", "golden/outputs.npz")
 
@@ -104,7 +113,7 @@ def interface_of(
         outputs=tuple(outputs),
         task=task,
         main=main,
-        preprocess=_preprocess(inputs, card),
+        preprocess=preprocess_of(inputs, card),
         postprocess=card.postprocess,
         labels=card.labels,
     )
@@ -132,7 +141,12 @@ def _main_output(outputs: Sequence[Public], card: ModelCard) -> Public:
     return (named or list(outputs))[0]
 
 
-def _preprocess(inputs: Sequence[Public], card: ModelCard) -> Preprocess | None:
+def preprocess_of(inputs: Sequence[Public], card: ModelCard) -> Preprocess | None:
+    """Return the preprocessing that CARD says, for an input that is there; None: it says none.
+
+    Raises:
+        UsageError: it names an input that the model does not have.
+    """
     if card.preprocess is None:
         return None
     chosen = card.preprocess.input or inputs[0].name
@@ -177,7 +191,7 @@ def draft(recipe: Recipe, face: Interface, artefact: Artefact) -> Manifest:
             cpu_features=artefact.cpu_features,
             disk_bytes=artefact.model_bytes,
         ),
-        inputs=tuple(_with_layout(spec, face.preprocess) for spec in artefact.inputs),
+        inputs=tuple(with_layout(spec, face.preprocess) for spec in artefact.inputs),
         outputs=artefact.outputs,
         agreement=Agreement(
             rule="top1" if face.task == "classify" else "cosine", output=face.main.name
@@ -213,8 +227,12 @@ def annotations(recipe: Recipe, face: Interface) -> dict[str, Any]:
     return {name: value for name, value in said.items() if value}
 
 
-def _with_layout(spec: TensorSpec, preprocess: Preprocess | None) -> TensorSpec:
-    """Say the layout of an image input: the axis with 1 or 3 entries holds the colours."""
+def with_layout(spec: TensorSpec, preprocess: Preprocess | None) -> TensorSpec:
+    """Say the layout of an image input: the axis with 1 or 3 entries holds the colours.
+
+    Raises:
+        UsageError: neither axis can hold them.
+    """
     if preprocess is None or spec.name != preprocess.input or len(spec.shape) != 4:
         return spec
     channels = 1 if preprocess.color == "gray" else 3

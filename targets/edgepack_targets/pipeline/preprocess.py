@@ -18,7 +18,7 @@ from PIL import Image, UnidentifiedImageError
 from edgepack.errors import UnsupportedError, UsageError
 from edgepack.manifest import Manifest, Preprocess, Resize, TensorSpec
 
-__all__ = ["image_tensor", "read_image", "resize"]
+__all__ = ["image_tensor", "read_image", "resize", "to_tensor"]
 
 INTERPOLATION = {
     "nearest": Image.Resampling.NEAREST,
@@ -80,11 +80,20 @@ def image_tensor(manifest: Manifest, image: Image.Image) -> tuple[str, NDArray[A
             fix="build it with a recipe that has `preprocess`, or feed tensors",
             reason="no_preprocess",
         )
+    return spec.name, to_tensor(rule, spec, image)
+
+
+def to_tensor(rule: Preprocess, spec: TensorSpec, image: Image.Image) -> NDArray[Any]:
+    """Return IMAGE as the tensor that SPEC describes, with a batch axis of 1.
+
+    Raises:
+        UnsupportedError: SPEC has no fixed image size.
+    """
     canvas = _canvas(spec, CHANNELS[rule.color])
     pixels = _pixels(resize(_colored(image, rule), canvas.width, canvas.height, rule.resize), rule)
     if canvas.channels_first:
         pixels = pixels.transpose(2, 0, 1)
-    return spec.name, np.ascontiguousarray(_cast(pixels, spec)[None])
+    return np.ascontiguousarray(_cast(pixels, spec)[None])
 
 
 def resize(image: Image.Image, width: int, height: int, rule: Resize) -> Image.Image:
