@@ -242,7 +242,7 @@ def test_unpack_flat_is_for_embedding(
 ) -> None:
     assert edgepack("unpack", signed.path, tmp_path / "flat", "--flat").code == 0
     names = {path.name for path in (tmp_path / "flat").iterdir()}
-    assert names == {"model.onnx", "labels.txt", "manifest.json"}
+    assert names == {"model.onnx", "labels.txt", "model.json"}
 
 
 def test_unpack_flat_writes_labels_that_only_the_manifest_holds(

@@ -4,7 +4,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import click
 import msgspec
@@ -18,7 +18,6 @@ from edgepack.manifest import Manifest, TensorSpec
 __all__ = ["inspect", "unpack", "verify"]
 
 _FILE = click.Path(path_type=Path)
-_FLAT_ROLES = frozenset({"model", "labels", "asset"})
 _json_flag = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 
 
@@ -70,7 +69,7 @@ def verify(bundle: Path, key: Path, as_json: bool) -> None:
 @click.command()
 @click.argument("bundle", type=_FILE)
 @click.argument("directory", type=click.Path(path_type=Path))
-@click.option("--flat", is_flag=True, help="Only model, labels and JSON, without folders.")
+@click.option("--flat", is_flag=True, help="For an app: model, labels, model.json.")
 @_json_flag
 def unpack(bundle: Path, directory: Path, flat: bool, as_json: bool) -> None:
     """Write BUNDLE's files to DIRECTORY as they were signed, with `model.sig`.
@@ -82,7 +81,9 @@ def unpack(bundle: Path, directory: Path, flat: bool, as_json: bool) -> None:
     """
     with open_bundle(bundle) as opened, _appearing(directory) as part:
         if flat:
-            _extract_flat(opened, part)
+            from edgepack_packager.adapters.embedding import write_flat
+
+            write_flat(opened, part)
         else:
             opened.extract(part)
         files = sorted(str(path.relative_to(part)) for path in part.rglob("*") if path.is_file())
@@ -185,20 +186,6 @@ def _print_table(rows: Sequence[Sequence[str]]) -> None:
 def _printable(text: str) -> str:
     """Return TEXT without control characters: a bundle's names must not drive the terminal."""
     return "".join(char if char.isprintable() else "\ufffd" for char in text)
-
-
-def _extract_flat(bundle: Bundle, directory: Path) -> None:
-    (directory / "manifest.json").write_bytes(bundle.manifest_bytes)
-    flat = [entry for entry in bundle.manifest.files if entry.role in _FLAT_ROLES]
-    for entry in flat:
-        target = directory / PurePosixPath(entry.path).name
-        if target.exists():
-            raise UsageError(f"two files would be called {target.name}", fix="leave out --flat")
-        with bundle.open_blob(entry.sha256) as blob, target.open("wb") as file:
-            shutil.copyfileobj(blob, file)
-    if bundle.manifest.labels and not any(entry.role == "labels" for entry in flat):
-        text = "".join(f"{name}\n" for name in bundle.manifest.labels)
-        (directory / "labels.txt").write_text(text, encoding="utf-8")
 
 
 @contextmanager
