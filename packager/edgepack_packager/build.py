@@ -69,7 +69,7 @@ def build(request: Request, *, progress: Progress, warn: Warn) -> BuildResult:
     """
     source = open_source(request.source, weights=request.weights, trust=request.trust)
     capabilities = {t: registry.find(t).capability() for t in registry.names()}
-    plan, refused = make_plan(source.kind.name, request.recipe, capabilities)
+    plan, refused = make_plan(source.kind.name, request.recipe, capabilities, precision=None)
     if not plan.routes:
         return BuildResult((), tuple(Failed(v, error) for v, error in refused.items()))
     interpreters = _interpreters(plan, request, progress)
@@ -138,7 +138,7 @@ class _Build:
             self.request.calibration, self.request.evaluate, self.request.train
         )
         plan, refused = make_plan(
-            self.source.kind.name, self.recipe, self.capabilities, quantized=self.opened.quantized
+            self.source.kind.name, self.recipe, self.capabilities, precision=self.opened.precision
         )
         self.main = self.opened.face.main.name
         self.prover = Prover(

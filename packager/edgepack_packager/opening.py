@@ -55,12 +55,6 @@ class Opened:
 
     @property
     def open_shapes(self) -> dict[str, list[int]]:
-        """The shapes of all inputs, by native name, if one of them has an open batch."""
-        shapes = {one["key"]: one["shape"] for one in self.done.result["inputs"]}
-        return shapes if any(min(shape, default=1) < 0 for shape in shapes.values()) else {}
-
-    @property
-    def open_shapes(self) -> dict[str, list[int]]:
         """The shapes of all inputs, by native name, if one of them has a dynamic batch."""
         shapes = {one["key"]: one["shape"] for one in self.done.result["inputs"]}
         return shapes if any(min(shape, default=1) < 0 for shape in shapes.values()) else {}

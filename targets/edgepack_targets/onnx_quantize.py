@@ -22,7 +22,7 @@ from edgepack_targets.onnx_convert import at_least, write
 from edgepack_targets.onnx_host import POSITIVE
 from edgepack_targets.onnx_reading import load
 from edgepack_targets.onnx_session import describe
-from edgepack_targets.quantization import translated
+from edgepack_targets.quantization import needs_7_bits, translated
 from edgepack_targets.samples import Samples
 from edgepack_targets.silence import no_output, no_telemetry
 
@@ -42,8 +42,6 @@ __all__ = ["quantize"]
 MAX_CALIBRATION = 300
 QDQ_OPSET = 13
 """The first in which a weight can have a scale per channel."""
-# With these dot-product instructions uint8 x int8 sums cannot saturate.
-SAFE_DOT_PRODUCT = {"avx512_vnni", "avx_vnni", "vnni"}
 RANGES = {
     "default": CalibrationMethod.MinMax,
     "minmax": CalibrationMethod.MinMax,
@@ -98,7 +96,7 @@ def _static(model: ModelProto, how: Quantization, samples: Samples) -> ModelProt
             _Reader(samples),
             quant_format=QuantFormat.QDQ,
             per_channel=how.per_channel,
-            reduce_range=_reduces(how),
+            reduce_range=needs_7_bits(how),
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=RANGES[how.ranges],
@@ -163,7 +161,7 @@ def _dynamic(model: ModelProto, how: Quantization) -> ModelProto:
             str(result),
             op_types_to_quantize=DENSE,
             per_channel=how.per_channel,
-            reduce_range=_reduces(how),
+            reduce_range=needs_7_bits(how),
             weight_type=QuantType.QInt8,
             nodes_to_exclude=[
                 name
@@ -180,8 +178,10 @@ def _prepared(model: ModelProto, write_quantized: Callable[[Path, Path], None]) 
     """Return what WRITE_QUANTIZED makes of MODEL after onnxruntime's own preparation."""
     with tempfile.TemporaryDirectory(prefix="edgepack-onnx-") as name:
         prepared, result = Path(name) / "prepared.onnx", Path(name) / "int8.onnx"
-        source = at_least(model, QDQ_OPSET)
-        quant_pre_process(source, str(prepared), skip_symbolic_shape=True)
+        # As a file: of a model in memory it loses weights that it cannot fold.
+        source = Path(name) / "source.onnx"
+        onnx.save(at_least(model, QDQ_OPSET), source)
+        quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
         write_quantized(prepared, result)
         return onnx.load(result)
 
@@ -269,11 +269,6 @@ def _tensor(name: str, array: NDArray[Any]) -> onnx.TensorProto:
     return numpy_helper.from_array(np.ascontiguousarray(array, np.float32), name)
 
 
-def _reduces(how: Quantization) -> bool:
-    """Say whether weights get 7 bits, without which sums saturate on some CPUs."""
-    return not SAFE_DOT_PRODUCT & set(how.cpu_features)
-
-
 def _method(how: Quantization) -> str:
     match how.precision:
         case "fp16":
@@ -281,7 +276,7 @@ def _method(how: Quantization) -> str:
         case "w8" | "w4":
             return f"matmul-nbits-{how.precision[1:]}bit-block{BLOCK}"
     parts = {
-        "7bit": _reduces(how),
+        "7bit": needs_7_bits(how),
         "per-tensor": not how.per_channel,
         how.ranges: how.ranges not in {"default", "minmax"},
     }

@@ -84,7 +84,7 @@ def test_an_ir_is_for_openvino_only() -> None:
 
 
 def test_a_source_that_is_int8_already_is_only_packed() -> None:
-    made, refused = make_plan("tflite", recipe(*ALL), CAPABILITIES, quantized=True)
+    made, refused = make_plan("tflite", recipe(*ALL), CAPABILITIES, precision="int8")
     assert {route.variant.precision for route in made.routes} == {"int8"}
     assert not any(step.how for route in made.routes for step in route.steps)
     assert {error.reason for error in refused.values()} == {"already_quantized"}

@@ -186,12 +186,18 @@ BRIDGES: dict[tuple[str, str], Step] = {
 """Steps that turn one opened format into another, where no target does it itself."""
 
 
+READY = frozenset({"onnx", "tflite", "openvino"})
+"""Kinds of source whose files may be in a lower precision already."""
+LOWERED = frozenset({"int8", "w8", "w4"})
+"""Precisions below which no other one can be had."""
+
+
 def make_plan(
     kind: str,
     recipe: Recipe,
     capabilities: Mapping[str, Capability],
     *,
-    quantized: bool = False,
+    precision: str | None = "fp32",
 ) -> tuple[Plan, dict[Variant, EdgepackError]]:
     """Return the plan, and why each variant that has no place in it cannot be built.
 
@@ -199,14 +205,15 @@ def make_plan(
         kind: Of the source, one of `KINDS`.
         recipe: What was asked for.
         capabilities: What each target can do, by target name.
-        quantized: Whether the source turned out to be int8 already.
+        precision: That the source has already; None: not known yet, because only opening a
+            ready model tells.
     """
     source = KINDS[kind]
     routes: list[Route] = []
     refused: dict[Variant, EdgepackError] = {}
     for variant in recipe.variants:
         try:
-            routes.append(_route(kind, variant, recipe, capabilities, quantized=quantized))
+            routes.append(_route(kind, variant, recipe, capabilities, precision))
         except (UnsupportedError, UsageError) as error:
             refused[variant] = error
     return Plan(source, bool(recipe.compression), tuple(routes)), refused
@@ -217,8 +224,7 @@ def _route(
     variant: Variant,
     recipe: Recipe,
     capabilities: Mapping[str, Capability],
-    *,
-    quantized: bool,
+    precision: str | None,
 ) -> Route:
     """Return the route of VARIANT; its precision is lowered in the target it is built from."""
     capability = capabilities[variant.target]
@@ -228,23 +234,25 @@ def _route(
         finish = Finish(variant.target, base, recipe.arch)
     conversion = tuple(_conversion(kind, base, capabilities[base].sources))
     plain = Route(Variant(variant.target, "fp32"), conversion, None, finish)
-    if quantized:
-        return _ready(variant, plain)
     how = recipe.quantization(variant.precision)
+    if precision in LOWERED or (precision == "fp16" and variant.precision in {"fp16", "fp32"}):
+        return _ready(variant, plain, precision)
     if how is None:
         return plain
-    _check(variant.target, how, capability, calibrated=recipe.calibrated)
+    # A ready model may be int8 already, and then needs no data.
+    unknown = precision is None and kind in READY
+    _check(variant.target, how, capability, calibrated=recipe.calibrated or unknown)
     return plain.quantized(how, f"{base}-{variant.precision}")
 
 
-def _ready(variant: Variant, plain: Route) -> Route:
-    """Return the route from a source that is int8 already: there is nothing left to lower."""
-    if variant.precision == "int8":
+def _ready(variant: Variant, plain: Route, precision: str) -> Route:
+    """Return the route from a source that is in PRECISION already: nothing is left to lower."""
+    if variant.precision == precision:
         return replace(plain, variant=variant)
     raise UnsupportedError(
-        f"the source is int8 already, so there is no {variant} of it",
-        why="what quantisation threw away cannot be had back",
-        fix="--precision int8, or build from the model before it was quantised",
+        f"the source is {precision} already, so there is no {variant} of it",
+        why="what was thrown away cannot be had back",
+        fix=f"--precision {precision}, or build from the model before its precision was lowered",
         reason="already_quantized",
     )
 
