@@ -9,14 +9,12 @@ and raises AssertionError with a sentence. With pytest:
         check(subject, tmp_path)
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version as distribution_version
 from pathlib import Path
 from shutil import copytree
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgspec
@@ -27,81 +25,40 @@ from edgepack.errors import EdgepackError, IntegrityError, UnsupportedError, Usa
 from edgepack.manifest import Binding, Manifest, TensorSpec
 from edgepack_targets import registry
 from edgepack_targets.annotation import facts_of
-from edgepack_targets.binding import native_layout
-from edgepack_targets.interface import MODEL_FILES, Quantization, Session, Target
+from edgepack_targets.conformance_precisions import (
+    diagnoses,
+    excludes_what_it_names,
+    makes_every_precision,
+    quantizes,
+    quantizes_the_same_again,
+    refuses_other_precisions,
+    refuses_other_settings,
+    refuses_wrong_calibration,
+)
+from edgepack_targets.conformance_subject import (
+    Check,
+    Subject,
+    files,
+    refused,
+    same_answers,
+    same_models,
+)
+from edgepack_targets.interface import MODEL_FILES, Target
 from edgepack_targets.pipeline.agreement import agree
 from edgepack_targets.pipeline.feed import run_samples
 
-__all__ = ["CHECKS", "Check", "Subject"]
+__all__ = [
+    "CHECKS",
+    "Check",
+    "Subject",
+    "quantizes",
+    "quantizes_the_same_again",
+    "refuses_wrong_calibration",
+]
 
 Array = NDArray[Any]
-INT8 = Quantization("int8")
 MIN_FP32_COSINE = 0.99999
-MIN_INT8_SHARE = 0.95
-"""Of samples with the same decision in int8 as in the source; an accuracy gate is stricter."""
-SMALLER = 0.35
-"""int8 files are at most this share of fp32 ones, for a model of mostly weights."""
 CALLS = 24
-
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """What is put to the test."""
-
-    target: Target
-    distribution: str
-    """Of the runtime, whose version the target must report."""
-    model_dir: Path
-    """An fp32 model of at least 100,000 weights, as `convert` wrote it."""
-    manifest: Manifest
-    """Its manifest; bindings and execution precision must be right, files need not be."""
-    samples: Mapping[str, Array]
-    """At least 32 inputs by public name, first axis = samples."""
-    expected: Mapping[str, Array]
-    """What the source model answers to them."""
-    calibration: Mapping[str, Array]
-    """By public name, in public layout."""
-    base_dir: Path | None = None
-    """For a target that is built from another one's model: that model, in fp32."""
-
-    def load(self, manifest: Manifest | None = None, model_dir: Path | None = None) -> Session:
-        """Return a session on one thread."""
-        where = model_dir or self.model_dir
-        return self.target.load(where, manifest or self.manifest, threads=1)
-
-    def first(self) -> dict[str, Array]:
-        """Return the first sample with a batch axis of 1."""
-        return {name: array[:1] for name, array in self.samples.items()}
-
-    def native_calibration(self) -> dict[str, Array]:
-        """Return the calibration samples as `Target.quantize` takes them."""
-        return {
-            spec.binding.native_name: native_layout(spec, self.calibration[spec.name])
-            for spec in self.manifest.inputs
-        }
-
-    def make(self, out_dir: Path, change: Callable[[Target, Path, Path], Any]) -> Any:
-        """Write the model to OUT_DIR after CHANGE(target, from, to); return what it gave.
-
-        A target that is built from another one's model is changed there and converted.
-        """
-        base = self.target.capability().built_from
-        if not base:
-            return change(self.target, self.model_dir, out_dir)
-        assert self.base_dir is not None, f"give the subject the model of target {base}"
-        with TemporaryDirectory(prefix="edgepack-conformance-") as name:
-            done = change(registry.find(base), self.base_dir, Path(name))
-            source = Path(name) / MODEL_FILES[base][0]
-            self.target.convert(source, self.target.capability().sources[0], out_dir)
-        return done
-
-    def quantize(self, out_dir: Path, calibration: Mapping[str, Array] | None = None) -> Any:
-        """Write the model as int8 to OUT_DIR; return what was done."""
-        given = self.native_calibration() if calibration is None else calibration
-        return self.make(out_dir, lambda target, old, new: target.quantize(old, new, INT8, given))
-
-
-Check = Callable[[Subject, Path], None]
 
 
 def is_registered(subject: Subject, _: Path) -> None:
@@ -195,7 +152,7 @@ def refuses_wrong_inputs(subject: Subject, _: Path) -> None:
         "a list": good | {spec.name: array.tolist()},
     }
     for what, inputs in wrong.items():
-        error = _refused(UsageError, what, partial(session.run, inputs))
+        error = refused(UsageError, what, partial(session.run, inputs))
         for part in (spec.name, spec.dtype, str(spec.shape[-1])):
             assert part in error.fix, f"{what}: the message does not say `{part}`"
     session.run(good)
@@ -288,57 +245,7 @@ def refuses_what_it_cannot_run(subject: Subject, tmp_path: Path) -> None:
         ),
     ]
     for what, kind, manifest, model_dir in cases:
-        _refused(kind, what, partial(subject.load, manifest, model_dir))
-
-
-def quantizes(subject: Subject, tmp_path: Path) -> None:
-    """int8 is really int8, is much smaller, and decides like the source."""
-    done = subject.quantize(tmp_path)
-    assert done["samples"] > 0, "no samples were used"
-    assert {"method", "seed", "tools"} <= done.keys(), "what was done is not reported"
-    before = subject.target.applied(subject.model_dir)
-    after = subject.target.applied(tmp_path)
-    assert before["quantized_operators"] == 0, "fp32 claims quantised operators"
-    assert after["quantized_operators"] > 0, "no operator is quantised"
-    assert after["int8_share"] > 0.9, f"only {after['int8_share']:.0%} of the weights are int8"
-    assert _size(tmp_path) <= SMALLER * _size(subject.model_dir), "the files are too large"
-    session = subject.load(model_dir=tmp_path)
-    got = run_samples(session, subject.manifest, subject.samples)
-    session.close()
-    rule = msgspec.structs.replace(
-        subject.manifest.agreement, min_share=MIN_INT8_SHARE, min_cosine=-1.0
-    )
-    verdict = agree(rule, subject.expected, got)
-    assert verdict.passed, f"only {verdict.share:.0%} of the decisions are the source's"
-
-
-def quantizes_the_same_again(subject: Subject, tmp_path: Path) -> None:
-    """The same calibration and seed give the same bytes, or at least the same answers."""
-    for name in ("once", "again"):
-        (tmp_path / name).mkdir()
-        subject.quantize(tmp_path / name)
-    _same_models(subject, tmp_path / "once", tmp_path / "again")
-
-
-def refuses_wrong_calibration(subject: Subject, tmp_path: Path) -> None:
-    """Calibration with a wrong name, shape, dtype or without samples is one clear error."""
-    good = subject.native_calibration()
-    name, array = next(iter(good.items()))
-    wrong = {
-        "a missing input": {},
-        "an unknown input": good | {"edgepack-unknown": array},
-        "a wrong shape": good | {name: array[..., None]},
-        "a wrong dtype": good | {name: array.astype(np.int64)},
-        "no samples": {key: value[:0] for key, value in good.items()},
-    }
-    for what, calibration in wrong.items():
-        error = _refused(
-            UsageError,
-            what,
-            partial(subject.quantize, tmp_path, calibration),
-        )
-        assert name in error.fix, f"{what}: the message does not say what is expected"
-    assert not _files(tmp_path), "something was written"
+        refused(kind, what, partial(subject.load, manifest, model_dir))
 
 
 def carries_facts(subject: Subject, tmp_path: Path) -> None:
@@ -356,19 +263,19 @@ def carries_facts(subject: Subject, tmp_path: Path) -> None:
     main = MODEL_FILES[subject.target.name][0]
     assert subject.target.annotations(tmp_path / "once" / main) == facts, "they are not read back"
     assert "name" not in subject.target.annotations(subject.model_dir / main), "facts of nobody"
-    _same_models(subject, tmp_path / "once", tmp_path / "again")
-    _same_answers(subject, subject.model_dir, tmp_path / "once")
+    same_models(subject, tmp_path / "once", tmp_path / "again")
+    same_answers(subject, subject.model_dir, tmp_path / "once")
 
 
 def refuses_a_route_it_has_not(subject: Subject, tmp_path: Path) -> None:
     """A source format that is not in `capability` is refused, and nothing is written."""
     source = subject.model_dir / MODEL_FILES[subject.target.name][0]
-    _refused(
+    refused(
         UnsupportedError,
         "an unknown route",
         partial(subject.target.convert, source, "no-such-format", tmp_path),
     )
-    assert not _files(tmp_path), "something was written"
+    assert not files(tmp_path), "something was written"
 
 
 CHECKS: tuple[Check, ...] = (
@@ -389,38 +296,14 @@ CHECKS: tuple[Check, ...] = (
     quantizes,
     quantizes_the_same_again,
     refuses_wrong_calibration,
+    makes_every_precision,
+    refuses_other_precisions,
+    refuses_other_settings,
+    diagnoses,
+    excludes_what_it_names,
     carries_facts,
     refuses_a_route_it_has_not,
 )
-
-
-def _refused(kind: type[EdgepackError], what: str, call: Callable[[], object]) -> EdgepackError:
-    """Return the error that CALL raises; it must be a KIND."""
-    try:
-        call()
-    except kind as error:
-        return error
-    raise AssertionError(f"{what} was accepted")
-
-
-def _same_models(subject: Subject, one: Path, other: Path) -> None:
-    """Assert that both directories hold the same bytes; if the format cannot, the same answers."""
-    first, second = _files(one), _files(other)
-    assert first.keys() == second.keys(), "other files"
-    if subject.target.capability().same_bytes:
-        assert first == second, "other bytes"
-    else:
-        _same_answers(subject, one, other)
-
-
-def _same_answers(subject: Subject, one: Path, other: Path) -> None:
-    answers = []
-    for where in (one, other):
-        session = subject.load(model_dir=where)
-        answers.append(run_samples(session, subject.manifest, subject.samples))
-        session.close()
-    for name, array in answers[0].items():
-        assert np.array_equal(array, answers[1][name]), f"{name} differs"
 
 
 def _turned(manifest: Manifest) -> Manifest:
@@ -449,11 +332,3 @@ def _damaged(subject: Subject, directory: Path) -> Path:
         data = (subject.model_dir / name).read_bytes()
         (directory / name).write_bytes(data[: len(data) // 2] if name == names[0] else data)
     return directory
-
-
-def _files(directory: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in directory.iterdir() if path.is_file()}
-
-
-def _size(directory: Path) -> int:
-    return sum(len(data) for data in _files(directory).values())

@@ -1,6 +1,7 @@
 """TFLite on a host: checks and copies a model, and compares the layers of two."""
 
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,10 @@ class _Probe:
     """An interpreter that keeps every tensor readable."""
 
     def __init__(self, path: Path) -> None:
-        self._interpreter: Interpreter = open_model(path, 1, keep_all=True)
+        with warnings.catch_warnings():
+            # It warns of the memory that this takes.
+            warnings.filterwarnings("ignore", "Warning: Enabling `experimental_preserve")
+            self._interpreter: Interpreter = open_model(path, 1, keep_all=True)
         self._inputs, _ = tensors(self._interpreter)
         details = self._interpreter.get_tensor_details()
         self.names = {detail["name"]: detail for detail in details}
