@@ -54,6 +54,7 @@ def test_interrupted_installation_does_not_count_and_a_whole_one_does(home: Path
     half.mkdir(parents=True)
     (half / "python").write_text("#!/bin/sh\nexit 1\n")
     assert toolchains.interpreter(TINY) is None
+    assert toolchains.size_bytes(TINY) is None
     told: list[str] = []
     where, fresh = toolchains.install(TINY, told.append)
     assert fresh
@@ -67,6 +68,10 @@ def test_interrupted_installation_does_not_count_and_a_whole_one_does(home: Path
     assert toolchains.install(TINY) == (where, False)
     assert [path.name for path in home.iterdir()] == [TINY.key]
     assert (home / TINY.key / MARKER).is_file()
+    size = toolchains.size_bytes(TINY)
+    assert size is not None
+    (home / TINY.key / "more").write_bytes(bytes(1 << 20))
+    assert toolchains.size_bytes(TINY) == size + (1 << 20)
 
 
 def test_failed_installation_leaves_nothing(home: Path) -> None:
@@ -106,15 +111,27 @@ def test_override_names_a_python(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 
 def test_unknown_toolchain() -> None:
-    with pytest.raises(UsageError, match="there is no toolchain torch"):
-        toolchains.find_toolchain("torch")
+    with pytest.raises(UsageError, match="there is no toolchain caffe"):
+        toolchains.find_toolchain("caffe")
 
 
 def test_list_says_what_is_missing(home: Path, tmp_path: Path) -> None:
     done = edgepack("toolchain", "list", "--json", cwd=tmp_path)
-    (tf,) = json.loads(done.out)["toolchains"]
-    assert (tf["name"], tf["installed"], tf["python"]) == ("tf", False, None)
+    listed = json.loads(done.out)["toolchains"]
+    assert [one["name"] for one in listed] == list(TOOLCHAINS)
+    for one in listed:
+        assert (one["installed"], one["python"], one["size_bytes"]) == (False, None, None)
     assert "tf         missing" in edgepack("toolchain", "list", cwd=tmp_path).out
-    refused = edgepack("toolchain", "install", "torch", cwd=tmp_path)
-    assert refused.code == 2
-    assert "Traceback" not in refused.err
+
+
+def test_what_cannot_be_installed_is_a_usage_error(home: Path, tmp_path: Path) -> None:
+    for arguments in (["caffe"], [], ["tf", "--all"]):
+        refused = edgepack("toolchain", "install", *arguments, cwd=tmp_path)
+        assert refused.code == 2
+        assert "Traceback" not in refused.err
+    assert not home.exists()
+
+
+def test_torch_is_pinned_first_of_its_companions() -> None:
+    """Whatever depends on torch takes the one that is pinned; an unpinned one is gigabytes."""
+    assert TOOLCHAINS["torch"].pins[0] == "torch==2.13.0"

@@ -21,7 +21,10 @@ import platformdirs
 from edgepack.errors import UnreachableError, UnsupportedError, UsageError
 from edgepack_packager.adapters.worker import Interpreter
 
-__all__ = ["TOOLCHAINS", "Toolchain", "find_toolchain", "install", "interpreter", "toolchains_dir"]
+__all__ = [
+    "TOOLCHAINS", "Toolchain", "find_toolchain", "install", "interpreter", "size_bytes",
+    "toolchains_dir",
+]  # fmt: skip
 
 MARKER = "edgepack-toolchain"
 
@@ -147,6 +150,22 @@ def interpreter(toolchain: Toolchain) -> Interpreter | None:
         return Interpreter(toolchain.name, Path(named).absolute())
     home = toolchains_dir() / toolchain.key
     return Interpreter(toolchain.name, _python(home)) if (home / MARKER).is_file() else None
+
+
+def size_bytes(toolchain: Toolchain) -> int | None:
+    """Return how much disk TOOLCHAIN takes; None if it is not installed in its own place."""
+    home = toolchains_dir() / toolchain.key
+    if not (home / MARKER).is_file():
+        return None
+    size, left = 0, [str(home)]
+    while left:
+        with os.scandir(left.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    left.append(entry.path)
+                else:
+                    size += entry.stat(follow_symlinks=False).st_blocks * 512
+    return size
 
 
 def install(

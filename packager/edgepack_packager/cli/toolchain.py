@@ -13,20 +13,23 @@ def toolchain() -> None:
 
 
 @toolchain.command("install")
-@click.argument("names", nargs=-1, required=True)
+@click.argument("names", nargs=-1)
+@click.option("--all", "every", is_flag=True, help="Install every toolchain.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
-def install_command(names: tuple[str, ...], as_json: bool) -> None:
+def install_command(names: tuple[str, ...], every: bool, as_json: bool) -> None:
     """Install the toolchains NAMES, as pinned; those already there are left alone.
 
     \b
     Example:
-        edgepack toolchain install tf
+        edgepack toolchain install tf torch
     """
+    if bool(names) == every:
+        raise click.UsageError("give the names of toolchains, or --all")
     from edgepack_packager.adapters import toolchains
     from edgepack_packager.cli.receipt import progress
 
     rows = []
-    for chosen in [toolchains.find_toolchain(name) for name in names]:
+    for chosen in [toolchains.find_toolchain(n) for n in names or toolchains.TOOLCHAINS]:
         with progress() as (report, _):
             where, fresh = toolchains.install(chosen, lambda text: report(text, 0, 0))
         rows.append({"name": chosen.name, "python": str(where.python), "installed_now": fresh})
@@ -39,7 +42,7 @@ def install_command(names: tuple[str, ...], as_json: bool) -> None:
 @toolchain.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 def list_command(as_json: bool) -> None:
-    """List the toolchains, what they are for and whether they are installed."""
+    """List the toolchains: whether they are installed, how big, and what they are for."""
     from edgepack_packager.adapters import toolchains
 
     rows = []
@@ -50,6 +53,7 @@ def list_command(as_json: bool) -> None:
                 "name": known.name,
                 "purpose": known.purpose,
                 "installed": where is not None,
+                "size_bytes": toolchains.size_bytes(known),
                 "python": str(where.python) if where else None,
                 "pins": list(known.pins),
             }
@@ -59,4 +63,5 @@ def list_command(as_json: bool) -> None:
         return
     for row in rows:
         state = "installed" if row["installed"] else "missing"
-        click.echo(f"{row['name']:<10} {state:<10} {row['purpose']}")
+        size = f"{row['size_bytes'] / 1e9:.1f} GB" if row["size_bytes"] else ""
+        click.echo(f"{row['name']:<10} {state:<10} {size:>7}  {row['purpose']}")

@@ -148,7 +148,9 @@ def _module_examples(module: Any, shapes: Mapping[str, list[int]]) -> Tensors:
         raise _unknown_input(unknown, wanted)
     missing = [name for name, need in wanted.items() if need and name not in {*shapes, *given}]
     if missing:
-        raise _no_shape(missing[0])
+        raise _no_shape(
+            missing[0], f"the module has no {EXAMPLE}, and code does not say its shapes"
+        )
     return {
         name: _example(given.get(name), shapes.get(name))
         for name in wanted
@@ -193,10 +195,10 @@ def _example(own: Tensor | None, shape: list[int] | None) -> Tensor:
     return torch.zeros(shape or [], dtype=own.dtype if own is not None else torch.float32)
 
 
-def _no_shape(name: str) -> UsageError:
+def _no_shape(name: str, why: str) -> UsageError:
     return UsageError(
         f"the shape of input {name} is not known",
-        why=f"the module has no {EXAMPLE}, and PyTorch code does not say its shapes",
+        why=why,
         fix=f"give it: --shape {name}=1,3,224,224",
         reason="unknown_shape",
     )
@@ -308,7 +310,7 @@ def _script(args: Mapping[str, Any]) -> Model:
         raise _unknown_input(shapes.keys() - set(names), names)
     for name in names:
         if name not in shapes:
-            raise _no_shape(name)
+            raise _no_shape(name, "TorchScript does not keep the shapes of its inputs")
 
     def call(tensors: Tensors) -> Tensors:
         return name_outputs(module(*(tensors[name] for name in names)))
