@@ -13,7 +13,7 @@ from edgepack_targets.interface import Quantization
 from edgepack_targets.layers import require_layers
 from edgepack_targets.openvino_graph import layers, rename
 from edgepack_targets.openvino_session import describe
-from edgepack_targets.quantization import translated
+from edgepack_targets.quantization import needs_7_bits, translated
 from edgepack_targets.samples import Samples
 from edgepack_targets.silence import no_output, no_telemetry
 
@@ -67,7 +67,10 @@ def _int8(model: ov.Model, how: Quantization, samples: Samples, ignored: list[st
         from nncf.quantization import advanced_parameters as advanced
 
         extra = advanced.AdvancedQuantizationParameters(
-            disable_bias_correction=how.bias_correction == "none"
+            disable_bias_correction=how.bias_correction == "none",
+            overflow_fix=advanced.OverflowFix.ENABLE
+            if needs_7_bits(how)
+            else advanced.OverflowFix.DISABLE,
         )
         if not how.per_channel:
             extra.weights_quantization_params = advanced.QuantizationParameters(per_channel=False)
@@ -147,6 +150,7 @@ def _method(how: Quantization) -> str:
             "w4": f"nncf-weights-int4-sym-group{GROUP}",
         }[how.precision]
     parts = {
+        "7bit": needs_7_bits(how),
         "per-tensor": not how.per_channel,
         how.ranges: how.ranges != "default",
         "smooth": how.smooth,

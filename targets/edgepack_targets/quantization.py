@@ -6,7 +6,12 @@ from contextlib import contextmanager
 from edgepack.errors import EdgepackError, UnsupportedError
 from edgepack_targets.interface import Applied, Capability, Quantization
 
-__all__ = ["require_effect", "require_expressible", "translated", "wanted_options"]
+__all__ = [
+    "needs_7_bits", "require_effect", "require_expressible", "translated", "wanted_options",
+]  # fmt: skip
+
+# With these dot-product instructions sums of uint8 x int8 cannot saturate.
+SAFE_DOT_PRODUCT = {"avx512_vnni", "avx_vnni", "vnni"}
 
 STATIC = {"per_tensor", "minmax", "entropy", "percentile", "smooth", "bias_full", "bias_none"}
 MEANINGFUL: dict[str, frozenset[str]] = {
@@ -33,6 +38,11 @@ def wanted_options(how: Quantization) -> frozenset[str]:
         "int8_io": how.io == "int8",
     }
     return frozenset(option for option, asked in wanted.items() if asked)
+
+
+def needs_7_bits(how: Quantization) -> bool:
+    """Say whether int8 weights get 7 bits: without, sums saturate on x86 CPUs that lack VNNI."""
+    return not SAFE_DOT_PRODUCT & set(how.cpu_features)
 
 
 def require_expressible(target: str, capability: Capability, how: Quantization) -> None:
