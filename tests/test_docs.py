@@ -14,6 +14,7 @@ from edgepack import errors, topics
 from edgepack.cli import root as edgepack
 from edgepack_agent.cli import root as agent
 from edgepack_agent.config import load_config
+from edgepack_packager.adapters.cards import read_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md")])
@@ -91,3 +92,14 @@ def test_the_example_configuration_is_valid(tmp_path: Path) -> None:
     path = tmp_path / "agent.yaml"
     path.write_text(text)
     assert load_config(path).listen == "127.0.0.1:9000"
+
+
+def test_the_example_recipe_is_valid(tmp_path: Path) -> None:
+    (text,) = blocks(ROOT / "docs/reference/recipe.md", "yaml")
+    (tmp_path / "recipe.yaml").write_text(text)
+    (tmp_path / "labels.txt").write_text("yes\nno\n")
+    recipe = read_recipe(tmp_path / "recipe.yaml")
+    kinds = [step.kind for step in recipe.compression]
+    assert kinds == ["distil", "low_rank", "prune_structured", "prune_magnitude", "qat"]
+    assert recipe.settings["exclude"] == ("fc1",)
+    assert recipe.card.labels == ("yes", "no")
