@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from edgepack.errors import UnsupportedError
 from edgepack.manifest import Manifest
+from edgepack_targets.cpu import features
 from edgepack_targets.extras import require
 from edgepack_targets.interface import (
     MACHINES,
@@ -57,8 +58,9 @@ class _OnnxMobile:
         )
 
     def load(self, model_dir: Path, manifest: Manifest, *, threads: int | None = None) -> Session:
-        """Load MODEL_DIR/model.ort."""
+        """Load MODEL_DIR/model.ort, on a CPU that has what it was written for."""
         version = self.version()
+        _require_cpu(manifest)
         from edgepack_targets import onnx_session
 
         return onnx_session.load(model_dir, manifest, version, threads, runtime=self.name)
@@ -124,6 +126,18 @@ class _OnnxMobile:
     def _require_host(self) -> None:
         self.version()
         require("onnx", extra="packager", wanted_for="the converter of target `onnx-mobile`")
+
+
+def _require_cpu(manifest: Manifest) -> None:
+    """Refuse a CPU on which the layout in the file would give wrong answers, not an error."""
+    missing = sorted(set(manifest.target.cpu_features) - features())
+    if missing:
+        raise UnsupportedError(
+            f"{manifest.release} cannot run on this CPU",
+            why=f"the file was written for one with {', '.join(missing)}",
+            fix="build it for this machine, or for target `onnx`, which runs on all",
+            reason="wrong_hardware",
+        )
 
 
 def _built_from_onnx(verb: str) -> UnsupportedError:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from edgepack.errors import IntegrityError, UnsupportedError, UsageError
+from edgepack_targets.cpu import features
 from edgepack_targets.interface import MACHINES, MODEL_FILES, Applied
 from edgepack_targets.onnx_session import describe_file
 from edgepack_targets.session import unreadable
@@ -157,18 +158,11 @@ def _blocked(arch: str) -> bool:
     """Say whether convolutions may get the blocked layout (NCHWc) of the CPU at hand.
 
     It makes them about twice as fast on x86, exists nowhere else, and is written for one width
-    of vector registers: 16 with AVX-512, else 8, and each fails on the other. Only the wider
-    one can be asked for in a manifest, so on a host without AVX-512 the file stays portable.
+    of vector registers: 16 with AVX-512, else 8. On the other kind of CPU such a file loads and
+    gives wrong answers. Only the wider one can be asked for in a manifest, so on a host without
+    AVX-512 the file stays portable.
     """
-    return arch == "amd64" and BLOCKED_NEEDS in _host_features()
-
-
-def _host_features() -> set[str]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return set()
-    return {word for line in lines if line.startswith("flags") for word in line.split()}
+    return arch == "amd64" and BLOCKED_NEEDS in features()
 
 
 def _holds_float16(source: Path) -> bool:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -14,13 +15,13 @@ from digits import INPUT, OUTPUT, accuracy, digits_data
 from digits_targets import converted, manifest_for, quantized, source_answers, subject
 from edgepack.errors import IntegrityError, UnsupportedError, UsageError
 from edgepack_packager.workers import convert as steps
-from edgepack_targets import onnx_mobile_host, registry
+from edgepack_targets import cpu, onnx_mobile_host, registry
 from edgepack_targets.interface import MODEL_FILES, Quantization
 from edgepack_targets.onnx_mobile import ONNX_MOBILE
 from edgepack_targets.pipeline.feed import run_samples
 
 FILES = set(MODEL_FILES["onnx-mobile"])
-AVX512 = "avx512f" in onnx_mobile_host._host_features()
+AVX512 = "avx512f" in cpu.features()
 WRITE = """
 import sys
 from pathlib import Path
@@ -209,6 +210,16 @@ def test_the_step_says_what_the_manifest_has_to_ask_for(tmp_path: Path) -> None:
     assert result["applied"]["usability"]["nnapi"] == "yes"
     assert result["inputs"] == [[INPUT, [1, 1, 16, 16], "float32"]]
     assert result["versions"].keys() == {"onnx", "onnxruntime"}
+
+
+def test_a_cpu_that_the_file_was_not_written_for_is_refused() -> None:
+    """It would load and give wrong answers: measured with AVX-512's layout on an older CPU."""
+    manifest = manifest_for("onnx-mobile")
+    target = msgspec.structs.replace(manifest.target, cpu_features=("no_such_feature",))
+    foreign = msgspec.structs.replace(manifest, target=target)
+    with pytest.raises(UnsupportedError, match="this CPU") as error:
+        ONNX_MOBILE.load(converted("onnx-mobile"), foreign)
+    assert "no_such_feature" in error.value.why
 
 
 def test_a_device_with_onnxruntime_reports_the_target() -> None:
