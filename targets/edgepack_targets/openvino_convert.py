@@ -1,6 +1,7 @@
 """Anything that OpenVINO reads to an uncompressed IR with the shapes that were asked for."""
 
 import re
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from edgepack_targets.openvino_graph import rename
 from edgepack_targets.openvino_session import natives
 from edgepack_targets.shapes import static_shapes
 from edgepack_targets.silence import no_telemetry
+from edgepack_targets.tflite_plain import plain
 
 with no_telemetry():
     import openvino as ov
@@ -33,6 +35,15 @@ def convert(source: Path, source_format: str, out_dir: Path, shapes: Shapes | No
             why=f"it takes {', '.join(SOURCES)}",
             reason="no_route",
         )
+    if source_format == "tflite":
+        with tempfile.TemporaryDirectory(prefix="edgepack-openvino-") as folder:
+            copy = Path(folder) / source.name
+            copy.write_bytes(plain(source.read_bytes()))
+            return _write(copy, source_format, out_dir, shapes)
+    return _write(source, source_format, out_dir, shapes)
+
+
+def _write(source: Path, source_format: str, out_dir: Path, shapes: Shapes | None) -> None:
     model = _convert(source, source_format)
     known = {native.name: native.shape for native in natives(model)[0]}
     wanted = static_shapes(known, shapes or {}, dynamic_batch=True)

@@ -151,11 +151,11 @@ def onnx(args: dict[str, Any], out: Path, say: Say) -> dict[str, Any]:
 
 
 def onnx_from_tflite(args: dict[str, Any], out: Path, say: Say) -> dict[str, Any]:
-    """Convert `args["from"]`/model.tflite to OUT/model.onnx; an int8 model becomes QDQ."""
+    """Convert `args["from"]`/plain.tflite to OUT/model.onnx; an int8 model becomes QDQ."""
     import tf2onnx.convert
 
     say("converting to ONNX")
-    source = Path(args["from"]) / "model.tflite"
+    source = Path(args["from"]) / "plain.tflite"
     _run_tf2onnx("--tflite", str(source), "--output", str(out / "model.onnx"))
     return {"versions": {"tf2onnx": tf2onnx.__version__}}
 

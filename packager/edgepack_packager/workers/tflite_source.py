@@ -23,6 +23,7 @@ from edgepack_packager.workers.ready import (
     tensors,
 )
 from edgepack_targets import registry
+from edgepack_targets.tflite_plain import plain
 
 __all__ = ["open", "reference"]
 
@@ -34,6 +35,8 @@ RANDOM = {"RANDOM_UNIFORM", "RANDOM_STANDARD_NORMAL", "MULTINOMIAL"}
 
 def open(args: dict[str, Any], out: Path, say: Callable[[str], None]) -> dict[str, Any]:  # noqa: A001
     """Copy the source to OUT/model.tflite; return its tensors and the `precision` it has already.
+
+    OUT/plain.tflite is the same model for converters that read less of the format.
 
     Raises:
         UsageError: no TFLite model, or `--shape` names an input that is not there.
@@ -51,6 +54,7 @@ def open(args: dict[str, Any], out: Path, say: Callable[[str], None]) -> dict[st
         raise _unreadable(source, error.why) from error
     _refuse(source)
     _check_shapes(args["shapes"], {native.name: native.shape for native in inputs})
+    (out / "plain.tflite").write_bytes(plain(source.read_bytes()))
     applied = target.applied(out)
     return {
         "inputs": tensors(inputs),
