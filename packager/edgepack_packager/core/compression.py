@@ -35,6 +35,7 @@ LIMITS: dict[str, tuple[float, float, bool]] = {
     "round_to": (1, 1024, True),
     "sparsity": (0, 1, False),
     "clusters": (2, 256, True),
+    "bits": (2, 8, True),
     "rank": (0, 1, False),
     "temperature": (0, 100, False),
     "alpha": (0, 1, True),
@@ -170,6 +171,9 @@ class QuantizeAware(_Trained):
     """
 
     kind: ClassVar[str] = "qat"
+    bits: int = 7
+    """Of the weights. Targets use 7 of int8's bits unless the processor is known to have VNNI;
+    what is trained for 7 fits into 8 as well."""
 
 
 CompressionStep = PruneStructured | PruneMagnitude | Cluster | LowRank | Distil | QuantizeAware

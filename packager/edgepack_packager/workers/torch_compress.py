@@ -238,6 +238,7 @@ def _qat(bench: _Bench, step: Mapping[str, Any]) -> Facts:
     loss = bench.loss(step)
     layers, end = rounding(
         bench.module,
+        step["bits"],
         lambda: torch_train.collect(bench.module, bench.data, bench.data.seen),
     )
     rounded = bench.accuracy()

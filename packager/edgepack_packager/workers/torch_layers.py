@@ -277,8 +277,10 @@ def _filled(parts: Sequence[Module], weights: Sequence[Any], bias: Tensor) -> Mo
     return nn.Sequential(*parts)
 
 
-def rounding(module: Module, calibrate: Callable[[], object]) -> tuple[int, Callable[[], None]]:
-    """Round weights and inputs of MODULE's layers to int8 from now on; return what ends that.
+def rounding(
+    module: Module, bits: int, calibrate: Callable[[], object]
+) -> tuple[int, Callable[[], None]]:
+    """Round MODULE's weights to BITS and inputs of layers to 8 from now on; return what ends it.
 
     Weights: symmetric, a scale per output channel. Such a grid survives the folding of batch
     normalisation, which scales a channel and its grid alike. Inputs: asymmetric, one scale,
@@ -297,7 +299,7 @@ def rounding(module: Module, calibrate: Callable[[], object]) -> tuple[int, Call
     watching = [True]
     hooks = [_round_inputs(layer, watching) for layer in layers]
     for layer in layers:
-        parametrize.register_parametrization(layer, "weight", _weight_grid())
+        parametrize.register_parametrization(layer, "weight", _weight_grid(bits))
     calibrate()
     watching.clear()
 
@@ -311,11 +313,13 @@ def rounding(module: Module, calibrate: Callable[[], object]) -> tuple[int, Call
     return len(layers), end
 
 
-def _weight_grid() -> Module:
+def _weight_grid(bits: int) -> Module:
+    # As runtimes do: -127 to 127 of 8 bits, -64 to 64 of 7.
+    top = 127 if bits == 8 else 2 ** (bits - 1)
     return quantization.FakeQuantize(
         # All of the newest range and nothing of the older ones: the grid follows the weights.
         quantization.MovingAveragePerChannelMinMaxObserver, averaging_constant=1.0,
-        quant_min=-127, quant_max=127, dtype=torch.qint8, qscheme=torch.per_channel_symmetric,
+        quant_min=-top, quant_max=top, dtype=torch.qint8, qscheme=torch.per_channel_symmetric,
     )  # fmt: skip
 
 
