@@ -70,7 +70,9 @@ class Pipeline:
         artefact, seen = self.prove(route.plain)
         reference = self.prover.reference
         parity = compare(reference.exported, seen.answers)
-        check_export(parity, reference.largest, route.variant.target)
+        check_export(
+            parity, reference.largest, route.variant.target, precision=self.opened.precision
+        )
         return artefact, seen
 
     def diagnose(self, route: Route) -> list[Layer]:
