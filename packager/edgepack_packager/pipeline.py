@@ -1,5 +1,6 @@
 """Drive the second half of a build: from an opened source to proven artefacts. Writes no bundle."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -144,7 +145,7 @@ class Pipeline:
             applied=last.result["applied"],
             calibration=self._calibration(said),
             arch=tuple(last.result.get("arch", ())),
-            cpu_features=tuple((said or last.result).get("cpu_features", ())),
+            cpu_features=_needed_cpu(said or {}, last.result),
         )
 
     def _history(self, route: Route, said: dict[str, Any] | None) -> tuple[str, ...]:
@@ -165,6 +166,11 @@ class Pipeline:
             seed=said["seed"],
             tools=said["tools"],
         )
+
+
+def _needed_cpu(*results: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return what any of the steps needs of the CPU: each on its own would answer wrongly."""
+    return tuple(sorted({name for one in results for name in one.get("cpu_features", ())}))
 
 
 def _natives(done: Done, side: str) -> list[Native]:
