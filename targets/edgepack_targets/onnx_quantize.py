@@ -45,7 +45,6 @@ QDQ_OPSET = 13
 RANGES = {
     "default": CalibrationMethod.MinMax,
     "minmax": CalibrationMethod.MinMax,
-    "entropy": CalibrationMethod.Entropy,
     "percentile": CalibrationMethod.Percentile,
 }
 DENSE = ["MatMul", "Gemm"]
