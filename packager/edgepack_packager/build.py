@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from edgepack.errors import EdgepackError, UnsupportedError, UsageError
+from edgepack.errors import AccuracyError, EdgepackError, UnsupportedError, UsageError
 from edgepack_packager.adapters import toolchains
 from edgepack_packager.adapters.cache import StepCache
 from edgepack_packager.adapters.proof import Prover
@@ -20,6 +20,8 @@ from edgepack_packager.adapters.source import OpenedSource, open_source
 from edgepack_packager.adapters.steps import Progress, Steps
 from edgepack_packager.adapters.worker import Interpreter, host_interpreter
 from edgepack_packager.bundling import Bundler, as_json, host_facts, write_text
+from edgepack_packager.core.holdout import Paired, resolution_note
+from edgepack_packager.core.layers import with_layers
 from edgepack_packager.core.manifest import draft
 from edgepack_packager.core.plan import HOST, Plan, Route, make_plan
 from edgepack_packager.core.proof import (
@@ -29,11 +31,12 @@ from edgepack_packager.core.proof import (
     resolution_warning,
 )
 from edgepack_packager.core.recipe import Recipe
-from edgepack_packager.core.report import BuildResult, Built, Failed, report_document
+from edgepack_packager.core.report import BuildResult, Built, Failed, Score, report_document
 from edgepack_packager.opening import Opener
 from edgepack_packager.pipeline import Pipeline
+from edgepack_packager.searching import Searched, Searcher, check_holdout, separate
 from edgepack_targets import registry
-from edgepack_targets.interface import Capability
+from edgepack_targets.interface import Capability, Layer
 
 __all__ = ["Request", "build"]
 
@@ -50,6 +53,8 @@ class Request:
     out_dir: Path
     calibration: Path | None = None
     evaluate: Path | None = None
+    holdout: Path | None = None
+    """What `auto` is judged on; None: half of what is given to evaluate."""
     train: Path | None = None
     weights: Path | None = None
     trust: bool = False
@@ -140,6 +145,7 @@ class _Build:
         plan, refused = make_plan(
             self.source.kind.name, self.recipe, self.capabilities, precision=self.opened.precision
         )
+        self._separate(opener)
         self.main = self.opened.face.main.name
         self.prover = Prover(
             self.steps, self.work, self.opened.reference, metric=self.recipe.metric,
@@ -154,6 +160,20 @@ class _Build:
             self.recipe, self.prover, self.work, self.request.out_dir, self.request.key
         )
         return self._variants(plan, tuple(Failed(v, error) for v, error in refused.items()))
+
+    def _separate(self, opener: Opener) -> None:
+        """Take samples for the search away from those that everything is judged on."""
+        self.searcher: Searcher | None = None
+        if not self.recipe.auto:
+            return
+        whole, path = self.opened.reference, self.request.holdout
+        other = opener.refer(self.opened, path) if path else None
+        search, judged = separate(whole, other, self.recipe.seed, self.warn)
+        self.opened = replace(self.opened, reference=judged)
+        self.searcher = Searcher(
+            self.recipe, (self.source.kind.name, self.source.sha256),
+            replace(self.opened, reference=search), self.capabilities, self.steps, self.work,
+        )  # fmt: skip
 
     def _preflight(self) -> None:
         """Refuse a baseline that proves nothing; warn about a limit that cannot be told."""
@@ -191,12 +211,14 @@ class _Build:
 
     def _variant(self, route: Route) -> Built:
         base_artefact, base = self.pipeline.baseline(route)
+        searched = self._search(route)
+        route = searched.route if searched else route
         artefact, seen = base_artefact, base
         if route.variant.precision != "fp32":
             artefact, seen = self.pipeline.prove(route)
         score = self.prover.score(seen.answers)
-        if score:
-            check_drop(score.reference, score.this, self.recipe.max_drop)
+        pair = self.prover.pair(seen.answers)
+        self._gate(route, score, pair, searched)
         check_budgets(seen.measured, base.measured, self.recipe.budgets)
         drafted = draft(self.recipe, self.opened.face, artefact)
         manifest = self.bundler.complete(drafted, seen, score, self.main)
@@ -214,6 +236,8 @@ class _Build:
             effective=seen.effective,
             applied=artefact.applied,
             extra=seen.extra,
+            paired=pair,
+            search=searched.document if searched else {},
         )
         report = report_document(built, host=host_facts(), warnings=self.warnings)
         try:
@@ -222,3 +246,39 @@ class _Build:
             info.path.unlink(missing_ok=True)
             raise
         return built
+
+    def _search(self, route: Route) -> Searched | None:
+        """Search for what keeps the limit; fp32 is what there is to start from."""
+        if self.searcher is None or route.variant.precision == "fp32":
+            return None
+        return self.searcher.search(route)
+
+    def _gate(
+        self, route: Route, score: Score | None, pair: Paired | None, searched: Searched | None
+    ) -> None:
+        """Check the drop; what fails names the layers, or says that the holdout disagrees."""
+        if score is None:
+            return
+        if searched:
+            check_holdout(searched, score, self.recipe.max_drop)
+            note = pair and resolution_note(pair, self.recipe.max_drop or 0.0)
+            if note:
+                self.warn(f"{route.variant}: {note}")
+            return
+        try:
+            check_drop(score.reference, score.this, self.recipe.max_drop)
+        except AccuracyError as error:
+            told = with_layers(error, self._layers(route), auto=self._can_exclude(route))
+            if told is error:
+                raise
+            raise told from error
+
+    def _can_exclude(self, route: Route) -> bool:
+        return "exclude" in self.capabilities[route.variant.target].options
+
+    def _layers(self, route: Route) -> list[Layer]:
+        try:
+            return self.pipeline.diagnose(route)
+        except UnsupportedError:
+            # The accuracy is what failed; a model whose layers cannot be compared changes nothing.
+            return []

@@ -107,6 +107,12 @@ class Opener:
         )
         return Opened(done, face, reference, calibrating, compressed)
 
+    def refer(self, opened: Opened, holdout: Path) -> Reference:
+        """Ask the source framework about labelled samples that OPENED does not know yet."""
+        before = opened.compressed
+        converted = self._compressed(before) if before else self._source
+        return self._refer(opened.face.inputs, None, holdout, converted, before)
+
     # -- steps
 
     def _args(self, source: OpenedSource) -> dict[str, Any]:

@@ -159,6 +159,20 @@ def test_mixed_as_big_as_half_precision_is_compared_with_it() -> None:
     assert all(trial.attempt.precision != "fp32" for trial in history)
 
 
+def test_a_higher_precision_is_tried_without_the_worst_layers_too() -> None:
+    def judge(attempt: Attempt) -> tuple[int, float]:
+        left = len(attempt.how.exclude) if attempt.how else 0
+        drops = {"int8": 0.03 if left else 0.1, "w8": 0.0 if left else 0.05}
+        return {"int8": 250, "w8": 300}.get(attempt.precision, 500), drops.get(
+            attempt.precision, 0.0
+        )
+
+    _, chosen = run(Goal(INT8, ALL, 0.01, 1000), judge, named(4))
+    assert chosen is not None
+    assert chosen.attempt.precision == "w8"
+    assert settings_of(chosen.attempt.how) == {"exclude": ["layer0"]}
+
+
 def test_what_cannot_be_made_is_passed_over() -> None:
     def judge(attempt: Attempt) -> tuple[int, float | None]:
         return 500, 0.0 if attempt.precision == "fp16" else None

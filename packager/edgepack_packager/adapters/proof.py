@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from edgepack.manifest import Manifest, write_manifest
 from edgepack_packager.adapters.datasets import Dataset, digest_of, load_arrays, write_npz
 from edgepack_packager.adapters.steps import Done, Steps
+from edgepack_packager.core.holdout import Paired, paired
 from edgepack_packager.core.proof import Measured, Parity, compare
 from edgepack_packager.core.report import Score
+from edgepack_targets.pipeline.agreement import top1
 
 __all__ = ["Observation", "Prover", "Reference"]
 
@@ -109,6 +111,17 @@ class Prover:
         this = self.reference.answers if answers is None else answers
         said = self._score(digest_of(this), this, evaluation)
         return Score(self._metric, said["reference"], said["this"], evaluation.count)
+
+    def pair(self, answers: Arrays) -> Paired | None:
+        """Return on how many samples only the source, or only ANSWERS, are right.
+
+        None without labels, and for a metric of the user's, which judges the whole set at once.
+        """
+        evaluation = self.reference.evaluation
+        if evaluation is None or self._metric != BUILT_IN or "labels" not in evaluation.labels:
+            return None
+        before, after = (top1(one[self._output]) for one in (self.reference.answers, answers))
+        return paired(before, after, evaluation.labels["labels"].reshape(-1))
 
     def _score(self, digest: str, answers: Arrays, evaluation: Dataset) -> dict[str, float]:
         given = write_npz(self._work / f"scored-{digest[:16]}.npz", answers)

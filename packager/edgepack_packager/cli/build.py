@@ -136,6 +136,7 @@ def _request(model: str, flags: dict[str, Any]) -> Any:
         out_dir=flags["out"],
         calibration=flags["calibration"],
         evaluate=flags["evaluate"],
+        holdout=_holdout(flags),
         train=file.train,
         weights=flags["weights"],
         trust=flags["trust_source"],
@@ -157,7 +158,7 @@ def _recipe(model: str, file: Any, flags: dict[str, Any]) -> Any:
     return Recipe(
         name=flags["name"] or _default_name(model),
         version=flags["version"],
-        variants=variants(flags["targets"], flags["precisions"] or ("fp32",)),
+        variants=variants(flags["targets"], _precisions(flags)),
         card=_card(file.card, flags),
         shapes=dict(parse_shape(text) for text in flags["shapes"]),
         signature=flags["signature"],
@@ -177,6 +178,22 @@ def _recipe(model: str, file: Any, flags: dict[str, Any]) -> Any:
         evaluated=flags["evaluate"] is not None,
         trained=file.train is not None,
     )
+
+
+def _precisions(flags: dict[str, Any]) -> tuple[str, ...]:
+    """Return what is asked for; a search starts from the smallest that is also fast."""
+    return flags["precisions"] or (("int8",) if flags["auto"] else ("fp32",))
+
+
+def _holdout(flags: dict[str, Any]) -> Path | None:
+    found: Path | None = flags["holdout"]
+    if found and not flags["auto"]:
+        raise UsageError(
+            "--holdout is what --auto reports on",
+            fix="add --auto, or give the samples as --evaluate",
+            reason="holdout_without_auto",
+        )
+    return found
 
 
 def _default_name(model: str) -> str:

@@ -115,6 +115,10 @@ class Recipe:
             )
         self._check_data()
 
+    def _searches_twice(self) -> bool:
+        """Whether two searches for one target could end at the same variant."""
+        return len({v.precision for v in self.variants} - {"fp32"}) > 1
+
     def _check_data(self) -> None:
         hungry = [step.kind for step in self.compression if step.needs_training]
         faults = (
@@ -124,6 +128,8 @@ class Recipe:
              "--max-drop must not be negative", "--max-drop 0.01", "bad_max_drop"),
             (self.auto and self.max_drop is None, "--auto needs a limit to search for",
              "--max-drop 0.01", "auto_without_limit"),
+            (self.auto and self._searches_twice(), "--auto finds the precision itself",
+             "give one --precision to start from; fp32 may be built beside it", "auto_precisions"),
             (bool(hungry) and not self.trained, f"{', '.join(hungry)} needs data to train on",
              "`train: train.npz` in the recipe, inputs and `labels`; or `epochs: 0`",
              "no_training_data"),

@@ -4,6 +4,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from edgepack.errors import EdgepackError
+from edgepack_packager.core.holdout import Paired
+from edgepack_packager.core.layers import layer_rows
 from edgepack_packager.core.proof import Measured, Parity
 from edgepack_packager.core.recipe import Variant
 
@@ -43,6 +45,9 @@ class Built:
     effective: dict[str, Any] = field(default_factory=dict)
     applied: dict[str, Any] = field(default_factory=dict)
     extra: dict[str, float] = field(default_factory=dict)
+    paired: Paired | None = None
+    search: dict[str, Any] = field(default_factory=dict)
+    """Every attempt of `--auto`; empty without it."""
 
     @property
     def warnings(self) -> list[str]:
@@ -93,6 +98,7 @@ def build_document(result: BuildResult) -> dict[str, Any]:
                 "code": failed.error.exit_code,
                 "reason": failed.error.reason,
                 "message": failed.error.what,
+                "layers": layer_rows(getattr(failed.error, "layers", ())),
             }
             for failed in result.failed
         ],
@@ -118,12 +124,20 @@ def _bundle(built: Built) -> dict[str, Any]:
     }
 
 
+def _paired(pair: Paired | None) -> dict[str, Any] | None:
+    if pair is None:
+        return None
+    return {"lost": pair.lost, "gained": pair.gained, "interval95": list(pair.interval)}
+
+
 def report_document(built: Built, *, host: dict[str, Any], warnings: list[str]) -> dict[str, Any]:
     """Return the report beside a bundle: measurements, which are never inside it."""
     return _bundle(built) | {
         "schema": "edgepack.report/v1",
         "metric": built.score.name if built.score else None,
         "samples": built.score.samples if built.score else None,
+        "paired": _paired(built.paired),
+        "search": built.search or None,
         "fp32": {"latency_ms": built.fp32.p50, "model_bytes": built.fp32.model_bytes},
         "effective": built.effective,
         "applied": built.applied,

@@ -4,9 +4,9 @@
 
 What was asked for comes first, then settings that cost nothing on the device, then the worst
 layers left in float (1, 2, 4, ...), then as few of them as will do, then a higher precision for
-the whole model. The search ends at the first stage where something keeps the limit; among all
-that do, the smallest wins. Time is no criterion: it differs from run to run, and the same input
-must give the same bundle.
+the whole model, or for all but the worst layers. The search ends at the first stage where
+something keeps the limit; among all that do, the smallest wins. Time is no criterion: it differs
+from run to run, and the same input must give the same bundle.
 """
 
 from collections.abc import Iterator, Sequence
@@ -261,12 +261,31 @@ def _next_rung(goal: Goal, history: Sequence[Trial]) -> Attempt | None:
         return None
     if smallest is not None and smallest * 2 <= goal.fp32_bytes:
         return None
+    mixed = _mixed_rung(goal, history)
+    if mixed:
+        return mixed
     tried = {trial.attempt.precision for trial in history}
     for rung in LADDER.get(goal.asked.precision, ()):
         known = rung in goal.capability.precisions and rung not in tried | goal.taken
         if known and not (rung == "fp32" and kept):
             return Attempt(_whole(goal.asked, rung), "ladder")
     return None
+
+
+def _mixed_rung(goal: Goal, history: Sequence[Trial]) -> Attempt | None:
+    """Return the last rung without the few layers that cost most before, if it has just failed."""
+    last, best = history[-1], _best(history)
+    how = last.attempt.how
+    options = goal.capability.options & MEANINGFUL.get(last.attempt.precision, frozenset())
+    if last.attempt.stage != "ladder" or how is None or how.exclude or "exclude" not in options:
+        return None
+    if best is None or best.drop is None or last.keeps(goal.limit):
+        return None
+    mixed = [t for t in history if t.attempt.stage == "mixed" and t.drop is not None]
+    helped = [t for t in mixed if (t.drop or 0.0) <= best.drop / 2]
+    if not helped or helped[0].attempt.how is None:
+        return None
+    return Attempt(replace(how, exclude=helped[0].attempt.how.exclude), "ladder")
 
 
 def _whole(asked: Quantization, rung: str) -> Quantization | None:
