@@ -30,6 +30,11 @@ def plain(content: bytes) -> bytes:
         if buffer.offset > 1:
             buffer.data = np.frombuffer(content, np.uint8, buffer.size, buffer.offset)
             buffer.offset = buffer.size = 0
+    for operator in (op for graph in model.subgraphs for op in graph.operators):
+        options = operator.builtinOptions
+        if isinstance(options, schema.ReshapeOptionsT) and options.newShape is None:
+            # The shape is an input, and to be without options is the usual way to say so.
+            operator.builtinOptionsType, operator.builtinOptions = schema.BuiltinOptions.NONE, None
     _rename(model)
     builder = flatbuffers.Builder(len(content))
     builder.Finish(model.Pack(builder), file_identifier=b"TFL3")

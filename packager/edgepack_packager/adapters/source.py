@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgepack.errors import UsageError
+from edgepack_packager.adapters.companions import companions
 from edgepack_packager.core.source import SourceKind, recognise, split_factory
 
 __all__ = ["OpenedSource", "digest_tree", "open_source"]
@@ -105,8 +106,8 @@ def _digest(path: Path, kind: SourceKind, factory: str | None, weights: Path | N
     parts: dict[str, Path | str | None] = {}
     if kind.name == "torch_module":
         parts = {"module": path, "factory": factory, "weights": weights}
-    elif kind.name == "openvino":
-        parts = {"xml": path, "bin": path.with_suffix(".bin")}
+    elif others := companions(path):
+        parts = {one.name: one for one in (path, *others)}
     else:
         return digest_tree(path)
     lines = [

@@ -84,7 +84,7 @@ def reference(args: dict[str, Any], out: Path, say: Callable[[str], None]) -> di
 
 def _unreadable(source: Path, why: str) -> EdgepackError:
     """Return the error for a model that LiteRT does not take, with all operators it lacks."""
-    if "custom op" not in why:
+    if "ops_custom" not in why:
         return corrupt(source, KIND, why)
     # LiteRT names only the first; the file is sound, or it would not have come so far.
     custom = sorted(name for name, own in _operators(source) if own)
