@@ -37,14 +37,12 @@ def annotate(model_dir: Path, facts: Mapping[str, Any]) -> None:
 def annotations(path: Path) -> dict[str, Any]:
     """Return the facts in the IR whose .xml is PATH; see `interface.Target`."""
     model = _read(path)
-    ours = decode(_said(model, [KEY]))
-    return ours or of_model_info(
-        {key: _said(model, ["model_info", key]) for key in MODEL_INFO if _has(model, key)}
-    )
-
-
-def _has(model: ov.Model, key: str) -> bool:
-    return bool(model.has_rt_info(["model_info", key]))
+    try:
+        ours = decode(_said(model, [KEY]))
+        said = {key: _said(model, ["model_info", key]) for key in MODEL_INFO}
+    except (RuntimeError, UnicodeError) as error:
+        raise unreadable("OpenVINO", path, error) from error
+    return ours or of_model_info({key: text for key, text in said.items() if text})
 
 
 def _said(model: ov.Model, path: list[str]) -> str:
@@ -58,5 +56,5 @@ def _said(model: ov.Model, path: list[str]) -> str:
 def _read(path: Path) -> ov.Model:
     try:
         return ov.Core().read_model(path)
-    except RuntimeError as error:
+    except (RuntimeError, UnicodeError) as error:  # the message of one may not be text
         raise unreadable("OpenVINO", path, error) from error
