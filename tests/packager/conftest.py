@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from digits import calibration_npz, digits_onnx, evaluation_npz
+from digits_torch import torch_digits
 from edgepack_packager.adapters import toolchains
-from packager_rig import OnnxDigits, Pair, build_twice
+from packager_rig import Done, OnnxDigits, Pair, build_twice, edgepack
 
 ZOO = """
 import sys
@@ -73,8 +74,8 @@ def onnx_builds(digits: OnnxDigits, tmp_path_factory: pytest.TempPathFactory) ->
     home = tmp_path_factory.mktemp("onnx-builds")
     done = build_twice(
         home, digits.model, "--target", "onnx", "--target", "openvino", "--precision", "fp32",
-        "--precision", "int8", "--calibration", digits.calibration, "--evaluate",
-        digits.evaluation, "--max-drop", "0.01",
+        "--precision", "fp16", "--precision", "int8", "--calibration", digits.calibration,
+        "--evaluate", digits.evaluation, "--max-drop", "0.01",
     )  # fmt: skip
     return Pair(home, *done)
 
@@ -95,8 +96,8 @@ def keras_builds(keras_home: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     home = tmp_path_factory.mktemp("keras-builds")
     done = build_twice(
         home, keras_home / "model.keras", "--target", "onnx", "--target", "openvino",
-        "--target", "tflite", "--precision", "fp32", "--precision", "int8", "--name", "digits",
-        "--calibration", keras_home / "calibration.npz", "--evaluate",
+        "--target", "tflite", "--precision", "fp32", "--precision", "fp16", "--precision", "int8",
+        "--name", "digits", "--calibration", keras_home / "calibration.npz", "--evaluate",
         keras_home / "evaluate.npz", "--max-drop", "0.01",
         "--preprocess", '{"color": "gray"}',
     )  # fmt: skip
@@ -108,7 +109,37 @@ def saved_builds(zoo: Path, keras_home: Path, tmp_path_factory: pytest.TempPathF
     home = tmp_path_factory.mktemp("saved-builds")
     done = build_twice(
         home, zoo / "saved", "--target", "onnx", "--target", "openvino", "--target", "tflite",
-        "--precision", "fp32", "--precision", "int8", "--name", "digits",
+        "--precision", "fp32", "--precision", "fp16", "--precision", "int8", "--name", "digits",
         "--calibration", keras_home / "calibration.npz",
+        "--evaluate", keras_home / "evaluate.npz", "--max-drop", "0.01",
+    )  # fmt: skip
+    return Pair(home, *done)
+
+
+@pytest.fixture(scope="session")
+def onnx_tflite_build(digits: OnnxDigits, tmp_path_factory: pytest.TempPathFactory) -> Done:
+    home = tmp_path_factory.mktemp("onnx-tflite-build")
+    return edgepack(
+        "build", digits.model, "--target", "tflite", "--precision", "fp32", "--precision", "fp16",
+        "--precision", "int8", "--calibration", digits.calibration, "--evaluate",
+        digits.evaluation, "--max-drop", "0.01", "--unsigned", "--no-cache", "--json",
+        "--out", home, cwd=home,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def torch_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with what `torch_digits` writes."""
+    return torch_digits(tmp_path_factory.mktemp("torch"))
+
+
+@pytest.fixture(scope="session")
+def torch_builds(torch_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    home = tmp_path_factory.mktemp("torch-builds")
+    done = build_twice(
+        home, torch_home / "digits.pt2", "--target", "onnx", "--target", "openvino",
+        "--target", "tflite", "--precision", "fp32", "--precision", "fp16", "--precision", "int8",
+        "--calibration", torch_home / "calibration.npz", "--evaluate",
+        torch_home / "evaluation.npz", "--max-drop", "0.01",
     )  # fmt: skip
     return Pair(home, *done)

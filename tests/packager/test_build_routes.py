@@ -49,11 +49,53 @@ def check_proof(done: Done, target: str) -> None:
     assert small["model_bytes"] <= 0.35 * plain["model_bytes"]
 
 
+# -- the matrix: every source x target x precision that must pass
+
+SMALLER = {"fp32": 1.0, "fp16": 0.62, "int8": 0.45}
+"""The share of the fp32 file that each precision may take."""
+MATRIX = [
+    pytest.param(source, target, precision, marks=marks, id=f"{source}-{target}-{precision}")
+    for source, marks in (
+        ("keras", pytest.mark.toolchain),
+        ("saved", pytest.mark.toolchain),
+        ("torch", pytest.mark.toolchain),
+        ("onnx", ()),
+    )
+    for target in TARGETS
+    for precision in SMALLER
+    if (source, target) != ("onnx", "tflite")
+]
+
+
+def check_cell(done: Done, target: str, precision: str) -> None:
+    """The variant was built, answers like its source, is as small as it says, and can be run."""
+    built, plain = done.bundle(target, precision), done.bundle(target, "fp32")
+    assert built["metrics"]["reference"] > 0.9
+    assert abs(built["metrics"]["drop"]) <= 0.01
+    assert built["model_bytes"] <= SMALLER[precision] * plain["model_bytes"]
+    assert built["parity"]["cosine"] > (0.9999 if precision != "int8" else 0.9)
+    with open_bundle(Path(built["path"])) as bundle:
+        assert bundle.manifest.target.precision == precision
+        assert bundle.manifest.target.runtime == target
+
+
+@pytest.mark.parametrize(("source", "target", "precision"), MATRIX)
+def test_cell(source: str, target: str, precision: str, request: pytest.FixtureRequest) -> None:
+    builds: Pair = request.getfixturevalue(f"{source}_builds")
+    check_cell(builds.first, target, precision)
+
+
+@pytest.mark.onnx2tf
+@pytest.mark.parametrize("precision", SMALLER)
+def test_cell_onnx_tflite(precision: str, onnx_tflite_build: Done) -> None:
+    check_cell(onnx_tflite_build, "tflite", precision)
+
+
 # -- ONNX
 
 
 def test_two_onnx_builds_are_byte_identical(onnx_builds: Pair) -> None:
-    check_identical(onnx_builds, 4)
+    check_identical(onnx_builds, 6)
 
 
 @pytest.mark.parametrize("target", ["onnx", "openvino"])
@@ -119,7 +161,7 @@ def test_golden_tolerance_is_tighter_than_the_way_to_the_source(onnx_builds: Pai
 
 @pytest.mark.toolchain
 def test_two_keras_builds_are_byte_identical(keras_builds: Pair) -> None:
-    check_identical(keras_builds, 6)
+    check_identical(keras_builds, 9)
 
 
 @pytest.mark.toolchain
@@ -168,8 +210,12 @@ def test_run_answers_pictures(keras_builds: Pair, keras_home: Path, tmp_path: Pa
 
 @pytest.mark.toolchain
 def test_two_saved_model_builds_are_byte_identical(saved_builds: Pair) -> None:
-    check_identical(saved_builds, 6)
-    assert all(b["metrics"]["this"] is None for b in saved_builds.first.document["bundles"])
+    check_identical(saved_builds, 9)
+
+
+@pytest.mark.toolchain
+def test_two_torch_builds_are_byte_identical(torch_builds: Pair) -> None:
+    check_identical(torch_builds, 9)
 
 
 @pytest.mark.toolchain
