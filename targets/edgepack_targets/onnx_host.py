@@ -36,7 +36,12 @@ def applied(model_dir: Path) -> Applied:
     """Return what is really in MODEL_DIR/model.onnx; see `interface.Target`."""
     graph = load(model_dir / "model.onnx").graph
     dequantized = {n.output[0] for n in graph.node if n.op_type == "DequantizeLinear"}
-    workers = [node for node in graph.node if node.op_type not in PLUMBING]
+    stored = {weight.name for weight in graph.initializer}
+    workers = [
+        node
+        for node in graph.node
+        if node.op_type not in PLUMBING and not (node.op_type == "Cast" and node.input[0] in stored)
+    ]
     integers = [n for n in workers if n.op_type in INTEGER or dequantized & set(n.input)]
     return Applied(
         operators=len(workers), quantized_operators=len(integers), **tally(_weights(graph))
