@@ -71,9 +71,11 @@ def finish(process: subprocess.Popen[str], timeout: float = 240) -> Done:
     return Done(process.returncode, out, err)
 
 
-def edgepack(*args: str | Path, cwd: Path, env: dict[str, str] | None = None) -> Done:
+def edgepack(
+    *args: str | Path, cwd: Path, env: dict[str, str] | None = None, timeout: float = 240
+) -> Done:
     """Run `edgepack ARGS` in CWD to its end."""
-    return finish(start(*args, cwd=cwd, env=env))
+    return finish(start(*args, cwd=cwd, env=env), timeout)
 
 
 def build_twice(home: Path, *args: str | Path) -> tuple[Done, Done]:
