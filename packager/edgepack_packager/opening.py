@@ -25,6 +25,7 @@ from edgepack_packager.adapters.proof import Reference
 from edgepack_packager.adapters.source import OpenedSource, digest_tree
 from edgepack_packager.adapters.steps import Done, Steps
 from edgepack_packager.core.binding import Public
+from edgepack_packager.core.calibration import calibration_warnings
 from edgepack_packager.core.compression import supported
 from edgepack_packager.core.manifest import Interface, interface_of
 from edgepack_packager.core.plan import SourceRoute
@@ -102,6 +103,10 @@ class Opener:
         inputs, outputs = _publics(done, "inputs"), _publics(done, "outputs")
         calibrating = self._dataset(calibration, inputs, "calibration data")
         reference = self._refer(inputs, calibrating, evaluate, converted, compressed)
+        if calibrating:
+            seen = reference.evaluation.inputs if reference.evaluation else None
+            for note in calibration_warnings(inputs, calibrating.inputs, seen):
+                self._warn(note)
         face = interface_of(
             inputs, outputs, self._recipe, normalised=_sums_to_one(reference, outputs)
         )

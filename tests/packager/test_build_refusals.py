@@ -222,6 +222,16 @@ def test_pickled_data_is_not_opened(digits: OnnxDigits, tmp_path: Path) -> None:
     check_refused(build(tmp_path, digits.model, *args), 2, "bad.npz", home=tmp_path)
 
 
+def test_calibration_in_another_range_is_pointed_out(digits: OnnxDigits, tmp_path: Path) -> None:
+    with np.load(digits.calibration) as data:
+        np.savez(tmp_path / "bytes.npz", image=data["image"] * 255)
+    done = build(
+        tmp_path, digits.model, "--target", "onnx", "--precision", "int8", "--calibration",
+        "bytes.npz", "--evaluate", digits.evaluation,
+    )  # fmt: skip
+    assert "warning: calibration `image` lies in 0..255, evaluation in 0..1" in done.err
+
+
 def test_evaluation_without_labels(digits: OnnxDigits, tmp_path: Path) -> None:
     done = build(tmp_path, digits.model, "--target", "onnx", "--evaluate", digits.calibration)
     check_refused(done, 2, "no labels", home=tmp_path)
