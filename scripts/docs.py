@@ -14,6 +14,7 @@ from edgepack import manifest, messages
 from edgepack.cli import root
 from edgepack_agent import config
 from edgepack_agent.cli import root as agent
+from edgepack_packager.core import schemas
 
 REFERENCE = Path(__file__).resolve().parent.parent / "docs" / "reference"
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
@@ -27,7 +28,8 @@ def pages() -> dict[str, str]:
         "manifest.schema.json": as_json(manifest.json_schema()),
         "messages.schema.json": as_json(messages_schema()),
         "agent-config.schema.json": as_json(config_schema()),
-    }
+        "documents.md": documents_page(),
+    } | {f"{name}.schema.json": as_json(schemas.json_schema(name)) for name in schemas.DOCUMENTS}
 
 
 def as_json(document: dict[str, Any]) -> str:
@@ -65,6 +67,23 @@ def config_page() -> str:
         "The file is `/etc/edgepack/agent.yaml` unless `--config` names another. An unknown key\n"
         "is an error. `edgepack-agent config check` checks a file; editors complete it with\n"
         "[agent-config.schema.json](agent-config.schema.json).\n"
+    )
+
+
+def documents_page() -> str:
+    """Return the list of documents that commands print, each with its schema."""
+    rows = "\n".join(
+        f"| `edgepack.{name}/v1` | `{'`, `'.join(who.split(', '))}` "
+        f"| [{name}.schema.json]({name}.schema.json) |"
+        for name, (_, who) in schemas.DOCUMENTS.items()
+    )
+    return (
+        "# JSON documents\n\n"
+        "Written by `scripts/docs.py` from the types in `edgepack_packager.core.documents`.\n\n"
+        "With `--json` a command prints one document on standard output; progress and warnings go\n"
+        "to standard error. Within `v1` keys are added, never renamed or taken away: skip\n"
+        "what you do not know. What was not measured is null.\n\n"
+        f"| schema | printed by | JSON Schema |\n|---|---|---|\n{rows}\n"
     )
 
 

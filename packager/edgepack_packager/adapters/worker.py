@@ -88,7 +88,7 @@ def run_step(
     """
     with tempfile.TemporaryDirectory(prefix="edgepack-step-") as folder:
         desk = Path(folder)
-        request = {"step": step, "args": dict(args), "out": str(out)}
+        request = {"step": step, "args": dict(args), "out": str(out), "parent": os.getpid()}
         (desk / "request.json").write_text(json.dumps(request))
         if where.isolated:
             _link_packages(desk / "path")

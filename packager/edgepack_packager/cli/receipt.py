@@ -6,10 +6,12 @@ from contextlib import contextmanager
 
 import click
 
-from edgepack_packager.core.report import BuildResult, Built
+from edgepack_packager.core.paired import paired_sentence
+from edgepack_packager.core.report import BuildResult, Built, best_of
 
 __all__ = ["print_receipt", "progress"]
 
+SLOWER = 1.05
 Report = Callable[[str, int, int], None]
 Say = Callable[[str], None]
 
@@ -45,33 +47,57 @@ def progress() -> Iterator[tuple[Report, Say]]:
         yield report, warn
 
 
-def print_receipt(result: BuildResult) -> None:
-    """Print one line per variant: size, drop, parity, latency against fp32."""
+def print_receipt(result: BuildResult, *, max_drop: float | None = None) -> None:
+    """Print a row per variant, what each costs in samples, and what got worse, in red.
+
+    Args:
+        result: Of the build.
+        max_drop: What was allowed, to mark the best variant.
+    """
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table("variant", "size", "metric", "parity", "p50", "bundle", box=None, pad_edge=False)
+    best = best_of(result, max_drop)
+    heads = ("", "variant", "model", "metric", "cosine", "p50", "memory", "bundle")
+    table = Table(*heads, box=None, pad_edge=False)
     for built in result.built:
-        style = "red" if built.warnings else None
-        table.add_row(*_row(built), style=style)
+        table.add_row(*(Text(*cell) for cell in _row(built, best=built is best)))
     for failed in result.failed:
-        table.add_row(str(failed.variant), "-", "-", "-", "-", failed.error.what, style="red")
-    console = Console(stderr=True, width=None if sys.stderr.isatty() else 140, highlight=False)
+        told = Text(failed.error.what, style="red")
+        table.add_row(Text("x", "red"), Text(str(failed.variant), "red"), *["-"] * 5, told)
+    # What is no terminal is as wide as it must be: a path is never cut.
+    console = Console(stderr=True, width=None if sys.stderr.isatty() else 200, highlight=False)
     console.print(table)
-    for built in result.built:
-        for note in built.warnings:
-            console.print(f"{built.variant}: {note}", style="red")
+    for note, style in _notes(result, best):
+        console.print(Text(note, style=style))
 
 
-def _row(built: Built) -> tuple[str, ...]:
-    this, fp32 = built.measured, built.fp32
-    score = built.score
+def _row(built: Built, *, best: bool) -> tuple[tuple[str, str], ...]:
+    """Return the cells of BUILT with their style."""
+    this, fp32, score = built.measured, built.fp32, built.score
+    size, speed = this.model_bytes / fp32.model_bytes, this.p50 / fp32.p50
     metric = f"{score.reference:.4f} -> {score.this:.4f}" if score else "not measured"
     return (
-        str(built.variant),
-        f"{this.model_bytes / 1e3:.1f} kB ({this.model_bytes / fp32.model_bytes:.2f} x)",
-        metric,
-        f"{built.parity.max_abs:.2g} / {built.parity.cosine:.6f}",
-        f"{this.p50:.3f} ms ({this.p50 / fp32.p50:.2f} x)",
-        built.path,
+        ("\u2605" if best else "", "green"),
+        (str(built.variant), "bold" if best else ""),
+        (f"{this.model_bytes / 1e3:,.1f} kB ({size:.2f} x)", "red" if size > 1 else ""),
+        (metric, ""),
+        (f"{built.parity.cosine:.6f}", ""),
+        (f"{this.p50:.4g} ms ({speed:.2f} x)", "red" if speed > SLOWER else ""),
+        (f"{this.peak_rss_mb:.0f} MB", ""),
+        (built.path, ""),
     )
+
+
+def _notes(result: BuildResult, best: Built | None) -> Iterator[tuple[str, str]]:
+    """Yield the lines under the table with their style."""
+    for built in result.built:
+        if built.paired and built.variant.precision != "fp32":
+            yield paired_sentence(built.paired, str(built.variant)), ""
+        for note in built.warnings:
+            yield f"{built.variant}: {note}", "red"
+        if built.verdict and built.verdict.judged_on == "device":
+            yield f"{built.variant}: judged as {built.verdict.note}", ""
+    if best and len(result.built) > 1:
+        yield f"\u2605 {best.variant}: the fastest that keeps the accuracy", "green"

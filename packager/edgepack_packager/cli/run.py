@@ -1,6 +1,5 @@
-"""`edgepack run` and `edgepack benchmark`: a bundle on this host. Checks no signature."""
+"""`edgepack run`: a bundle on this host. Checks no signature."""
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -9,25 +8,15 @@ from typing import Any
 
 import click
 
-from edgepack.bundle import Bundle, open_bundle
+from edgepack.bundle import Bundle
 from edgepack.cli import print_json
 from edgepack.errors import UnsupportedError, UsageError
+from edgepack_packager.cli.opened import THREADS, unpacked
 from edgepack_targets.interface import Session
 
-__all__ = ["benchmark", "run"]
+__all__ = ["run"]
 
 PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
-THREADS = click.option("--threads", type=click.IntRange(1), help="Default: the runtime's choice.")
-
-
-@contextmanager
-def _unpacked(path: Path) -> Iterator[tuple[Bundle, Path]]:
-    """Yield the bundle and a temporary directory with its files."""
-    with open_bundle(path) as bundle, tempfile.TemporaryDirectory(prefix="edgepack-run-") as home:
-        if not bundle.signed:
-            click.secho(f"warning: {path.name} is not signed", fg="yellow", err=True)
-        bundle.extract(Path(home))
-        yield bundle, Path(home)
 
 
 @contextmanager
@@ -68,7 +57,7 @@ def run(
         raise UsageError(
             "give either --input with --out, or --source", fix="edgepack run --help", reason="usage"
         )
-    with _unpacked(bundle) as (opened, home), _session(opened, home, threads) as session:
+    with unpacked(bundle) as (opened, home), _session(opened, home, threads) as session:
         facts: dict[str, Any] = {
             "schema": "edgepack.run/v1",
             "bundle": opened.manifest.release,
@@ -138,61 +127,3 @@ def _print(facts: dict[str, Any]) -> None:
         click.echo(f"{result['source']}: {best['label']} ({best['score']:.3f})")
     if "out" in facts:
         click.echo(f"{facts['samples']} samples, outputs in {facts['out']}")
-
-
-@click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
-@THREADS
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
-def benchmark(bundle: Path, threads: int | None, as_json: bool) -> None:
-    """Measure load time, first inference, latency, throughput and peak memory of BUNDLE.
-
-    In a fresh process, with the bundle's own golden inputs, one sample at a time.
-
-    \b
-    Example:
-        edgepack benchmark digits-1.0.0-onnx-int8.edgepack --threads 2
-    """
-    from edgepack_packager.adapters.worker import host_interpreter, run_step
-    from edgepack_targets.pipeline.npz import read_npz
-
-    with _unpacked(bundle) as (opened, home):
-        golden = opened.manifest.golden
-        # A worker trusts what it is given, and a bundle need not come from a friend.
-        read_npz(
-            home / golden.inputs, opened.manifest.inputs,
-            what="golden", max_samples=golden.samples,
-        )  # fmt: skip
-        args = {
-            "model_dir": str(home / "model"),
-            "manifest": str(home / "manifest.json"),
-            "samples": str(home / golden.inputs),
-            "threads": threads,
-        }
-        said = run_step(host_interpreter(), "observe.observe", args, home, timeout_s=600)
-        document = {
-            "schema": "edgepack.benchmark/v1",
-            "bundle": opened.manifest.release,
-            "digest": opened.digest,
-            "target": opened.manifest.target.runtime,
-            "precision": opened.manifest.target.precision,
-            "load_ms": said["load"],
-            "first_ms": said["first"],
-            "latency_ms": {"p50": said["p50"], "p95": said["p95"]},
-            "throughput_per_s": said["throughput"],
-            "peak_rss_mb": said["peak_rss_mb"],
-            "effective": said["effective"],
-        }
-    if as_json:
-        print_json(document)
-        return
-    rows = {
-        "load": f"{said['load']:.1f} ms",
-        "first inference": f"{said['first']:.2f} ms",
-        "latency p50 / p95": f"{said['p50']:.3f} / {said['p95']:.3f} ms",
-        "throughput": f"{said['throughput']:.0f} samples/s",
-        "peak memory": f"{said['peak_rss_mb']:.0f} MB",
-        "runs as": f"{said['effective']['precision']} on {said['effective']['device']}",
-    }
-    for name, value in rows.items():
-        click.echo(f"{name:<18} {value}")

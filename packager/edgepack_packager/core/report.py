@@ -1,18 +1,38 @@
-"""What a build came to: the documents for scripts and the report beside a bundle. Pure."""
+"""What a build came to: the documents for scripts and the report beside a bundle. Pure.
 
+`report_page` and `pareto` turn the same facts into what people read.
+"""
+
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from edgepack.errors import EdgepackError
+from edgepack_packager.core.budget import Verdict
 from edgepack_packager.core.holdout import Paired
 from edgepack_packager.core.layers import layer_rows
+from edgepack_packager.core.paired import paired_facts
 from edgepack_packager.core.proof import Measured, Parity
 from edgepack_packager.core.recipe import Variant
+from edgepack_targets.interface import Layer
 
-__all__ = ["BuildResult", "Built", "Failed", "Score", "build_document", "report_document"]
+__all__ = [
+    "About",
+    "BuildResult",
+    "Built",
+    "Failed",
+    "Score",
+    "Source",
+    "best_of",
+    "build_document",
+    "measured_elsewhere",
+    "report_document",
+]
 
 FAR = 0.95
 """Cosine below which an answer is no longer about the same as the source's."""
+SMALL_DROP = 0.01
+"""What the best variant may lose where no limit was given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +68,14 @@ class Built:
     paired: Paired | None = None
     search: dict[str, Any] = field(default_factory=dict)
     """Every attempt of `--auto`; empty without it."""
+    layers: tuple[Layer, ...] | None = None
+    """Where the accuracy goes, worst first; None: not looked at."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """How the precision was reached: fields of `Quantization`."""
+    arch: tuple[str, ...] = ()
+    """Machines that the bundle is for; empty: any."""
+    verdict: Verdict | None = None
+    """Where latency and memory were judged."""
 
     @property
     def warnings(self) -> list[str]:
@@ -83,6 +111,32 @@ class BuildResult:
     """Workers that were started."""
     steps_kept: int = 0
     """Steps that were taken from the cache instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What was built: its file, its format, its content."""
+
+    name: str
+    format: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What all variants of a build have in common, for its reports."""
+
+    name: str = ""
+    version: str = ""
+    source: Source | None = None
+    command: tuple[str, ...] = ()
+    """The words that repeat the build, `edgepack` first."""
+    compression: tuple[Mapping[str, Any], ...] = ()
+    """What the compress steps say they did, with the control without a teacher."""
+    tools: Mapping[str, str] = field(default_factory=dict)
+    max_drop: float | None = None
+    calibration: int | None = None
+    """Number of samples."""
 
 
 def build_document(result: BuildResult) -> dict[str, Any]:
@@ -124,25 +178,77 @@ def _bundle(built: Built) -> dict[str, Any]:
     }
 
 
-def _paired(pair: Paired | None) -> dict[str, Any] | None:
-    if pair is None:
-        return None
-    return {"lost": pair.lost, "gained": pair.gained, "interval95": list(pair.interval)}
+def measured_elsewhere(built: Built, machine: str) -> str:
+    """Return a warning if BUILT is for other machines than MACHINE, where it was measured."""
+    if not built.arch or machine in built.arch:
+        return ""
+    wanted = " or ".join(built.arch)
+    return f"measured on {machine}, but made for {wanted}: latency and memory differ there"
 
 
-def report_document(built: Built, *, host: dict[str, Any], warnings: list[str]) -> dict[str, Any]:
+def best_of(result: BuildResult, max_drop: float | None = None) -> Built | None:
+    """Return the fastest variant that loses no more than allowed; None if nothing was scored.
+
+    Args:
+        result: Of a build.
+        max_drop: What was allowed; None: 0.01.
+    """
+    allowed = SMALL_DROP if max_drop is None else max_drop
+    good = [b for b in result.built if b.score and b.score.drop <= allowed + 1e-9]
+    return min(good, key=lambda b: (b.measured.p50, b.measured.model_bytes), default=None)
+
+
+def report_document(
+    built: Built, *, host: Mapping[str, Any], warnings: list[str], about: About | None = None
+) -> dict[str, Any]:
     """Return the report beside a bundle: measurements, which are never inside it."""
-    return _bundle(built) | {
+    told = about or About()
+    elsewhere = measured_elsewhere(built, str(host.get("machine", "")))
+    return _bundle(built) | _proof(built) | {
         "schema": "edgepack.report/v1",
-        "metric": built.score.name if built.score else None,
-        "samples": built.score.samples if built.score else None,
-        "paired": _paired(built.paired),
-        "search": built.search or None,
-        "fp32": {"latency_ms": built.fp32.p50, "model_bytes": built.fp32.model_bytes},
+        "bundle": f"{told.name}@{told.version}",
+        "source": asdict(told.source) if told.source else None,
+        "settings": built.settings,
+        "compression": list(told.compression),
         "effective": built.effective,
         "applied": built.applied,
+        "budget": _budget(built),
+        "measured_on": {
+            "machine": str(host.get("machine", "")),
+            "native": not elsewhere,
+            "note": elsewhere,
+        },
         "peak_rss_mb": built.measured.peak_rss_mb,
         "measured": built.extra,
-        "host": host,
-        "warnings": [*warnings, *built.warnings],
+        "host": dict(host),
+        "tools": dict(told.tools),
+        "command": list(told.command),
+        "warnings": [*warnings, *built.warnings, *([elsewhere] if elsewhere else [])],
+    }  # fmt: skip
+
+
+def _proof(built: Built) -> dict[str, Any]:
+    score = built.score
+    return {
+        "metric": score.name if score else None,
+        "samples": score.samples if score else None,
+        "evaluation": {"samples": score.samples, "one_is": 1 / score.samples} if score else None,
+        "paired": paired_facts(built.paired),
+        "search": built.search or None,
+        "fp32": {"latency_ms": built.fp32.p50, "model_bytes": built.fp32.model_bytes},
+        "layers": None if built.layers is None else layer_rows(built.layers),
+    }
+
+
+def _budget(built: Built) -> dict[str, Any] | None:
+    verdict = built.verdict
+    if verdict is None:
+        return None
+    return {
+        "judged_on": verdict.judged_on,
+        "machine": verdict.machine,
+        "same_bundle": verdict.of(built.digest),
+        "latency_ms": verdict.latency_ms,
+        "peak_rss_mb": verdict.peak_rss_mb,
+        "note": verdict.note,
     }

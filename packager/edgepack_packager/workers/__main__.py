@@ -2,12 +2,14 @@
 
     python -m edgepack_packager.workers REQUEST.json FD
 
-REQUEST.json is `{"step": "tf.export", "args": {...}, "out": DIR, "parent": PID}`. Events are JSON lines on
-the file descriptor FD: `progress` {text}, then one of `done` {result} or `error` {class, what,
-why, fix, reason}. Standard output and error belong to the converters and are kept as a log.
+REQUEST.json is `{"step": "tf.export", "args": {...}, "out": DIR, "parent": PID}`. Events are
+JSON lines on the file descriptor FD: `progress` {text}, then one of `done` {result} or `error`
+{class, what, why, fix, reason}. Standard output and error belong to the converters and are kept
+as a log.
 
 This module and those under `edgepack_packager.workers` that a toolchain runs import the standard
-library, `edgepack.errors`, `edgepack.confinement`, numpy and that toolchain's own packages, because nothing else is there.
+library, `edgepack.errors`, `edgepack.confinement`, numpy and that toolchain's own packages,
+because nothing else is there.
 """
 
 import json

@@ -4,7 +4,6 @@ The process is fresh, so that loading, the first inference and the peak of memor
 Judges nothing.
 """
 
-import resource
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from edgepack.manifest import Manifest, read_manifest
 from edgepack_packager.workers.arrays import read_arrays, write_npz
 from edgepack_targets import registry
+from edgepack_targets.measure import peak_rss_mb
 
 __all__ = ["observe"]
 
@@ -47,9 +47,8 @@ def observe(args: dict[str, Any], out: Path, say: Callable[[str], None]) -> dict
     measured = _measure(lambda i: session.run(samples[i % len(samples)]))
     effective = asdict(session.effective)
     session.close()
-    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
     times = {"load": (loaded - begin) * 1e3, "first": (first - loaded) * 1e3}
-    return {"effective": effective, "peak_rss_mb": round(rss, 1)} | times | measured
+    return {"effective": effective, "peak_rss_mb": peak_rss_mb()} | times | measured
 
 
 def _samples(manifest: Manifest, arrays: dict[str, NDArray[Any]]) -> Iterator[Sample]:

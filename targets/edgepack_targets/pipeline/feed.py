@@ -1,6 +1,6 @@
 """Many samples through a session, one at a time. Judges nothing."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from edgepack.manifest import Manifest, TensorSpec
 from edgepack_targets.interface import Session
 from edgepack_targets.pipeline.npz import sample_shape
 
-__all__ = ["run_samples"]
+__all__ = ["cut_samples", "run_samples"]
 
 Array = NDArray[Any]
 
@@ -27,15 +27,17 @@ def run_samples(
         manifest: Says which inputs have a batch axis.
         samples: One array per public input, as `npz.read_npz` returns them.
     """
-    count = len(samples[manifest.inputs[0].name])
-    results = [
-        session.run({spec.name: _cut(spec, samples[spec.name], i) for spec in manifest.inputs})
-        for i in range(count)
-    ]
+    results = [session.run(sample) for sample in cut_samples(manifest, samples)]
     return {
         spec.name: np.stack([_drop_batch(spec, result[spec.name]) for result in results])
         for spec in manifest.outputs
     }
+
+
+def cut_samples(manifest: Manifest, samples: Mapping[str, Array]) -> Iterator[dict[str, Array]]:
+    """Yield SAMPLES one at a time, each as the inputs of one call."""
+    for index in range(len(samples[manifest.inputs[0].name])):
+        yield {spec.name: _cut(spec, samples[spec.name], index) for spec in manifest.inputs}
 
 
 def _cut(spec: TensorSpec, samples: Array, index: int) -> Array:
