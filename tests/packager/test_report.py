@@ -9,6 +9,7 @@ import pytest
 
 from edgepack.errors import AccuracyError, BudgetError, UsageError
 from edgepack_packager.adapters.profile import read_profiles
+from edgepack_packager.adapters.reports import write_page
 from edgepack_packager.cli.receipt import print_receipt
 from edgepack_packager.core.budget import Profile, judge
 from edgepack_packager.core.holdout import Paired
@@ -168,6 +169,17 @@ def test_picture_of_a_build_without_evaluation_shows_the_cosine() -> None:
     assert "lowest cosine to the source" in svg
     assert report_svg(BuildResult((), ()), host=HOST, about=ABOUT) is None
     assert "not measured" in page(bare)
+
+
+def test_page_and_picture_go_beside_the_bundles(tmp_path: Path) -> None:
+    result = BuildResult((built(),), ())
+    page_path, svg = write_page(tmp_path, result, host=HOST, warnings=[], about=ABOUT)
+    assert (page_path.name, svg.name) == ("digits-1.2.0.report.md", "digits-1.2.0.report.svg")
+    assert f"({svg.name})" in page_path.read_text()
+    assert svg.read_text().startswith("<svg")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot write"):
+        write_page(tmp_path / "file" / "x", result, host=HOST, warnings=[], about=ABOUT)
 
 
 # -- receipt

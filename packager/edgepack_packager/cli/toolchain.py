@@ -1,5 +1,7 @@
 """`edgepack toolchain`: install and list conversion environments. Converts nothing."""
 
+from typing import Any
+
 import click
 
 from edgepack.cli import print_json
@@ -42,10 +44,15 @@ def install_command(names: tuple[str, ...], every: bool, as_json: bool) -> None:
 @toolchain.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 def list_command(as_json: bool) -> None:
-    """List the toolchains: whether they are installed, how big, and what they are for."""
+    """List the toolchains: whether they are installed, how big, and what they are for.
+
+    \b
+    Example:
+        edgepack toolchain list
+    """
     from edgepack_packager.adapters import toolchains
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for known in toolchains.TOOLCHAINS.values():
         where = toolchains.interpreter(known)
         rows.append(
