@@ -11,7 +11,7 @@ from edgepack.errors import AccuracyError, BudgetError, UsageError
 from edgepack_packager.adapters.profile import read_profiles
 from edgepack_packager.adapters.reports import write_page
 from edgepack_packager.cli.receipt import print_receipt
-from edgepack_packager.core.budget import Profile, judge
+from edgepack_packager.core.budget import Profile, Verdict, judge
 from edgepack_packager.core.holdout import Paired
 from edgepack_packager.core.paired import p_value, paired_sentence
 from edgepack_packager.core.proof import Measured, Parity
@@ -124,6 +124,9 @@ def test_best_is_the_fastest_that_keeps_the_accuracy() -> None:
     assert best_of(BuildResult((plain, small, bad), ())) is small
     assert best_of(BuildResult((plain, small, bad), ()), 0.2) is bad
     assert best_of(BuildResult((built(score=None),), ())) is None
+    foreign = built("onnx-mobile", arch=("aarch64",), measured=Measured(0.1, 0.1, 1, 1))
+    assert best_of(BuildResult((small, foreign), ()), machine="x86_64") is small
+    assert best_of(BuildResult((small, foreign), ()), machine="aarch64") is foreign
 
 
 # -- page
@@ -195,6 +198,17 @@ def test_receipt_marks_the_best_and_says_the_cost(capsys: pytest.CaptureFixture[
     assert "openvino int8 costs 1 of 540 samples (2 lost, 1 gained)" in err
     assert "onnx int8: slower than fp32 here (1.50 x)" in err
     assert "dist/[red]x.edgepack" in err
+
+
+def test_receipt_says_once_where_budgets_were_judged(capsys: pytest.CaptureFixture[str]) -> None:
+    here = Verdict("host", "x86_64", 0.9, 80.0)
+    there = Verdict("device", "aarch64", 12.0, 200.0, "digits@1.1.0", "sha256:dev")
+    rows = (built(verdict=here), built("onnx", verdict=here), built("tflite", verdict=there))
+    print_receipt(BuildResult(rows, ()))
+    err = capsys.readouterr().err
+    assert "budget of openvino int8, onnx int8: measured on this host (x86_64), not on" in err
+    assert "tflite int8: measured on a device (aarch64) with digits@1.1.0, which is not" in err
+    assert "Budget: tflite int8: measured on a device" in page(*rows)
 
 
 # -- budgets

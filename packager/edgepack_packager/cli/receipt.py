@@ -1,5 +1,6 @@
 """Progress and the receipt of a build, on standard error. Measures nothing."""
 
+import platform
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,7 +8,7 @@ from contextlib import contextmanager
 import click
 
 from edgepack_packager.core.paired import paired_sentence
-from edgepack_packager.core.report import BuildResult, Built, best_of
+from edgepack_packager.core.report import BuildResult, Built, best_of, budget_notes
 
 __all__ = ["print_receipt", "progress"]
 
@@ -58,7 +59,7 @@ def print_receipt(result: BuildResult, *, max_drop: float | None = None) -> None
     from rich.table import Table
     from rich.text import Text
 
-    best = best_of(result, max_drop)
+    best = best_of(result, max_drop, platform.machine())
     heads = ("", "variant", "model", "metric", "cosine", "p50", "memory", "bundle")
     table = Table(*heads, box=None, pad_edge=False)
     for built in result.built:
@@ -97,7 +98,7 @@ def _notes(result: BuildResult, best: Built | None) -> Iterator[tuple[str, str]]
             yield paired_sentence(built.paired, str(built.variant)), ""
         for note in built.warnings:
             yield f"{built.variant}: {note}", "red"
-        if built.verdict and built.verdict.judged_on == "device":
-            yield f"{built.variant}: judged as {built.verdict.note}", ""
+    for note in budget_notes(result):
+        yield f"budget of {note}", ""
     if best and len(result.built) > 1:
         yield f"\u2605 {best.variant}: the fastest that keeps the accuracy", "green"

@@ -29,7 +29,8 @@ LEGEND = (
 )
 OTHER = ("#5c6470", "#a9b1bd")
 STYLE = """
-text{font:13px system-ui,-apple-system,"Segoe UI",Roboto,Helvetica,Arial,sans-serif;fill:#1f2328}
+text{font:13px system-ui,-apple-system,"Segoe UI",Roboto,Helvetica,Arial,sans-serif;fill:#1f2328;
+paint-order:stroke;stroke:#ffffff;stroke-width:3px;stroke-linejoin:round}
 .bg{fill:#ffffff}.title{font-size:17px;font-weight:600}.quiet{fill:#59636e;font-size:12px}
 .grid{stroke:#d8dee4;stroke-width:1}.axis{stroke:#8c959f;stroke-width:1}
 .front{fill:none;stroke:#59636e;stroke-width:1.5;stroke-dasharray:none}
@@ -38,7 +39,7 @@ text{font:13px system-ui,-apple-system,"Segoe UI",Roboto,Helvetica,Arial,sans-se
 .lead{stroke:#8c959f;stroke-width:.8}.dot{stroke-width:1.5}.off{fill-opacity:.22}.on{fill-opacity:.75}
 .best{font-weight:700}"""
 DARK = """
-text{fill:#e6edf3}.bg{fill:#0d1117}.quiet{fill:#9198a1}.grid{stroke:#2a313a}
+text{fill:#e6edf3;stroke:#0d1117}.bg{fill:#0d1117}.quiet{fill:#9198a1}.grid{stroke:#2a313a}
 .axis,.lead,.reference{stroke:#6e7781}.front{stroke:#c9d1d9}
 .limit{stroke:#ff7b72}.limit-text{fill:#ff7b72}"""
 
@@ -294,22 +295,27 @@ def _dot(bubble: _Bubble) -> str:
 # -- labels
 
 
-def _labels(bubbles: Sequence[_Bubble]) -> Iterator[str]:
+def _labels(bubbles: Sequence[_Bubble]) -> list[str]:
+    """Return the labels, and the lines that lead to those that had to move away."""
     placed: list[Box] = []
+    leads, texts = [], []
     for bubble in sorted(bubbles, key=lambda b: (-b.point.best, b.x, b.y, b.point.label)):
         box = min(_places(bubble), key=lambda box: _cost(box, bubble, placed, bubbles))
         placed.append(box)
-        left, top, right, bottom = box
-        near = (min(max(bubble.x, left), right), min(max(bubble.y, top), bottom))
+        near = _nearest(box, bubble)
         gap = math.dist(near, (bubble.x, bubble.y))
         if gap > bubble.radius + 12:
             share = bubble.radius / gap
-            edge = (
-                bubble.x + (near[0] - bubble.x) * share,
-                bubble.y + (near[1] - bubble.y) * share,
-            )
-            yield _line(edge, near, "lead")
-        yield _text(left, bottom - 4, bubble.text, "best" if bubble.point.best else "")
+            begin = [c + (n - c) * share for c, n in zip((bubble.x, bubble.y), near, strict=True)]
+            leads.append(_line((begin[0], begin[1]), near, "lead"))
+        texts.append(_text(box[0], box[3] - 4, bubble.text, "best" if bubble.point.best else ""))
+    return [*leads, *texts]
+
+
+def _nearest(box: Box, bubble: _Bubble) -> tuple[float, float]:
+    """Return the place of BOX that is nearest to BUBBLE."""
+    left, top, right, bottom = box
+    return min(max(bubble.x, left), right), min(max(bubble.y, top), bottom)
 
 
 def _places(bubble: _Bubble) -> Iterator[Box]:
@@ -333,10 +339,19 @@ def _cost(box: Box, own: _Bubble, placed: Sequence[Box], bubbles: Sequence[_Bubb
     outside += max(0.0, TOP - top) + max(0.0, bottom - (HEIGHT - BOTTOM))
     covered = sum(_overlap(box, other) for other in placed)
     for bubble in bubbles:
-        x, y = min(max(bubble.x, left), right), min(max(bubble.y, top), bottom)
-        covered += max(0.0, bubble.radius + 2 - math.dist((x, y), (bubble.x, bubble.y))) * LINE
+        gap = math.dist(_nearest(box, bubble), (bubble.x, bubble.y))
+        covered += max(0.0, bubble.radius + 2 - gap) * LINE
+    # A line to the label must not run through another label.
+    near = _nearest(box, own)
+    apart = (near[0] - own.x, near[1] - own.y)
+    way = [(own.x + apart[0] * t / 8, own.y + apart[1] * t / 8) for t in range(8)]
+    crossed = sum(_inside(step, other) for other in placed for step in way)
     middle = ((left + right) / 2, (top + bottom) / 2)
-    return 1e4 * outside + 100 * covered + math.dist(middle, (own.x, own.y))
+    return 1e4 * outside + 100 * covered + 40 * crossed + math.dist(middle, (own.x, own.y))
+
+
+def _inside(place: tuple[float, float], box: Box) -> bool:
+    return box[0] < place[0] < box[2] and box[1] < place[1] < box[3]
 
 
 def _overlap(a: Box, b: Box) -> float:

@@ -24,6 +24,7 @@ __all__ = [
     "Score",
     "Source",
     "best_of",
+    "budget_notes",
     "build_document",
     "measured_elsewhere",
     "report_document",
@@ -186,16 +187,33 @@ def measured_elsewhere(built: Built, machine: str) -> str:
     return f"measured on {machine}, but made for {wanted}: latency and memory differ there"
 
 
-def best_of(result: BuildResult, max_drop: float | None = None) -> Built | None:
+def best_of(result: BuildResult, max_drop: float | None = None, machine: str = "") -> Built | None:
     """Return the fastest variant that loses no more than allowed; None if nothing was scored.
 
     Args:
         result: Of a build.
         max_drop: What was allowed; None: 0.01.
+        machine: Where it was measured; what is made for others is left out.
     """
     allowed = SMALL_DROP if max_drop is None else max_drop
-    good = [b for b in result.built if b.score and b.score.drop <= allowed + 1e-9]
+    good = [
+        b
+        for b in result.built
+        if b.score
+        and b.score.drop <= allowed + 1e-9
+        and not (machine and measured_elsewhere(b, machine))
+    ]
     return min(good, key=lambda b: (b.measured.p50, b.measured.model_bytes), default=None)
+
+
+def budget_notes(result: BuildResult) -> list[str]:
+    """Return where latency and memory were judged, once for all variants that share it."""
+    found: dict[str, list[str]] = {}
+    for built in result.built:
+        if built.verdict:
+            same = "" if built.verdict.of(built.digest) else ", which is not this very file"
+            found.setdefault(built.verdict.note + same, []).append(str(built.variant))
+    return [f"{', '.join(names)}: {note}" for note, names in found.items()]
 
 
 def report_document(

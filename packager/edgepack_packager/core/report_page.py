@@ -11,6 +11,7 @@ from edgepack_packager.core.report import (
     BuildResult,
     Built,
     best_of,
+    budget_notes,
     measured_elsewhere,
 )
 
@@ -24,7 +25,7 @@ def report_svg(result: BuildResult, *, host: Mapping[str, Any], about: About) ->
     """Return the picture of a build; None if nothing was built."""
     if not result.built:
         return None
-    best = best_of(result, about.max_drop)
+    best = best_of(result, about.max_drop, _machine(host))
     scored = all(built.score for built in result.built)
     scores = [built.score for built in result.built if built.score]
     reference = scores[0].reference if scored else None
@@ -65,12 +66,13 @@ def report_markdown(
         about: What all variants have in common.
         picture: Name of the SVG beside the page; empty: none.
     """
+    best = best_of(result, about.max_drop, _machine(host))
     lines = [
         f"# {about.name} {about.version}",
         "",
-        *_summary(result, about),
+        *_summary(result, best),
         *([f"![Quality, latency and size of every variant]({picture})", ""] if picture else []),
-        *_variants(result, about),
+        *_variants(result, best),
         *_failures(result),
         *_warnings(result, host, warnings),
         *_done(result, about),
@@ -81,8 +83,11 @@ def report_markdown(
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _summary(result: BuildResult, about: About) -> Iterator[str]:
-    best = best_of(result, about.max_drop)
+def _machine(host: Mapping[str, Any]) -> str:
+    return str(host.get("machine", ""))
+
+
+def _summary(result: BuildResult, best: Built | None) -> Iterator[str]:
     total = len(result.built) + len(result.failed)
     yield f"{len(result.built)} of {total} variants built."
     if best:
@@ -95,14 +100,13 @@ def _summary(result: BuildResult, about: About) -> Iterator[str]:
     yield ""
 
 
-def _variants(result: BuildResult, about: About) -> Iterator[str]:
+def _variants(result: BuildResult, best: Built | None) -> Iterator[str]:
     if not result.built:
         return
     yield from ("## Variants", "")
     metric = next((b.score.name for b in result.built if b.score), "metric")
     head = ("variant", "model", "of fp32", metric, "drop", "lost / gained", "cosine",
             "p50", "p95", "of fp32", "memory", "bundle")  # fmt: skip
-    best = best_of(result, about.max_drop)
     yield from _table(head, [_row(built, best=built is best) for built in result.built])
     yield "Size, latency and memory are of the model in the device's own runtime, in a fresh"
     yield "process, one sample at a time; the cosine is the lowest of any sample to the source."
@@ -152,7 +156,7 @@ def _warnings(
     result: BuildResult, host: Mapping[str, Any], warnings: Sequence[str]
 ) -> Iterator[str]:
     told = list(warnings)
-    machine = str(host.get("machine", ""))
+    machine = _machine(host)
     for built in result.built:
         elsewhere = measured_elsewhere(built, machine)
         notes = [*built.warnings, *([elsewhere] if elsewhere else [])]
@@ -173,7 +177,8 @@ def _done(result: BuildResult, about: About) -> Iterator[str]:
         yield f"- Compressed: {step.get('kind', 'step')}: {_facts(facts)}"
     for built in result.built:
         told = _facts(built.settings) if built.settings else "as converted"
-        yield f"- {built.variant}: {told}. Found in the file: {_facts(built.applied)}."
+        found = {key: value for key, value in built.applied.items() if value}
+        yield f"- {built.variant}: {told}. Found in the file: {_facts(found)}."
         yield f"  Runs as {_facts(built.effective)}."
     yield ""
 
@@ -211,10 +216,8 @@ def _measured(result: BuildResult, host: Mapping[str, Any]) -> Iterator[str]:
     resolution = _resolution(result)
     yield f"- Evaluation: {resolution or 'none: accuracy is not known'}"
     yield f"- Host: {_host(host)}"
-    for built in result.built:
-        if built.verdict:
-            same = "" if built.verdict.of(built.digest) else ", which is not this very file"
-            yield f"- Budget of {built.variant}: {built.verdict.note}{same}"
+    for note in budget_notes(result):
+        yield f"- Budget: {_cell(note)}"
     yield ""
 
 
