@@ -2,7 +2,9 @@
 
 Ranges of activations are the smallest and largest value that calibration saw. The quantiser's
 own choice, a moving average of each sample's range, clips what is above average: measured on
-the digits net it puts the outputs 0.234 away from fp32 on average, min/max 0.033.
+the digits net it puts the outputs 0.234 away from fp32 on average, min/max 0.033. On an untrained
+Keras net of two outputs the lowest cosine to fp32 is 0.9895 and 0.9987 with it, and 0.9999 and
+0.9998 with min/max.
 """
 
 import re
