@@ -12,6 +12,7 @@ from edgepack_packager.adapters.profile import read_profiles
 from edgepack_packager.adapters.reports import write_page
 from edgepack_packager.cli.receipt import print_receipt
 from edgepack_packager.core.budget import Profile, Verdict, judge
+from edgepack_packager.core.crosscheck import Crossed
 from edgepack_packager.core.holdout import Paired
 from edgepack_packager.core.paired import p_value, paired_sentence
 from edgepack_packager.core.proof import Measured, Parity
@@ -255,6 +256,32 @@ def test_slower_is_judged_on_the_device_if_both_were_measured_there() -> None:
     plain = replace(DEVICE, precision="fp32", latency_ms=10.0)
     with pytest.raises(BudgetError, match="12 ms against 10 ms"):
         verdict(20, DEVICE, plain, fail_if_slower=True)
+
+
+def test_without_a_limit_nothing_is_said_about_budgets() -> None:
+    found = judge(
+        INT8, FP32, Budgets(max_size_mb=9), name="digits", variant=Variant("openvino", "int8"),
+        machine="x86_64",
+    )  # fmt: skip
+    assert not found.limited
+    said = report_document(built(verdict=found), host=HOST, warnings=[], about=ABOUT)
+    assert said["budget"] is None
+    assert "Budget:" not in page(built(verdict=found))
+    assert verdict(20).limited
+
+
+def test_page_tells_only_what_is_unusual_of_a_quantisation() -> None:
+    how = {"precision": "int8", "method": "static", "per_channel": True, "ranges": "entropy",
+           "smooth": False, "exclude": ["conv"], "seed": 0}  # fmt: skip
+    text = page(built(settings=how))
+    assert "openvino int8: precision int8, method static, ranges entropy, exclude conv." in text
+
+
+def test_page_shows_the_pairs_that_are_least_alike() -> None:
+    pair = Crossed(Variant("onnx", "int8"), Variant("tflite", "int8"), Parity(0.5, 0.98), 540, 3)
+    result = BuildResult((built(),), (), crossed=(pair,))
+    text = report_markdown(result, host=HOST, about=ABOUT)
+    assert "| onnx int8 and tflite int8 | 3 of 540 | 0.980000 |" in text
 
 
 def test_size_is_the_same_everywhere() -> None:

@@ -5,7 +5,7 @@ there. Without one for this variant the host's own numbers are judged, and the v
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from edgepack.errors import BudgetError
@@ -40,6 +40,8 @@ class Verdict:
     bundle: str = ""
     """Of a device: the bundle that was measured there, `name@version`."""
     digest: str = ""
+    limited: bool = True
+    """Whether latency or memory had a limit at all."""
 
     def of(self, digest: str) -> bool:
         """Say whether the very bundle with DIGEST was measured."""
@@ -95,7 +97,8 @@ def judge(
         BudgetError: one limit is exceeded.
     """
     profile = find_profile(profiles, name, variant, digest)
-    verdict = _verdict(measured, profile, machine)
+    limited = budgets.max_latency_ms or budgets.max_rss_mb or budgets.fail_if_slower
+    verdict = replace(_verdict(measured, profile, machine), limited=bool(limited))
     limits = (
         ("p50 latency", verdict.latency_ms, budgets.max_latency_ms, "ms", "max_latency"),
         ("peak memory", verdict.peak_rss_mb, budgets.max_rss_mb, "MB", "max_rss"),

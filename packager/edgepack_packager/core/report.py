@@ -9,6 +9,7 @@ from typing import Any
 
 from edgepack.errors import EdgepackError
 from edgepack_packager.core.budget import Verdict
+from edgepack_packager.core.crosscheck import Crossed, crossed_rows
 from edgepack_packager.core.holdout import Paired
 from edgepack_packager.core.layers import layer_rows
 from edgepack_packager.core.paired import paired_facts
@@ -108,6 +109,8 @@ class BuildResult:
 
     built: tuple[Built, ...]
     failed: tuple[Failed, ...]
+    crossed: tuple[Crossed, ...] = ()
+    """The variants pair by pair, the least alike first."""
     steps_run: int = 0
     """Workers that were started."""
     steps_kept: int = 0
@@ -146,6 +149,7 @@ def build_document(result: BuildResult) -> dict[str, Any]:
         "schema": "edgepack.build/v1",
         "steps": {"run": result.steps_run, "cached": result.steps_kept},
         "bundles": [_bundle(built) for built in result.built],
+        "crosscheck": crossed_rows(result.crossed),
         "failed": [
             {
                 "target": failed.variant.target,
@@ -210,7 +214,7 @@ def budget_notes(result: BuildResult) -> list[str]:
     """Return where latency and memory were judged, once for all variants that share it."""
     found: dict[str, list[str]] = {}
     for built in result.built:
-        if built.verdict:
+        if built.verdict and built.verdict.limited:
             same = "" if built.verdict.of(built.digest) else ", which is not this very file"
             found.setdefault(built.verdict.note + same, []).append(str(built.variant))
     return [f"{', '.join(names)}: {note}" for note, names in found.items()]
@@ -260,7 +264,7 @@ def _proof(built: Built) -> dict[str, Any]:
 
 def _budget(built: Built) -> dict[str, Any] | None:
     verdict = built.verdict
-    if verdict is None:
+    if verdict is None or not verdict.limited:
         return None
     return {
         "judged_on": verdict.judged_on,

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from edgepack_packager.core.paired import paired_sentence
@@ -14,11 +15,12 @@ from edgepack_packager.core.report import (
     budget_notes,
     measured_elsewhere,
 )
+from edgepack_targets.interface import Quantization
 
 __all__ = ["report_markdown", "report_svg"]
 
 SLOWER = 1.05
-LAYERS = 8
+LAYERS, PAIRS = 8, 3
 
 
 def report_svg(result: BuildResult, *, host: Mapping[str, Any], about: About) -> str | None:
@@ -76,7 +78,9 @@ def report_markdown(
         *_failures(result),
         *_warnings(result, host, warnings),
         *_done(result, about),
+        *_crossed(result),
         *_layers(result),
+        *_crossed(result),
         *_measured(result, host),
         *_again(about),
     ]
@@ -85,6 +89,22 @@ def report_markdown(
 
 def _machine(host: Mapping[str, Any]) -> str:
     return str(host.get("machine", ""))
+
+
+def _crossed(result: BuildResult) -> Iterator[str]:
+    """Yield which variants decide differently from one another, at most the worst few."""
+    apart = [pair for pair in result.crossed if pair.different][:LAYERS]
+    if not result.crossed:
+        return
+    yield from ("## One against the other", "")
+    if not apart:
+        yield from ("On these samples all variants decide alike.", "")
+        return
+    yield from ("| variants | other decisions | lowest cosine |", "|---|---|---|")
+    for pair in apart:
+        told = f"{pair.different} of {pair.samples}"
+        yield f"| {pair.one}, {pair.other} | {told} | {pair.parity.cosine:.6f} |"
+    yield ""
 
 
 def _summary(result: BuildResult, best: Built | None) -> Iterator[str]:
@@ -176,11 +196,21 @@ def _done(result: BuildResult, about: About) -> Iterator[str]:
         facts = {key: value for key, value in step.items() if key != "kind"}
         yield f"- Compressed: {step.get('kind', 'step')}: {_facts(facts)}"
     for built in result.built:
-        told = _facts(built.settings) if built.settings else "as converted"
+        told = _facts(_unusual(built.settings)) if built.settings else "as converted"
         found = {key: value for key, value in built.applied.items() if value}
         yield f"- {built.variant}: {told}. Found in the file: {_facts(found)}."
         yield f"  Runs as {_facts(built.effective)}."
     yield ""
+
+
+def _unusual(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return of SETTINGS, the fields of a quantisation, what is not as it would be anyway."""
+    usual = asdict(Quantization(precision=settings.get("precision", "int8")))
+    # A tuple that came out of a document is a list.
+    usual = {key: list(v) if isinstance(v, tuple) else v for key, v in usual.items()}
+    kept = {"precision"} | ({"method"} if settings.get("precision") == "int8" else set())
+    told = {key: list(v) if isinstance(v, tuple) else v for key, v in settings.items()}
+    return {k: v for k, v in told.items() if k in kept or k not in usual or v != usual[k]}
 
 
 def _facts(facts: Mapping[str, Any]) -> str:
@@ -209,6 +239,21 @@ def _layers(result: BuildResult) -> Iterator[str]:
             yield from (f"## Where {built.variant} loses most", "")
             rows = [(f"`{one.name}`", one.operator, f"{one.loss:.2%}") for one in built.layers]
             yield from _table(("layer", "operator", "error of its output"), rows[:LAYERS])
+
+
+def _crossed(result: BuildResult) -> Iterator[str]:
+    if not result.crossed:
+        return
+    yield from ("## Do the variants agree?", "", "The pairs that are least alike:", "")
+    rows = [
+        (
+            f"{pair.one} and {pair.other}",
+            "-" if pair.different is None else f"{pair.different} of {pair.samples}",
+            f"{pair.parity.cosine:.6f}",
+        )
+        for pair in result.crossed[:PAIRS]
+    ]
+    yield from _table(("variants", "other decision", "lowest cosine"), rows)
 
 
 def _measured(result: BuildResult, host: Mapping[str, Any]) -> Iterator[str]:
