@@ -1,26 +1,33 @@
 """Write a proven artefact as a bundle, with its report beside it. Judges nothing."""
 
+from __future__ import annotations
+
 import json
-import os
-import platform
-from dataclasses import asdict
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from edgepack import durable
-from edgepack.bundle import BundleInfo, write_bundle
-from edgepack.errors import UsageError
+from edgepack.bundle import write_bundle
+from edgepack.errors import EdgepackError, UsageError
 from edgepack.manifest import Manifest
 from edgepack_packager.adapters.datasets import write_npz
-from edgepack_packager.adapters.proof import Observation, Prover
-from edgepack_packager.core.manifest import Artefact, complete
+from edgepack_packager.adapters.emit import emit
+from edgepack_packager.core.emit import emission
+from edgepack_packager.core.manifest import complete
 from edgepack_packager.core.proof import compare, golden_cosine, golden_picks
 from edgepack_packager.core.recipe import Recipe
-from edgepack_packager.core.report import Score
+from edgepack_packager.core.report import About, Built, Score, report_document
+from edgepack_targets.machine import describe_machine
 
-__all__ = ["Bundler", "host_facts", "write_text"]
+if TYPE_CHECKING:
+    from edgepack_packager.adapters.proof import Observation, Prover
+
+__all__ = ["Bundler"]
 
 
 class Bundler:
@@ -32,6 +39,9 @@ class Bundler:
         work: Temporary directory of the build.
         out_dir: Where bundles go.
         key: Signs them; None: they stay unsigned.
+        emit: Servers that each bundle is also written for.
+        about: What all variants have in common, for the report.
+        warnings: Of the build so far; read when a report is written.
     """
 
     def __init__(
@@ -41,9 +51,14 @@ class Bundler:
         work: Path,
         out_dir: Path,
         key: ec.EllipticCurvePrivateKey | None,
+        *,
+        emit: Sequence[str],
+        about: About,
+        warnings: list[str],
     ) -> None:
         self._recipe, self._prover, self._work = recipe, prover, work
         self._out_dir, self._key = out_dir, key
+        self._emit, self._about, self._warnings = tuple(emit), about, warnings
 
     def complete(
         self, manifest: Manifest, seen: Observation, score: Score | None, main: str
@@ -67,12 +82,42 @@ class Bundler:
             "drop": score.drop, "dataset_digest": evaluation.digest, "limit": self._recipe.max_drop,
         }  # fmt: skip
 
-    def write(
-        self, manifest: Manifest, model_dir: Path, seen: Observation, artefact: Artefact
-    ) -> BundleInfo:
-        """Write the bundle of ARTEFACT, whose files are in MODEL_DIR, under its final name."""
-        desk = self._work / f"bundle-{artefact.variant.target}-{artefact.variant.precision}"
-        desk.mkdir()
+    def ship(self, built: Built, manifest: Manifest, model_dir: Path, seen: Observation) -> Built:
+        """Write the bundle of the model in MODEL_DIR and what lies beside it, all or nothing.
+
+        Raises:
+            UsageError: something cannot be written.
+            UnsupportedError: a server that was named cannot take this model.
+        """
+        for kind in self._emit:
+            emission(kind, manifest)
+        info = write_bundle(
+            self._out_dir, manifest, self._files(manifest, model_dir, seen), key=self._key
+        )
+        built = replace(built, path=str(info.path), digest=info.digest, size_bytes=info.size_bytes)
+        try:
+            for kind in self._emit:
+                emit(kind, info.manifest, model_dir, self._out_dir)
+            self._report(built, info.path)
+        except EdgepackError:
+            info.path.unlink(missing_ok=True)
+            raise
+        return built
+
+    def _report(self, built: Built, bundle: Path) -> None:
+        document = report_document(
+            built, host=describe_machine(), warnings=self._warnings, about=self._about
+        )
+        path = bundle.with_suffix(".report.json")
+        try:
+            durable.write_file(path, (json.dumps(document, indent=2) + "\n").encode())
+        except OSError as error:
+            raise UsageError(
+                f"cannot write {path}", why=error.strerror or str(error), reason="unwritable"
+            ) from error
+
+    def _files(self, manifest: Manifest, model_dir: Path, seen: Observation) -> dict[str, Path]:
+        desk = Path(tempfile.mkdtemp(prefix="bundle-", dir=self._work))
         picks = golden_picks(len(next(iter(seen.answers.values()))))
         samples = {n: array[picks] for n, array in self._prover.reference.samples.items()}
         answers = {n: array[picks] for n, array in seen.answers.items()}
@@ -83,28 +128,4 @@ class Bundler:
             labels = desk / "labels.txt"
             labels.write_text("\n".join(manifest.labels) + "\n")
             files["labels.txt"] = labels
-        return write_bundle(self._out_dir, manifest, files, key=self._key)
-
-
-def host_facts() -> dict[str, Any]:
-    """Return what measurements on this host depend on."""
-    return {"machine": platform.machine(), "system": platform.platform(), "cpus": os.cpu_count()}
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a report to PATH, all or nothing.
-
-    Raises:
-        UsageError: PATH cannot be written.
-    """
-    try:
-        durable.write_file(path, text.encode())
-    except OSError as error:
-        raise UsageError(
-            f"cannot write {path}", why=error.strerror or str(error), reason="unwritable"
-        ) from error
-
-
-def as_json(document: dict[str, Any]) -> str:
-    """Return DOCUMENT as a person reads JSON."""
-    return json.dumps(document, indent=2) + "\n"
+        return files

@@ -28,7 +28,14 @@ from edgepack_packager.core.binding import Public
 from edgepack_packager.core.calibration import calibration_warnings
 from edgepack_packager.core.compression import supported
 from edgepack_packager.core.manifest import Interface, interface_of
-from edgepack_packager.core.plan import SourceRoute
+from edgepack_packager.core.plan import HOST, SourceRoute
+from edgepack_packager.core.prefill import prefilled
+from edgepack_packager.core.preflight import (
+    Probe,
+    altered_samples,
+    check_labels,
+    preparation_warning,
+)
 from edgepack_packager.core.recipe import Recipe
 from edgepack_packager.core.source import SourceKind
 
@@ -36,6 +43,8 @@ __all__ = ["Opened", "Opener"]
 
 FEW_SAMPLES = 32
 PARITY_SAMPLES = 64
+ANNOTATED = ("onnx", "tflite", "openvino")
+"""Kinds of source whose files say something about themselves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +57,8 @@ class Opened:
     reference: Reference
     calibration: Dataset | None
     compressed: Done | None
+    recipe: Recipe
+    """With what the source says about itself where the user said nothing."""
 
     @property
     def precision(self) -> str:
@@ -101,6 +112,7 @@ class Opener:
         done = self._run(self._route.opening, converted, compressed)
         _check_tensors(done)
         inputs, outputs = _publics(done, "inputs"), _publics(done, "outputs")
+        self._recipe = self._filled(inputs, outputs)
         calibrating = self._dataset(calibration, inputs, "calibration data")
         reference = self._refer(inputs, calibrating, evaluate, converted, compressed)
         if calibrating:
@@ -110,13 +122,30 @@ class Opener:
         face = interface_of(
             inputs, outputs, self._recipe, normalised=_sums_to_one(reference, outputs)
         )
-        return Opened(done, face, reference, calibrating, compressed)
+        self._check_evaluation(reference, face)
+        return Opened(done, face, reference, calibrating, compressed, self._recipe)
 
     def refer(self, opened: Opened, holdout: Path) -> Reference:
         """Ask the source framework about labelled samples that OPENED does not know yet."""
         before = opened.compressed
         converted = self._compressed(before) if before else self._source
-        return self._refer(opened.face.inputs, None, holdout, converted, before)
+        reference = self._refer(opened.face.inputs, None, holdout, converted, before)
+        self._check_evaluation(reference, opened.face)
+        return reference
+
+    def _filled(self, inputs: tuple[Public, ...], outputs: tuple[Public, ...]) -> Recipe:
+        """Return the recipe with what the source's own metadata says."""
+        kind = self._source.kind.name
+        if kind not in ANNOTATED:
+            return self._recipe
+        args = {"kind": kind, "source": str(self._source.path)}
+        done = self._steps.run(
+            HOST, "convert.annotations", args, facts=args | {"source": self._source.sha256}
+        )
+        card, notes = prefilled(self._recipe.card, done.result["annotations"], inputs, outputs)
+        for note in notes:
+            self._warn(note)
+        return replace(self._recipe, card=card)
 
     # -- steps
 
@@ -193,21 +222,46 @@ class Opener:
     ) -> Reference:
         """Ask the source framework about the evaluation, calibration or made-up samples."""
         evaluation = self._dataset(evaluate, inputs, "evaluation data")
-        given = evaluation or calibrating
-        samples = dict(given.inputs) if given else synthetic(inputs, self._recipe.seed)
+        known = evaluation or calibrating
+        samples = dict(known.inputs) if known else synthetic(inputs, self._recipe.seed)
         if evaluation is None:
             samples = {name: array[:PARITY_SAMPLES] for name, array in samples.items()}
-        path = write_npz(self._work / "reference-samples.npz", samples)
-        asked = {"samples": (str(path), digest_of(samples))}
-        answers = self._answers(self._run(self._route.reference, self._source, None, **asked))
+        count = len(next(iter(samples.values())))
+        probed = evaluation is not None and self._recipe.metric == "top1"
+        probes = altered_samples(inputs, samples) if probed else []
+        asked = {
+            name: np.concatenate([array, *(probe.inputs[name] for probe in probes)])
+            for name, array in samples.items()
+        }
+        path = write_npz(self._work / "reference-samples.npz", asked)
+        given = {"samples": (str(path), digest_of(asked))}
+        whole = self._run(self._route.reference, self._source, None, **given)
+        answers = self._answers(whole, count)
         exported = answers
         if compressed:
-            done = self._run(self._route.reference, converted, compressed, **asked)
-            exported = self._answers(done)
-        return Reference(samples, answers, evaluation, exported)
+            done = self._run(self._route.reference, converted, compressed, **given)
+            exported = self._answers(done, count)
+        return Reference(samples, answers, evaluation, exported, _probed(probes, whole, count))
 
-    def _answers(self, done: Done) -> dict[str, Any]:
-        answers = load_arrays(done.out / "outputs.npz", "the source's answers")
+    def _check_evaluation(self, reference: Reference, face: Interface) -> None:
+        """Refuse labels that no class has; warn about pictures that look badly prepared."""
+        evaluation = reference.evaluation
+        if evaluation is None or self._recipe.metric != "top1":
+            return
+        labels = evaluation.labels.get("labels")
+        if labels is None:
+            return
+        check_labels(labels, evaluation.count, face.classes)
+        main = face.main.name
+        probes = [(probe, answers[main]) for probe, answers in reference.probes]
+        note = preparation_warning(probes, reference.answers[main], labels)
+        if note:
+            self._warn(note)
+
+    def _answers(self, done: Done, count: int) -> dict[str, Any]:
+        """Return the answers to the first COUNT samples, all finite."""
+        told = load_arrays(done.out / "outputs.npz", "the source's answers")
+        answers = {name: array[:count] for name, array in told.items()}
         broken = [name for name, array in answers.items() if not np.isfinite(array).all()]
         if broken:
             raise UsageError(
@@ -216,6 +270,18 @@ class Opener:
                 reason="source_nan",
             )
         return answers
+
+
+def _probed(
+    probes: list[Probe], done: Done, count: int
+) -> tuple[tuple[Probe, dict[str, Any]], ...]:
+    """Return PROBES with their answers, which follow those to the COUNT samples themselves."""
+    told = load_arrays(done.out / "outputs.npz", "the source's answers")
+    starts = [count + index * len(probe.rows) for index, probe in enumerate(probes)]
+    return tuple(
+        (probe, {name: array[at : at + len(probe.rows)] for name, array in told.items()})
+        for probe, at in zip(probes, starts, strict=True)
+    )
 
 
 def _check_tensors(opened: Done) -> None:

@@ -1,24 +1,28 @@
 """Drive the second half of a build: from an opened source to proven artefacts. Writes no bundle."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgepack.manifest import Calibration, FileEntry
-from edgepack_packager.adapters.datasets import write_npz
-from edgepack_packager.adapters.proof import Observation, Prover
 from edgepack_packager.adapters.source import digest_tree
 from edgepack_packager.adapters.steps import Done, Steps
 from edgepack_packager.core.binding import Native, bind
-from edgepack_packager.core.manifest import Artefact, annotations, draft
+from edgepack_packager.core.manifest import Artefact, draft, stated_facts
 from edgepack_packager.core.plan import HOST, KINDS, Route, Step
 from edgepack_packager.core.proof import check_export, compare
 from edgepack_packager.core.recipe import Recipe
-from edgepack_packager.opening import Opened
+from edgepack_packager.workers.arrays import write_npz
 from edgepack_targets import registry
 from edgepack_targets.binding import native_layout
 from edgepack_targets.interface import Layer
+
+if TYPE_CHECKING:
+    from edgepack_packager.adapters.proof import Observation, Prover
+    from edgepack_packager.opening import Opened
 
 __all__ = ["Pipeline"]
 
@@ -101,7 +105,7 @@ class Pipeline:
         settings: dict[str, Any] = {
             "target": step.target, "source_format": step.source_format, "arch": step.arch,
             "how": asdict(step.how) if step.how else None,
-            "annotations": annotations(self.recipe, self.opened.face) if step.target else None,
+            "annotations": stated_facts(self.recipe, self.opened.face) if step.target else None,
             "shapes": self.opened.open_shapes if step.source_format else None,
         }  # fmt: skip
         facts, args = dict(settings), dict(settings)

@@ -3,10 +3,12 @@
 Attempts are judged on samples of their own; those that the report is about are never shown here.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import AccuracyError, EdgepackError, UnsupportedError, UsageError
 from edgepack_packager.adapters.datasets import Dataset, digest_of
@@ -27,11 +29,13 @@ from edgepack_packager.core.search import (
     search_document,
     settings_of,
 )
-from edgepack_packager.opening import Opened
 from edgepack_packager.pipeline import Pipeline
 from edgepack_targets.interface import Capability, Layer
 
-__all__ = ["Searched", "Searcher", "check_holdout", "separate"]
+if TYPE_CHECKING:
+    from edgepack_packager.opening import Opened
+
+__all__ = ["Searched", "Searcher", "separate"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,26 @@ class Searched:
     route: Route
     chosen: Trial
     document: dict[str, Any]
+
+    def check(self, score: Score, limit: float | None) -> None:
+        """Check that what was chosen keeps LIMIT on samples that the search never saw.
+
+        Raises:
+            AccuracyError: it does not. No other candidate is tried: that would be searching there.
+        """
+        try:
+            check_drop(score.reference, score.this, limit)
+        except AccuracyError as error:
+            raise AccuracyError(
+                f"what --auto chose loses {score.drop:.4f} on the holdout, more than the {limit:g} "
+                "allowed",
+                why=f"{_name(self.chosen)} lost {self.chosen.drop:.4f} on the "
+                f"{self.document['samples']} samples of the search, and {score.drop:.4f} on "
+                f"{score.samples} that it never saw",
+                fix="give more samples to --evaluate; trying another one on this holdout would "
+                "make it part of the search",
+                reason="auto_holdout",
+            ) from error
 
 
 class Searcher:
@@ -161,27 +185,6 @@ def _nothing(
     )
 
 
-def check_holdout(searched: Searched, score: Score, limit: float | None) -> None:
-    """Check that what the search chose keeps LIMIT on samples that it never saw.
-
-    Raises:
-        AccuracyError: it does not. No other candidate is tried: that would be searching on them.
-    """
-    try:
-        check_drop(score.reference, score.this, limit)
-    except AccuracyError as error:
-        raise AccuracyError(
-            f"what --auto chose loses {score.drop:.4f} on the holdout, more than the {limit:g} "
-            "allowed",
-            why=f"{_name(searched.chosen)} lost {searched.chosen.drop:.4f} on the "
-            f"{searched.document['samples']} samples of the search, and {score.drop:.4f} on "
-            f"{score.samples} that it never saw",
-            fix="give more samples to --evaluate; trying another one on this holdout would "
-            "make it part of the search",
-            reason="auto_holdout",
-        ) from error
-
-
 def _name(trial: Trial) -> str:
     """Return what was tried in words: `int8 (smooth=True)`."""
     told = ", ".join(f"{k}={v}" for k, v in settings_of(trial.attempt.how).items())
@@ -249,4 +252,5 @@ def _part(reference: Reference, evaluation: Dataset, rows: Rows) -> Reference:
         answers={name: array[rows] for name, array in reference.answers.items()},
         exported={name: array[rows] for name, array in reference.exported.items()},
         evaluation=part,
+        probes=(),
     )

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
 
-from edgepack.manifest import Manifest
-
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from edgepack.manifest import Manifest
 
 __all__ = [
     "MACHINES",

@@ -127,7 +127,7 @@ def test_report_lies_beside_the_bundle_and_names_its_digest(onnx_builds: Pair) -
 
 def test_bundle_holds_nothing_else_and_unzips(onnx_builds: Pair) -> None:
     home = onnx_builds.home / "one"
-    assert {p.suffix for p in home.iterdir()} == {".edgepack", ".json"}
+    assert {p.suffix for p in home.iterdir()} == {".edgepack", ".json", ".md", ".svg"}
     for path in home.glob("*.edgepack"):
         with zipfile.ZipFile(path) as archive:
             assert archive.testzip() is None

@@ -1,5 +1,7 @@
 """Labels, the preparation of pictures, drift baselines, and variants side by side."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from onnx import TensorProto, helper, numpy_helper
 
 from digits import INPUT, OUTPUT, digits_data
 from digits_targets import manifest_for, source_answers
@@ -27,6 +30,7 @@ from edgepack_packager.core.preflight import (
     preparation_warning,
 )
 from edgepack_packager.core.recipe import Variant
+from packager_rig import OnnxDigits, edgepack
 
 # -- labels
 
@@ -125,6 +129,53 @@ def test_bytes_are_only_swapped() -> None:
     probes = altered_samples((public,), {"image": np.zeros((200, 4, 4, 3), np.uint8)})
     assert len(probes) == 1
     assert len(probes[0].rows) == 64
+
+
+def colour_model(path: Path) -> Path:
+    """Write a model of two classes: more red than blue, more blue than red."""
+    weights = np.array([[1, 0], [0, 0], [0, 1]], np.float32)
+    graph = helper.make_graph(
+        [
+            helper.make_node("GlobalAveragePool", ["image"], ["mean"]),
+            helper.make_node("Flatten", ["mean"], ["flat"]),
+            helper.make_node("Gemm", ["flat", "weights"], ["logits"]),
+        ],
+        "colours",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 3, 6, 5])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 2])],
+        [numpy_helper.from_array(weights, "weights")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def test_build_tells_of_swapped_colours(tmp_path: Path) -> None:
+    pictures, labels = painted(80, first=True)
+    # Every fourth picture is right as it is: a source that is only bad, not hopeless.
+    mixed = np.where((np.arange(80) % 4 < 3)[:, None, None, None], pictures, pictures[:, ::-1])
+    args = ("--target", "onnx", "--unsigned", "--no-cache", "--evaluate")
+    for name, samples, told in (("good", pictures, False), ("bad", mixed[:, ::-1], True)):
+        np.savez(tmp_path / f"{name}.npz", image=samples, labels=labels)
+        model = colour_model(tmp_path / "colours.onnx")
+        done = edgepack("build", model, *args, f"{name}.npz", "--out", name, cwd=tmp_path)
+        assert ("red and blue swapped" in done.err) == told, done.err
+
+
+@pytest.mark.parametrize(
+    ("change", "hint"), [(lambda y: y + 1, "labels - 1"), (lambda y: y / 2, "float64")]
+)
+def test_build_refuses_labels_that_no_class_has(
+    digits: OnnxDigits, tmp_path: Path, change: Callable[[np.ndarray], np.ndarray], hint: str
+) -> None:
+    with np.load(digits.evaluation) as data:
+        np.savez(tmp_path / "odd.npz", image=data["image"], labels=change(data["labels"]))
+    done = edgepack(
+        "build", digits.model, "--target", "onnx", "--unsigned", "--evaluate", "odd.npz",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert done.code == 2
+    assert hint in done.err
 
 
 # -- drift

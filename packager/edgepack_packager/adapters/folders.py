@@ -4,19 +4,23 @@ A picture becomes a tensor by the same preprocessing as on the device, so that w
 and evaluated is what a camera will feed.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgepack.errors import UsageError
 from edgepack.manifest import Binding, TensorSpec
-from edgepack_packager.core.binding import Public
-from edgepack_packager.core.manifest import preprocess_of, with_layout
-from edgepack_packager.core.recipe import ModelCard
+from edgepack_packager.core.images import preprocess_of, with_layout
 from edgepack_targets.pipeline.preprocess import read_image, to_tensor
+
+if TYPE_CHECKING:
+    from edgepack_packager.core.binding import Public
+    from edgepack_packager.core.recipe import ModelCard
 
 __all__ = ["PICTURES", "read_folder"]
 

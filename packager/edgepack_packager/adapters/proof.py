@@ -13,6 +13,7 @@ from edgepack.manifest import Manifest, write_manifest
 from edgepack_packager.adapters.datasets import Dataset, digest_of, load_arrays, write_npz
 from edgepack_packager.adapters.steps import Done, Steps
 from edgepack_packager.core.holdout import Paired, paired
+from edgepack_packager.core.preflight import Probe
 from edgepack_packager.core.proof import Measured, Parity, compare
 from edgepack_packager.core.report import Score
 from edgepack_targets.pipeline.agreement import top1
@@ -32,6 +33,8 @@ class Reference:
     evaluation: Dataset | None
     exported: Arrays
     """What the model answers that is really converted; differs after a compress step."""
+    probes: tuple[tuple[Probe, Arrays], ...] = ()
+    """Altered copies of some samples, with what the source answers to them."""
 
     @property
     def largest(self) -> float:
@@ -73,7 +76,7 @@ class Prover:
         self._metric, self._output = metric, output
         self._samples = write_npz(work / "samples.npz", reference.samples)
         self._answers = write_npz(work / "answers.npz", reference.answers)
-        self._digest = digest_of(reference.samples)
+        self.samples_digest = digest_of(reference.samples)
         self._reference_digest = digest_of(reference.answers)
 
     def observe(self, done: Done, manifest: Manifest) -> Observation:
@@ -86,7 +89,7 @@ class Prover:
             "host",
             "observe.observe",
             {"model_dir": str(done.out), "manifest": str(described), "samples": str(self._samples)},
-            facts={"manifest": digest, "samples": self._digest},
+            facts={"manifest": digest, "samples": self.samples_digest},
             parents=[done],
             alone=True,
         )

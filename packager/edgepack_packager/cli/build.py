@@ -1,6 +1,7 @@
 """`edgepack build`: read the flags, run the build, print the receipt. Builds nothing itself."""
 
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -28,7 +29,7 @@ PATH = click.Path(path_type=Path)
     "--precision", "precisions", multiple=True,
     help="fp32, fp16, bf16, int8, w8 or w4; repeatable.",
 )  # fmt: skip
-@click.option("--arch", help="Of onnx-mobile: arm64 (default) or amd64.")
+@click.option("--arch", help="Of onnx-mobile: arm64 (default), arm or amd64.")
 @click.option("--weights", type=PATH, help="Weights of module.py:factory: safetensors or .pt.")
 @click.option("--trust-source", is_flag=True, help="Let code and pickles of the source run.")
 @click.option("--recipe", type=PATH, help="YAML: `model:`, `train:`, `steps:`.")
@@ -48,6 +49,7 @@ PATH = click.Path(path_type=Path)
 @click.option("--max-latency-ms", type=LIMIT, help="Limit of the p50 latency on this host.")
 @click.option("--max-rss-mb", type=LIMIT, help="Limit of the peak memory on this host.")
 @click.option("--max-size-mb", type=LIMIT, help="Limit of the model's files.")
+@click.option("--profile", type=PATH, help="JSON of a benchmark on a device, for the limits.")
 @click.option("--fail-if-slower", is_flag=True, help="Refuse a variant that is slower than fp32.")
 @click.option(
     "--shape", "shapes", multiple=True, help="name=1,32,32,1 for unknown axes; repeatable."
@@ -70,6 +72,10 @@ PATH = click.Path(path_type=Path)
 @click.option(
     "--jobs", type=click.IntRange(1, 64), default=1, show_default=True,
     help="Steps that run side by side.",
+)  # fmt: skip
+@click.option(
+    "--emit", "emits", multiple=True, type=click.Choice(["frigate", "triton", "ovms"]),
+    help="Also write what this server needs, beside each bundle; repeatable.",
 )  # fmt: skip
 @click.option("--no-cache", is_flag=True, help="Do every step again.")
 @click.option("--no-install", is_flag=True, help="Fail rather than install a missing toolchain.")
@@ -97,7 +103,7 @@ def build(model: str, as_json: bool, **flags: Any) -> None:
 
     if as_json:
         print_json(build_document(result))
-    print_receipt(result)
+    print_receipt(result, max_drop=flags["max_drop"])
     if result.failed and not result.built:
         raise result.failed[0].error
     if result.failed:
@@ -140,6 +146,9 @@ def _request(model: str, flags: dict[str, Any]) -> Any:
         train=file.train,
         weights=flags["weights"],
         trust=flags["trust_source"],
+        emit=flags["emits"],
+        profile=flags["profile"],
+        command=("edgepack", *sys.argv[1:]),
         key=None if flags["unsigned"] else signing_key(flags["key"]),
         cache=None if flags["no_cache"] else cache,
         may_install=not flags["no_install"],

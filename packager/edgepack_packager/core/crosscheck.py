@@ -1,6 +1,6 @@
 """Whether all variants of a build answer alike on the same samples, pair by pair. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -52,7 +52,7 @@ def _pair(
     return Crossed(one, other, compare(left, right), count, different)
 
 
-def crossed_rows(pairs: list[Crossed]) -> list[dict[str, Any]]:
+def crossed_rows(pairs: Iterable[Crossed]) -> list[dict[str, Any]]:
     """Return PAIRS for a report."""
     return [
         {

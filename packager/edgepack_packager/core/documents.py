@@ -108,29 +108,6 @@ class StepCounts(TypedDict):
     cached: Count
 
 
-class CrossRow(TypedDict):
-    """How far two variants answer alike: the worst of all samples, and decisions that differ."""
-
-    variants: list[str]
-    max_abs: float
-    cosine: float
-    samples: Count
-    different: int | None
-    agreement: float | None
-
-
-class CrossedVariants(TypedDict):
-    """Two variants of one build on the same samples."""
-
-    variants: list[str]
-    max_abs: float
-    cosine: float
-    samples: Count
-    different: Count | None
-    """Samples that they decide differently; null: no classifier."""
-    agreement: float | None
-
-
 class Build(TypedDict):
     """What `edgepack build --json` prints."""
 
@@ -140,7 +117,6 @@ class Build(TypedDict):
     steps: NotRequired[StepCounts]
     crosscheck: NotRequired[list[CrossedVariants]]
     """The variants pair by pair, the least alike first."""
-    crosscheck: NotRequired[list[CrossRow]]
 
 
 class Resolution(TypedDict):

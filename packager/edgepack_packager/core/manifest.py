@@ -25,17 +25,16 @@ from edgepack.manifest import (
     TensorSpec,
 )
 from edgepack_packager.core.binding import Public
+from edgepack_packager.core.images import preprocess_of, with_layout
 from edgepack_packager.core.recipe import ModelCard, Recipe, Task, Variant
 
 __all__ = [
     "Artefact",
     "Interface",
-    "annotations",
     "complete",
     "draft",
     "interface_of",
-    "preprocess_of",
-    "with_layout",
+    "stated_facts",
 ]
 
 GOLDEN = ("golden/inputs.npz", "golden/outputs.npz")
@@ -141,24 +140,6 @@ def _main_output(outputs: Sequence[Public], card: ModelCard) -> Public:
     return (named or list(outputs))[0]
 
 
-def preprocess_of(inputs: Sequence[Public], card: ModelCard) -> Preprocess | None:
-    """Return the preprocessing that CARD says, for an input that is there; None: it says none.
-
-    Raises:
-        UsageError: it names an input that the model does not have.
-    """
-    if card.preprocess is None:
-        return None
-    chosen = card.preprocess.input or inputs[0].name
-    if chosen not in {public.name for public in inputs}:
-        raise UsageError(
-            f"preprocess names the input {chosen}, which is not there",
-            fix=f"inputs are: {', '.join(i.name for i in inputs)}",
-            reason="unknown_input",
-        )
-    return msgspec.structs.replace(card.preprocess, input=chosen)
-
-
 def _check_classes(face: Interface) -> None:
     if face.classes < 2:
         raise UsageError(
@@ -212,7 +193,7 @@ def draft(recipe: Recipe, face: Interface, artefact: Artefact) -> Manifest:
     )
 
 
-def annotations(recipe: Recipe, face: Interface) -> dict[str, Any]:
+def stated_facts(recipe: Recipe, face: Interface) -> dict[str, Any]:
     """Return what a model file itself says about the model, where its format has a place for it."""
     said = {
         "name": recipe.name,
@@ -225,25 +206,6 @@ def annotations(recipe: Recipe, face: Interface) -> dict[str, Any]:
         "license": recipe.card.license,
     }
     return {name: value for name, value in said.items() if value}
-
-
-def with_layout(spec: TensorSpec, preprocess: Preprocess | None) -> TensorSpec:
-    """Say the layout of an image input: the axis with 1 or 3 entries holds the colours.
-
-    Raises:
-        UsageError: neither axis can hold them.
-    """
-    if preprocess is None or spec.name != preprocess.input or len(spec.shape) != 4:
-        return spec
-    channels = 1 if preprocess.color == "gray" else 3
-    last, first = spec.shape[3] == channels, spec.shape[1] == channels
-    if not (last or first):
-        raise UsageError(
-            f"input {spec.name} {list(spec.shape)} does not take {preprocess.color} images",
-            fix='set "color" in the preprocess settings to "gray" or "rgb"',
-            reason="bad_preprocess",
-        )
-    return msgspec.structs.replace(spec, layout="NHWC" if last else "NCHW")
 
 
 def complete(

@@ -20,7 +20,7 @@ from edgepack_targets.interface import Quantization
 __all__ = ["report_markdown", "report_svg"]
 
 SLOWER = 1.05
-LAYERS, PAIRS = 8, 3
+LAYERS = 8
 
 
 def report_svg(result: BuildResult, *, host: Mapping[str, Any], about: About) -> str | None:
@@ -80,7 +80,6 @@ def report_markdown(
         *_done(result, about),
         *_crossed(result),
         *_layers(result),
-        *_crossed(result),
         *_measured(result, host),
         *_again(about),
     ]
@@ -239,21 +238,6 @@ def _layers(result: BuildResult) -> Iterator[str]:
             yield from (f"## Where {built.variant} loses most", "")
             rows = [(f"`{one.name}`", one.operator, f"{one.loss:.2%}") for one in built.layers]
             yield from _table(("layer", "operator", "error of its output"), rows[:LAYERS])
-
-
-def _crossed(result: BuildResult) -> Iterator[str]:
-    if not result.crossed:
-        return
-    yield from ("## Do the variants agree?", "", "The pairs that are least alike:", "")
-    rows = [
-        (
-            f"{pair.one} and {pair.other}",
-            "-" if pair.different is None else f"{pair.different} of {pair.samples}",
-            f"{pair.parity.cosine:.6f}",
-        )
-        for pair in result.crossed[:PAIRS]
-    ]
-    yield from _table(("variants", "other decision", "lowest cosine"), rows)
 
 
 def _measured(result: BuildResult, host: Mapping[str, Any]) -> Iterator[str]:
