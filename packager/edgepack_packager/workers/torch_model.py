@@ -191,7 +191,8 @@ def _listed(value: Any) -> list[Any]:
 
 def _example(own: Tensor | None, shape: list[int] | None) -> Tensor:
     if own is not None and (shape is None or list(own.shape) == shape):
-        return own.detach().cpu()
+        # A copy: a tensor given twice is taken by the exporter for one input.
+        return own.detach().cpu().clone()
     return torch.zeros(shape or [], dtype=own.dtype if own is not None else torch.float32)
 
 

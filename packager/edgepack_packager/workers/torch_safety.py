@@ -33,6 +33,9 @@ FILES = frozenset({"from_file", "save", "load_tensor"})
 """Operators that read or write files."""
 SYMBOL = re.compile(r"Symbol\('[a-z]+\d+'(, \w+=(True|False))*\)|Float\('[\d.e+-]+'(, \w+=\d+)?\)")
 SIZE_NAMES = re.compile(r"(zuf|zf|[suz])\d+|oo|int_oo|zoo|nan|True|False")
+PICKLE = "Weights only load failed"
+"""How PyTorch begins when it would have to unpickle more than tensors."""
+CUSTOM = "custom operator: "
 SIZE_CALLS = frozenset(
     {
         "FloorDiv", "ModularIndexing", "Where", "PythonMod", "Mod", "CleanDiv", "CeilToInt",
@@ -72,11 +75,39 @@ def check_program(path: Path) -> None:
         for name in names:
             if name.endswith("_config.json"):
                 found |= set(_pickles(json.loads(reader.read_bytes(name))))
-        found |= set(_strange_names(json.loads(reader.read_bytes("models/model.json"))))
+        graph = json.loads(reader.read_bytes("models/model.json"))
+        found |= set(_strange_names(graph))
+        missing = sorted(set(_missing(graph["graph_module"])))
     except (RuntimeError, AssertionError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise corrupt(path, error) from error
     if found:
         raise unsafe(path, "; ".join(sorted(found)))
+    if any(text.startswith(CUSTOM) for text in missing):
+        raise UnsupportedError(
+            "the model does what cannot be converted",
+            why="; ".join(missing),
+            fix="export it without operators of its own, in evaluation mode and without state",
+            reason="unsupported_model",
+        )
+
+
+def _missing(module: Any) -> Iterator[str]:
+    """Yield operators that PyTorch does not have here, and the state that the graph changes.
+
+    With the first, PyTorch cannot even read the graph; so the second is told from its text.
+    """
+    specs = [spec["buffer"] for spec in module["signature"]["input_specs"] if "buffer" in spec]
+    state = {buffer["arg"]["name"]: buffer["buffer_name"] for buffer in specs}
+    for node in _walk(module["graph"]):
+        target = node.get("target")
+        if not isinstance(target, str) or not target.startswith("torch.ops."):
+            continue
+        space, name = target.split(".")[2:4]
+        if space != "higher_order" and not hasattr(getattr(torch.ops, space), name):
+            yield f"{CUSTOM}{space}::{name}"
+        first = (node["inputs"] or [{"arg": {}}])[0]["arg"].get("as_tensor", {}).get("name")
+        if name.endswith("_") and first in state:
+            yield f"state: {state[first]} changes"
 
 
 def _strange_members(names: Iterable[str]) -> Iterator[str]:
@@ -163,12 +194,17 @@ def load_weights(path: Path, *, trust: bool) -> dict[str, Any]:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        if "weights_only" not in str(error).lower() and "Weights only" not in str(error):
+        if not trust or PICKLE not in str(error):
             raise corrupt(path, error) from error
-        if not trust:
-            raise unsafe(path, "it pickles objects, not only tensors") from error
-        found = torch.load(path, map_location="cpu", weights_only=False)
+        found = _unpickled(path)
     return _state(path, found)
+
+
+def _unpickled(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=False)
+    except Exception as error:
+        raise corrupt(path, error) from error
 
 
 def _safetensors(path: Path) -> dict[str, Any]:
@@ -196,8 +232,10 @@ def _state(path: Path, found: Any) -> dict[str, Any]:
     )
 
 
-def corrupt(path: Path, error: Exception) -> UsageError:
-    """Return the error for a file that PyTorch cannot read."""
+def corrupt(path: Path, error: Exception) -> UsageError | UnsupportedError:
+    """Return the error for a file that PyTorch cannot read, or does not without trust."""
+    if PICKLE in str(error):
+        return unsafe(path, "it pickles objects, not only tensors")
     why = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
     return UsageError(f"{path.name} cannot be opened", why=why, reason="corrupt_model")
 
