@@ -281,7 +281,7 @@ def test_page_shows_the_pairs_that_are_least_alike() -> None:
     pair = Crossed(Variant("onnx", "int8"), Variant("tflite", "int8"), Parity(0.5, 0.98), 540, 3)
     result = BuildResult((built(),), (), crossed=(pair,))
     text = report_markdown(result, host=HOST, about=ABOUT)
-    assert "| onnx int8 and tflite int8 | 3 of 540 | 0.980000 |" in text
+    assert "| onnx int8, tflite int8 | 3 of 540 | 0.980000 |" in text
 
 
 def test_size_is_the_same_everywhere() -> None:
