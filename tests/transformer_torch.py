@@ -88,8 +88,8 @@ torch.save(model.state_dict(), "weights.pt")
 
 
 @dataclass(frozen=True, slots=True)
-class Transformer:
-    """Where the model lies: `module.py:factory`, its weights, its training data."""
+class Trained:
+    """Where a model lies: `module.py:factory`, its weights, its training data."""
 
     home: Path
 
@@ -107,13 +107,18 @@ class Transformer:
 
 
 @cache
-def transformer(home: Path, python: Path, epochs: int = 10) -> Transformer:
+def transformer(home: Path, python: Path, epochs: int = 10) -> Trained:
     """Train the transformer with PYTHON, which has torch, and leave it in HOME."""
+    return trained(MODULE, home, python, epochs)
+
+
+def trained(module: str, home: Path, python: Path, epochs: int) -> Trained:
+    """Train what the code MODULE makes on the digits with PYTHON, and leave it in HOME."""
     home.mkdir(parents=True, exist_ok=True)
-    (home / "module.py").write_text(MODULE)
+    (home / "module.py").write_text(module)
     (home / "training.py").write_text(TRAINING)
     train = digits_data()[0]
-    made = Transformer(home)
+    made = Trained(home)
     np.savez(made.train, **{INPUT: train.inputs, "labels": train.labels})
     command = [str(python), "training.py", "train.npz", INPUT, str(epochs)]
     subprocess.run(command, cwd=home, check=True, timeout=240, capture_output=True)

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -38,7 +39,8 @@ from edgepack_packager.workers.thinning import (
     tucker,
 )
 from edgepack_packager.workers.training_data import check_classes, read_lessons
-from transformer_torch import Transformer, transformer
+from packager_rig import OnnxDigits, edgepack
+from transformer_torch import Trained, transformer
 
 Array = np.ndarray[Any, Any]
 
@@ -303,11 +305,11 @@ def torch() -> Interpreter:
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory, torch: Interpreter) -> Transformer:
+def rows(tmp_path_factory: pytest.TempPathFactory, torch: Interpreter) -> Trained:
     return transformer(tmp_path_factory.mktemp("transformer"), torch.python, epochs=6)
 
 
-def _source(rows: Transformer) -> dict[str, Any]:
+def _source(rows: Trained) -> dict[str, Any]:
     return {
         "source": str(rows.home / "module.py"), "kind": "torch_module", "factory": "factory",
         "shapes": {INPUT: [1, 1, 16, 16]}, "signature": None, "weights": str(rows.weights),
@@ -315,7 +317,7 @@ def _source(rows: Transformer) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _compress(torch: Interpreter, rows: Transformer, out: Path, *steps: Any) -> dict[str, Any]:
+def _compress(torch: Interpreter, rows: Trained, out: Path, *steps: Any) -> dict[str, Any]:
     args = _source(rows) | {"train": str(rows.train), "seed": 0, "steps": _steps(*steps)}
     return run_step(torch, "torch_compress.compress", args, out, timeout_s=200)
 
@@ -355,7 +357,7 @@ def _off_grid(weight: Array) -> float:
 
 @pytest.mark.toolchain
 def test_channels_zeros_and_rounding_together(
-    torch: Interpreter, rows: Transformer, tmp_path: Path
+    torch: Interpreter, rows: Trained, tmp_path: Path
 ) -> None:
     done = _compress(
         torch, rows, tmp_path,
@@ -376,7 +378,7 @@ def test_channels_zeros_and_rounding_together(
 
 @pytest.mark.toolchain
 def test_low_rank_then_values_of_a_program(
-    torch: Interpreter, rows: Transformer, tmp_path: Path
+    torch: Interpreter, rows: Trained, tmp_path: Path
 ) -> None:
     done = _compress(torch, rows, tmp_path, LowRank(rank=0.5, epochs=3))
     (thin,) = done["applied"]
@@ -402,7 +404,7 @@ def test_low_rank_then_values_of_a_program(
 
 @pytest.mark.toolchain
 def test_a_student_is_reproducible_and_told_beside_one_without_a_teacher(
-    torch: Interpreter, rows: Transformer, tmp_path: Path
+    torch: Interpreter, rows: Trained, tmp_path: Path
 ) -> None:
     student = f"{rows.home / 'module.py'}:student"
     step = Distil(student=student, epochs=6, learning_rate=5e-3)
@@ -422,9 +424,56 @@ def test_a_student_is_reproducible_and_told_beside_one_without_a_teacher(
 
 @pytest.mark.toolchain
 def test_a_student_of_another_shape_is_refused(
-    torch: Interpreter, rows: Transformer, tmp_path: Path
+    torch: Interpreter, rows: Trained, tmp_path: Path
 ) -> None:
     code = "import torch\ndef small():\n    return torch.nn.Flatten()\n"
     (tmp_path / "student.py").write_text(code)
     with pytest.raises(UsageError, match="cannot stand in"):
         _compress(torch, rows, tmp_path, Distil(student=f"{tmp_path / 'student.py'}:small"))
+
+
+# -- the command
+
+
+def _recipe(path: Path, *steps: dict[str, Any]) -> Path:
+    path.write_text(yaml.safe_dump({"steps": list(steps)}))
+    return path
+
+
+def test_a_build_tells_what_its_recipe_did(digits: OnnxDigits, tmp_path: Path) -> None:
+    prune = {"prune": {"kind": "magnitude", "sparsity": 0.5}}
+    low_rank = {"low_rank": {"rank": 0.5, "epochs": 0}}
+    done = edgepack(
+        "build", digits.model, "--target", "onnx", "--precision", "int8", "--calibration",
+        digits.calibration, "--evaluate", digits.evaluation, "--unsigned", "--json",
+        "--out", tmp_path, "--recipe", _recipe(tmp_path / "r.yaml", prune, low_rank),
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    built = done.bundle("onnx", "int8")
+    assert built["metrics"]["drop"] < 0.05
+    report = json.loads(Path(built["path"]).with_suffix(".report.json").read_text())
+    assert [one["kind"] for one in report["compression"]] == ["low_rank", "prune_magnitude"]
+    assert report["compression"][1]["measured_sparsity"] == pytest.approx(0.5, abs=0.001)
+    # Zeros survive the quantisation; small weights that round to zero come on top.
+    assert report["applied"]["sparsity"] >= 0.49
+
+
+@pytest.mark.parametrize(
+    ("step", "code", "words"),
+    [
+        ({"prune": {"kind": "structured", "epochs": 0}}, 5, "no library"),
+        ({"qat": {}}, 2, "data to train on"),
+        ({"cluster": {"clusters": 1000}}, 2, "clusters is 1000"),
+    ],
+)
+def test_a_recipe_that_cannot_be_done_is_refused(
+    digits: OnnxDigits, tmp_path: Path, step: dict[str, Any], code: int, words: str
+) -> None:
+    done = edgepack(
+        "build", digits.model, "--target", "onnx", "--unsigned", "--out", tmp_path / "dist",
+        "--recipe", _recipe(tmp_path / "r.yaml", step), cwd=tmp_path,
+    )  # fmt: skip
+    assert done.code == code
+    assert words in done.err
+    assert not (tmp_path / "dist").exists()
