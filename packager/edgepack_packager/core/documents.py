@@ -108,6 +108,18 @@ class StepCounts(TypedDict):
     cached: Count
 
 
+class CrossedVariants(TypedDict):
+    """Two variants of one build on the same samples."""
+
+    variants: list[str]
+    max_abs: float
+    cosine: float
+    samples: Count
+    different: Count | None
+    """Samples that they decide differently; null: no classifier."""
+    agreement: float | None
+
+
 class Build(TypedDict):
     """What `edgepack build --json` prints."""
 
