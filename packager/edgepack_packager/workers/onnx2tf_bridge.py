@@ -31,7 +31,7 @@ Array = NDArray[Any]
 Order = tuple[int, ...]
 DOMAINS = {"", "ai.onnx", "com.microsoft"}
 BODIES = {"If", "Loop", "Scan", "SequenceMap"}
-QUANTISED = re.compile("QuantizeLinear|^QLinear|^DynamicQuantize|Integer$|^QGemm$|NBits$")
+QUANTISED = re.compile("uantizeLinear|^QLinear|^DynamicQuantize|Integer$|^QGemm$|NBits$")
 LAYOUTS = ((0, 2, 3, 1), (0, 3, 1, 2))
 """NHWC for NCHW and back: what a binding by shape tries first, as in `core.binding`."""
 OPSET = 13
@@ -157,15 +157,10 @@ def _converted(model: Any, question: _Question) -> tuple[Any, dict[str, Any]]:
     a picture, which a sequence or a table is not.
     """
     names = [value.name for value in model.graph.input]
-    unclear = [n for n, a in zip(names, question.inputs, strict=True) if _unclear(a.shape)]
-    tries = [unclear, names] if unclear != names else [names]
-    for last, keep in ((keep == tries[-1], keep) for keep in tries):
-        try:
-            return _checked(_keras(model, keep), question)
-        except UnsupportedError:
-            if last:
-                raise
-    raise AssertionError
+    try:
+        return _checked(_keras(model, []), question, turn_unclear=True)
+    except UnsupportedError:
+        return _checked(_keras(model, names), question, turn_unclear=False)
 
 
 def _unclear(shape: Sequence[int]) -> bool:
@@ -206,14 +201,24 @@ def _complaint(told: str) -> str:
     return "; ".join(line.replace("ERROR:", "").strip() for line in lines[:4])[:400]
 
 
-def _checked(keras: Any, question: _Question) -> tuple[Any, dict[str, Any]]:
-    """Return KERAS as a function whose tensors bind by shape, after asking it QUESTION."""
+def _checked(keras: Any, question: _Question, *, turn_unclear: bool) -> tuple[Any, dict[str, Any]]:
+    """Return KERAS as a function whose tensors bind by shape, after asking it QUESTION.
+
+    With `turn_unclear`, inputs whose shape does not tell the layout are turned inside: to
+    onnx2tf their last axis is the channels, to whoever feeds them it is the second.
+    """
     import tensorflow as tf
 
     if len(keras.inputs) != len(question.inputs):
         raise _wrong(f"{len(question.inputs)} inputs became {len(keras.inputs)}")
     given = [_moved(a, tuple(t.shape)) for a, t in zip(question.inputs, keras.inputs, strict=True)]
-    answers = [np.asarray(a) for a in _flat(keras(given))]
+    ways = [_to_last(a.ndim) if turn_unclear and _unclear(a.shape) else None for a in given]
+
+    def ask(tensors: list[Any]) -> list[Any]:
+        pairs = zip(tensors, ways, strict=True)
+        return _flat(keras([t if way is None else tf.transpose(t, way) for t, way in pairs]))
+
+    answers = [np.asarray(a) for a in ask(given)]
     if len(answers) != len(question.answers):
         raise _wrong(f"{len(question.answers)} outputs became {len(answers)}")
     turns = [_turn(w, a) for w, a in zip(question.answers, answers, strict=True)]
@@ -223,7 +228,7 @@ def _checked(keras: Any, question: _Question) -> tuple[Any, dict[str, Any]]:
     }
 
     def serve(**tensors: Any) -> dict[str, Any]:
-        values = _flat(keras([tensors[name] for name in specs]))
+        values = ask([tensors[name] for name in specs])
         pairs = zip(values, turns, strict=True)
         return {
             f"out_{i}": tf.identity(value) if turn is None else tf.transpose(value, turn)
@@ -231,6 +236,11 @@ def _checked(keras: Any, question: _Question) -> tuple[Any, dict[str, Any]]:
         }
 
     return tf.function(serve, autograph=False).get_concrete_function(**specs), specs
+
+
+def _to_last(rank: int) -> Order:
+    """Return the order of axes that puts the second one last."""
+    return (0, *range(2, rank), 1)
 
 
 def _flat(values: Any) -> list[Any]:

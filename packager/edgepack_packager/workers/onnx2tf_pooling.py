@@ -1,8 +1,8 @@
 """Average pools as onnx2tf reads them right: what is padded on one side more than on the other.
 
 onnx2tf counts the padding of such a pool as if both sides had it. Here the padding becomes an
-operator of its own, and a factor per place makes up for what it adds to the count. Standard
-library, numpy and onnx.
+operator of its own, and a factor makes up for what it adds to the count. Standard library,
+numpy and onnx.
 """
 
 import math
@@ -25,7 +25,10 @@ def plain_average_pools(model: Any) -> Any:
     del model.graph.node[:]
     for index, node in enumerate(nodes):
         pool = _lopsided(node, shapes)
-        replaced = _rewrite(model.graph, node, pool, f"edgepack.pool_{index}") if pool else [node]
+        even = pool is not None and bool(np.ptp(_factors(pool)) == 0)
+        # onnx2tf takes no factor per place; what it then makes of the pool is checked anyway.
+        fresh = _rewrite(model.graph, node, pool, f"edgepack.pool_{index}") if even and pool else []
+        replaced = fresh or [node]
         model.graph.node.extend(replaced)
     return model
 
@@ -57,7 +60,8 @@ def _rewrite(graph: Any, node: Any, pool: dict[str, Any], name: str) -> list[Any
     begin, end = pool["pads"][:rank], pool["pads"][rank:]
     pads = np.array([0, 0, *begin, 0, 0, *end], np.int64)
     graph.initializer.append(numpy_helper.from_array(pads, f"{name}_pads"))
-    graph.initializer.append(numpy_helper.from_array(_factors(pool), f"{name}_factors"))
+    factor = _factors(pool).ravel()[:1]
+    graph.initializer.append(numpy_helper.from_array(factor, f"{name}_factor"))
     kept = {key: pool[key] for key in ("kernel_shape", "strides", "dilations")}
     if set(kept["dilations"]) == {1}:
         # Opset 19 brought dilations.
@@ -65,7 +69,7 @@ def _rewrite(graph: Any, node: Any, pool: dict[str, Any], name: str) -> list[Any
     return [
         helper.make_node("Pad", [node.input[0], f"{name}_pads"], [f"{name}_padded"]),
         helper.make_node("AveragePool", [f"{name}_padded"], [f"{name}_mean"], **kept),
-        helper.make_node("Mul", [f"{name}_mean", f"{name}_factors"], [node.output[0]]),
+        helper.make_node("Mul", [f"{name}_mean", f"{name}_factor"], [node.output[0]]),
     ]
 
 
