@@ -98,7 +98,7 @@ def _read(source: Path) -> ov.Model:
         )
     try:
         model = ov.Core().read_model(source, weights)
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, ValueError) as error:  # ValueError: no UTF-8
         raise _unreadable(source, str(error)) from error
     unnamed = [port for port in (*model.inputs, *model.outputs) if not port.get_names()]
     for index, port in enumerate(unnamed):
