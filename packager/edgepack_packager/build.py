@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from edgepack.errors import UnsupportedError
+from edgepack.errors import UnsupportedError, UsageError
 from edgepack_packager.adapters import toolchains
 from edgepack_packager.adapters.cache import StepCache
 from edgepack_packager.adapters.profile import read_profiles
@@ -53,9 +53,9 @@ class Request:
     train: Path | None = None
     weights: Path | None = None
     trust: bool = False
-    emit: tuple[str, ...] = ()
-    """Consumers that get a folder of their own beside each bundle; see `core.emit`."""
     """Whether code and pickles of the source may run."""
+    emit: tuple[str, ...] = ()
+    """Servers that get a folder of their own beside each bundle; see `core.emit`."""
     key: ec.EllipticCurvePrivateKey | None = None
     profile: Path | None = None
     """What was measured on a device, for the budgets."""
@@ -157,14 +157,18 @@ class _Build:
         no = tuple(Failed(variant, error) for variant, error in refused.items())
         result = replace(result, failed=no + result.failed)
         if result.built:
-            write_page(
-                self.request.out_dir,
-                result,
-                host=describe_machine(),
-                warnings=self.warnings,
-                about=about,
-            )
+            self._page(result, about)
         return result
+
+    def _page(self, result: BuildResult, about: About) -> None:
+        """Write the page that people share; the bundles are there and good without it."""
+        host, out_dir = describe_machine(), self.request.out_dir
+        tools = {name: v for one in result.built for name, v in one.tools.items()}
+        about = replace(about, tools={**about.tools, **tools})
+        try:
+            write_page(out_dir, result, host=host, warnings=self.warnings, about=about)
+        except UsageError as error:
+            self.warn(f"{error.what}: {error.why}")
 
     def _pipeline(self, opened: Opened) -> Pipeline:
         prover = Prover(

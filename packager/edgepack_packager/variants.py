@@ -98,6 +98,7 @@ class Variants:
             search=searched.document if searched else {},
             settings=_asked(step.how) if step and step.how else {},
             arch=artefact.arch,
+            tools=artefact.tools,
         )
         budgets = self.pipeline.recipe.budgets
         verdict = budgets != Budgets() and judge(

@@ -8,14 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from edgepack.errors import AccuracyError, BudgetError, UnsupportedError
+from edgepack.errors import AccuracyError, UnsupportedError
 from edgepack_packager.core.binding import Native, Public, bind
 from edgepack_packager.core.proof import (
     ROUNDING,
     Measured,
     Parity,
     check_baseline,
-    check_budgets,
     check_drop,
     check_export,
     compare,
@@ -23,7 +22,7 @@ from edgepack_packager.core.proof import (
     golden_picks,
     resolution_warning,
 )
-from edgepack_packager.core.recipe import Budgets, Variant
+from edgepack_packager.core.recipe import Variant
 from edgepack_packager.core.report import Built, Score
 
 ANSWERS = arrays(np.float32, (4, 3), elements=st.floats(-100, 100, width=32))
@@ -87,20 +86,6 @@ def test_drop_is_refused_exactly_above_the_limit(one: float, two: float, limit: 
 
 def test_a_drop_of_exactly_the_limit_passes() -> None:
     check_drop(0.98, 0.97, 0.01)
-
-
-def test_budgets_say_which_one() -> None:
-    this, fp32 = Measured(2.0, 3.0, 2_000_000, 50.0), Measured(1.0, 2.0, 4_000_000, 60.0)
-    check_budgets(this, fp32, Budgets(2.0, 50.0, 2.0))
-    for budgets, reason in (
-        (Budgets(max_latency_ms=1.9), "max_latency"),
-        (Budgets(max_rss_mb=49), "max_rss"),
-        (Budgets(max_size_mb=1.9), "max_size"),
-        (Budgets(fail_if_slower=True), "slower"),
-    ):
-        with pytest.raises(BudgetError) as caught:
-            check_budgets(this, fp32, budgets)
-        assert caught.value.reason == reason
 
 
 @pytest.mark.parametrize(

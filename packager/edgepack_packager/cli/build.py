@@ -1,12 +1,8 @@
 """`edgepack build`: read the flags, run the build, print the receipt. Builds nothing itself."""
 
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import click
@@ -46,8 +42,8 @@ PATH = click.Path(path_type=Path)
 )
 @click.option("--auto", is_flag=True, help="Search for what keeps --max-drop.")
 @click.option("--holdout", type=PATH, help="Samples that --auto reports on; default: half.")
-@click.option("--max-latency-ms", type=LIMIT, help="Limit of the p50 latency on this host.")
-@click.option("--max-rss-mb", type=LIMIT, help="Limit of the peak memory on this host.")
+@click.option("--max-latency-ms", type=LIMIT, help="Limit of the p50 latency.")
+@click.option("--max-rss-mb", type=LIMIT, help="Limit of the peak memory.")
 @click.option("--max-size-mb", type=LIMIT, help="Limit of the model's files.")
 @click.option("--profile", type=PATH, help="JSON of a benchmark on a device, for the limits.")
 @click.option("--fail-if-slower", is_flag=True, help="Refuse a variant that is slower than fp32.")
@@ -92,10 +88,11 @@ def build(model: str, as_json: bool, **flags: Any) -> None:
             --calibration calib.npz --evaluate val.npz --max-drop 0.01
     """
     from edgepack_packager.build import build as drive
+    from edgepack_packager.cli.opened import stoppable
     from edgepack_packager.cli.receipt import print_receipt, progress
 
     request = _request(model, flags)
-    with _stoppable(), progress() as (report, warn):
+    with stoppable(), progress() as (report, warn):
         if request.key is None:
             warn("the bundles are not signed: no agent installs them")
         result = drive(request, progress=report, warn=warn)
@@ -111,20 +108,6 @@ def build(model: str, as_json: bool, **flags: Any) -> None:
             f"{len(result.failed)} of {len(result.failed) + len(result.built)} variants failed",
             why="; ".join(f"{f.variant}: {f.error.what}" for f in result.failed),
         )
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """Let SIGTERM end a build like Ctrl-C, so that nothing stays behind."""
-
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _request(model: str, flags: dict[str, Any]) -> Any:

@@ -12,15 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgepack.errors import AccuracyError, BudgetError
-from edgepack_packager.core.recipe import Budgets
+from edgepack.errors import AccuracyError
 from edgepack_targets.pipeline.agreement import cosine
 
 __all__ = [
     "Measured",
     "Parity",
     "check_baseline",
-    "check_budgets",
     "check_drop",
     "check_export",
     "compare",
@@ -128,32 +126,6 @@ def check_drop(reference: float, this: float, limit: float | None) -> None:
             why=f"source {reference:.4f}, this artefact {this:.4f}",
             fix="more or better calibration data, another precision, or a higher --max-drop",
             reason="max_drop",
-        )
-
-
-def check_budgets(this: Measured, fp32: Measured, budgets: Budgets) -> None:
-    """Check latency, memory and size, all as measured on this host.
-
-    Raises:
-        BudgetError: one is exceeded.
-    """
-    limits = (
-        ("p50 latency", this.p50, budgets.max_latency_ms, "ms", "max_latency"),
-        ("peak memory", this.peak_rss_mb, budgets.max_rss_mb, "MB", "max_rss"),
-        ("model size", this.model_bytes / 1e6, budgets.max_size_mb, "MB", "max_size"),
-    )
-    for what, value, limit, unit, reason in limits:
-        if limit is not None and value > limit:
-            raise BudgetError(
-                f"{what} is {value:.3g} {unit}, more than the {limit:g} {unit} allowed",
-                why="measured on this host, not on a device",
-                reason=reason,
-            )
-    if budgets.fail_if_slower and this.p50 > fp32.p50:
-        raise BudgetError(
-            f"slower than fp32: {this.p50:.3g} ms against {fp32.p50:.3g} ms",
-            why="measured on this host, not on a device",
-            reason="slower",
         )
 
 

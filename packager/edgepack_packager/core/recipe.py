@@ -26,6 +26,8 @@ TARGETS = ("openvino", "tflite", "onnx", "onnx-mobile")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "w8", "w4")
 ARCHS = ("arm64", "amd64")
 MOBILE = "onnx-mobile"
+BF16 = "avx512_bf16"
+"""What a CPU must have to multiply bf16; the manifest then asks for it."""
 Task = Literal["classify", "detect", "segment", "embed", "raw"]
 TASKS: tuple[str, ...] = get_args(Task)
 
@@ -96,7 +98,9 @@ class Recipe:
         """Return how PRECISION is reached; None: it is what conversions give anyway."""
         if precision == "fp32":
             return None
-        settings = self.settings if precision == "int8" else {}
+        settings: Mapping[str, Any] = self.settings if precision == "int8" else {}
+        if precision == "bf16":
+            settings = {"cpu_features": (BF16,)}
         return Quantization(precision=cast("Any", precision), seed=self.seed, **settings)
 
     def __post_init__(self) -> None:

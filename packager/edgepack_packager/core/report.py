@@ -78,6 +78,8 @@ class Built:
     """Machines that the bundle is for; empty: any."""
     verdict: Verdict | None = None
     """Where latency and memory were judged."""
+    tools: Mapping[str, str] = field(default_factory=dict)
+    """Versions of what made it."""
 
     @property
     def warnings(self) -> list[str]:
@@ -243,7 +245,7 @@ def report_document(
         "peak_rss_mb": built.measured.peak_rss_mb,
         "measured": built.extra,
         "host": dict(host),
-        "tools": dict(told.tools),
+        "tools": {**told.tools, **built.tools},
         "command": list(told.command),
         "warnings": [*warnings, *built.warnings, *([elsewhere] if elsewhere else [])],
     }  # fmt: skip
