@@ -238,8 +238,8 @@ stream = io.BytesIO()
 torch.save((Evil(),), stream)
 
 
-def tamper(name, member, change):
-    with zipfile.ZipFile(home / "digits.pt2") as source, zipfile.ZipFile(home / name, "w") as out:
+def tamper(name, member, change, of="digits.pt2"):
+    with zipfile.ZipFile(home / of) as source, zipfile.ZipFile(home / name, "w") as out:
         for item in source.infolist():
             content = source.read(item)
             out.writestr(item, change(content) if item.filename.endswith(member) else content)
@@ -266,6 +266,31 @@ def evaluate(value):
             evaluate(inner)
 
 
+def call_builtin(graph):
+    graph["nodes"][0]["target"] = "_operator.attrgetter"
+
+
+def call_library(graph):
+    graph["nodes"][0]["target"] = "torch.ops.load_library.__call__"
+
+
+def hide(call):
+    # As no exporter writes it, and as PyTorch reads it all the same.
+    return lambda code: code.replace(b"return", call.encode() + b"\\n    return", 1)
+
+
+for index, call in enumerate(
+    (
+        f'torch.save (tokens, "{home}/ran")',
+        f'torch . save(tokens, "{home}/ran")',
+        f'f = torch.save\\n    f(tokens, "{home}/ran")',
+        f'ops . aten.from_file("{home}/ran", True, 64)',
+        "o = ops\\n    o.quantized.linear_unpack(tokens)",
+    )
+):
+    tamper(f"hidden-{index}.pt", ".py", hide(call), "words.pt")
+tamper("evil-builtin.pt2", "models/model.json", graph(call_builtin))
+tamper("evil-library.pt2", "models/model.json", graph(call_library))
 tamper("evil-samples.pt2", "sample_inputs/model.pt", lambda _: stream.getvalue())
 tamper("evil-operator.pt2", "models/model.json", graph(call_system))
 tamper("evil-size.pt2", "models/model.json", graph(evaluate))

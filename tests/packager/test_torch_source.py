@@ -92,6 +92,15 @@ def cases(home: Path) -> dict[str, tuple[str, dict[str, Any]]]:
         "evil operator": ("export", source(home / "evil-operator.pt2", PROGRAM)),
         "evil size": ("export", source(home / "evil-size.pt2", PROGRAM)),
         "evil object": ("export", source(home / "evil-object.pt2", PROGRAM)),
+        "evil builtin": ("export", source(home / "evil-builtin.pt2", PROGRAM)),
+        "evil library": ("export", source(home / "evil-library.pt2", PROGRAM)),
+        **{
+            f"hidden {index}": (
+                "script_to_onnx",
+                source(home / f"hidden-{index}.pt", SCRIPT, shapes={"tokens": [1, 6]}),
+            )
+            for index in range(5)
+        },
         "script": ("script_to_onnx", source(home / "traced.pt", SCRIPT, shapes=images)),
         "script of tokens": (
             "script_to_onnx",
@@ -221,8 +230,12 @@ def test_one_error_lists_all_that_is_wrong(told: dict[str, Any]) -> None:
 
 @pytest.mark.toolchain
 @pytest.mark.parametrize(
-    "name", ["evil samples", "evil operator", "evil size", "evil object", "evil weights"]
-)
+    "name",
+    [
+        "evil samples", "evil operator", "evil builtin", "evil library", "evil size",
+        "evil object", "evil weights", *(f"hidden {index}" for index in range(5)),
+    ],
+)  # fmt: skip
 def test_nothing_in_a_file_runs(told: dict[str, Any], torch_home: Path, name: str) -> None:
     assert told[name][1] == "unsafe_source", told[name]
     assert "--trust-source" in told[name][2]

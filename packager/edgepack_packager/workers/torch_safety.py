@@ -27,10 +27,12 @@ MEMBERS = re.compile(
 )
 """What an exported program of plain tensors consists of; objects and compiled code are not."""
 OPERATORS = re.compile(
-    r"torch\.ops\.\w+\.\w+(\.\w+)?|torch\.sym_\w+|torch\._sym_\w+|_operator\.\w+|math\.\w+"
+    r"torch\.ops\.[a-z]\w*\.\w+(\.\w+)?|torch\.sym_\w+|torch\._sym_\w+|math\.\w+"
+    r"|_operator\.(getitem|add|sub|mul|truediv|floordiv|mod|pow|neg|pos|abs|eq|ne|lt|le|gt|ge"
+    r"|and_|or_|not_|lshift|rshift)"
 )
-FILES = frozenset({"from_file", "save", "load_tensor"})
-"""Operators that read or write files."""
+FILES = frozenset({"from_file", "save", "load_tensor", "load_library"})
+"""Operators and functions beside them that read or write files."""
 SYMBOL = re.compile(r"Symbol\('[a-z]+\d+'(, \w+=(True|False))*\)|Float\('[\d.e+-]+'(, \w+=\d+)?\)")
 SIZE_NAMES = re.compile(r"(zuf|zf|[suz])\d+|oo|int_oo|zoo|nan|True|False")
 PICKLE = "Weights only load failed"
@@ -50,8 +52,12 @@ SIZE_CALLS = frozenset(
 TREE_CODE = ("__enum__", "default_factory_module")
 """In the description of nested inputs: names of modules to import."""
 SCRIPT_CODE = re.compile(
-    r"\b(?:ops\.aten\.|torch\.)(from_file|save)\(|torch\.(classes\.\w+)|\bops\.(?!aten\b|prim\b)(\w+)"
+    r"\b(from_file|save)\b|\btorch[\s\\]*\.[\s\\]*(classes)\b"
+    r"|(?<![\w.])(ops\b(?!\.(?:aten|prim)\.)[\w.]*)",
+    re.ASCII,
 )
+"""Words, not calls: blanks, comments and other names for a function stand between no two of them.
+Only `ops` is looked at with what follows, because PyTorch writes `ops.aten.` in one piece."""
 
 
 def unpickle_only_tensors() -> None:
@@ -174,10 +180,14 @@ def check_script(path: Path) -> None:
         names = reader.get_all_records()
         if "constants.pkl" not in names:
             raise pickled(path)
-        code = [reader.get_record(name) for name in names if name.endswith(".py")]
+        code = [
+            reader.get_record(name).decode(errors="replace")
+            for name in names
+            if name.endswith(".py")
+        ]
     except RuntimeError as error:
         raise corrupt(path, error) from error
-    found = {next(filter(None, m)) for text in code for m in SCRIPT_CODE.findall(text.decode())}
+    found = {next(filter(None, m)) for text in code for m in SCRIPT_CODE.findall(text)}
     if found:
         raise unsafe(path, ", ".join(sorted(found)))
 
