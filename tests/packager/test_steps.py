@@ -55,6 +55,35 @@ def test_damaged_entry_is_made_again(tmp_path: Path) -> None:
         assert json.loads((cache / first.key / "step.json").read_text())["sha256"]
 
 
+def test_damaged_result_is_made_again(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    first = probe(steps(tmp_path, cache, "a"), "1")
+    said = cache / first.key / "step.json"
+    said.write_text(said.read_text().replace('"click": "', '"click": "9'))
+    again = probe(steps(tmp_path, cache, "b"), "1")
+    assert not again.kept
+    assert again.result == first.result
+
+
+def test_what_another_build_keeps_meanwhile_stays(tmp_path: Path) -> None:
+    cache = StepCache(tmp_path / "cache")
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    first = cache.keep("key", tmp_path / "one", {})
+    assert cache.keep("key", tmp_path / "two", {}) == tmp_path / "two"
+    assert (first / "file").read_text() == "one"
+
+
+def test_what_a_killed_build_half_copied_is_swept(tmp_path: Path) -> None:
+    old, new = tmp_path / ".step-old", tmp_path / ".step-new"
+    for left in (old, new):
+        (left / "step").mkdir(parents=True)
+    os.utime(old, (0, 0))
+    StepCache(tmp_path).prune()
+    assert list(tmp_path.iterdir()) == [new]
+
+
 def test_cache_that_cannot_be_written_is_no_failure(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     done = probe(steps(tmp_path, tmp_path / "file" / "cache", "a"), "1")
