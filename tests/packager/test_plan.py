@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgepack.errors import EdgepackError, UnsupportedError, UsageError
-from edgepack_packager.core.plan import HOST, KINDS, Plan, make_plan, options_of
+from edgepack_packager.core.plan import HOST, KINDS, Plan, make_plan
 from edgepack_packager.core.recipe import (
     PRECISIONS,
     ModelCard,
@@ -19,6 +19,7 @@ from edgepack_packager.core.recipe import (
 from edgepack_packager.core.source import NOT_YET, recognise
 from edgepack_targets import registry
 from edgepack_targets.interface import Quantization
+from edgepack_targets.quantization import wanted_options
 
 CAPABILITIES = {name: registry.find(name).capability() for name in registry.names()}
 TARGETS = ("openvino", "tflite", "onnx", "onnx-mobile")
@@ -99,11 +100,25 @@ def test_a_mobile_file_is_made_of_the_finished_onnx_model() -> None:
 
 def test_settings_that_a_target_cannot_express_are_refused() -> None:
     how = Quantization("int8", ranges="entropy", smooth=True, io="int8")
-    assert options_of(how) == {"entropy", "smooth", "int8_io"}
+    assert wanted_options(how) == {"entropy", "smooth", "int8_io"}
     wanted = replace(recipe(*ALL), settings={"io": "int8"})
     _, refused = make_plan("keras", wanted, CAPABILITIES)
-    assert refused[Variant("openvino", "int8")].reason == "unsupported_option"
+    assert refused[Variant("openvino", "int8")].reason == "no_option"
     assert Variant("tflite", "int8") not in refused
+
+
+def test_settings_that_mean_nothing_together_are_refused_before_any_work() -> None:
+    wanted = replace(recipe(*ALL), settings={"method": "dynamic", "ranges": "entropy"})
+    _, refused = make_plan("onnx", wanted, CAPABILITIES)
+    assert refused[Variant("onnx", "int8")].reason == "no_option"
+
+
+def test_a_search_for_fp32_alone_is_refused() -> None:
+    with pytest.raises(UsageError) as caught:
+        replace(
+            recipe(Variant("onnx", "fp32")), auto=True, max_drop=0.1, evaluated=True, settings={}
+        )
+    assert caught.value.reason == "auto_fp32"
 
 
 def test_openvino_takes_the_export_directly() -> None:

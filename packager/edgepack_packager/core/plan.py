@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from edgepack.errors import EdgepackError, UnsupportedError, UsageError
 from edgepack_packager.core.recipe import Recipe, Variant
 from edgepack_targets.interface import Capability, Quantization
+from edgepack_targets.quantization import require_expressible
 
 __all__ = [
     "BRIDGES",
@@ -23,7 +24,6 @@ __all__ = [
     "SourceRoute",
     "Step",
     "make_plan",
-    "options_of",
 ]
 
 HOST = "host"
@@ -282,21 +282,7 @@ def _convert(target: str, source_format: str, needs: str) -> Step:
 
 def _check(target: str, how: Quantization, capability: Capability, *, calibrated: bool) -> None:
     """Refuse before anything runs what TARGET cannot express, or what has no data."""
-    if how.precision not in capability.precisions:
-        raise UnsupportedError(
-            f"target {target} has no precision {how.precision}",
-            why="its runtime or its quantiser has none",
-            fix=f"choose from: {', '.join(capability.precisions)}",
-            reason="unsupported_precision",
-        )
-    lacking = sorted(options_of(how) - capability.options)
-    if lacking:
-        raise UnsupportedError(
-            f"target {target} cannot do {', '.join(lacking)}",
-            why=f"it has: {', '.join(sorted(capability.options)) or 'no such settings'}",
-            fix="leave the setting or the target out",
-            reason="unsupported_option",
-        )
+    require_expressible(target, capability, how)
     if how.precision == "int8" and how.method == "static" and not calibrated:
         raise UsageError(
             "int8 needs calibration data",
@@ -304,17 +290,3 @@ def _check(target: str, how: Quantization, capability: Capability, *, calibrated
             fix="--calibration calib.npz (one array per input, first axis = samples)",
             reason="no_calibration",
         )
-
-
-def options_of(how: Quantization) -> frozenset[str]:
-    """Return what HOW asks for beyond the default, in the words of `Capability.options`."""
-    asked = {
-        "dynamic": how.method == "dynamic",
-        "per_tensor": not how.per_channel,
-        how.ranges: how.ranges != "default",
-        "smooth": how.smooth,
-        f"bias_{how.bias_correction}": how.bias_correction != "fast",
-        "exclude": bool(how.exclude),
-        "int8_io": how.io == "int8",
-    }
-    return frozenset(option for option, wanted in asked.items() if wanted)

@@ -13,9 +13,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from edgepack_packager.core.plan import options_of
 from edgepack_targets.interface import Capability, Layer, Quantization
-from edgepack_targets.quantization import MEANINGFUL
+from edgepack_targets.quantization import MEANINGFUL, wanted_options
 
 __all__ = [
     "MAX_ATTEMPTS",
@@ -323,7 +322,7 @@ def _row(goal: Goal, trial: Trial) -> dict[str, Any]:
         "stage": trial.attempt.stage,
         "precision": trial.attempt.precision,
         "settings": settings_of(how),
-        "options": sorted(options_of(how)) if how else [],
+        "options": sorted(wanted_options(how)) if how else [],
         "model_bytes": trial.model_bytes or None,
         "latency_p50_ms": trial.p50,
         "drop": trial.drop,
