@@ -119,3 +119,22 @@ def test_empty_labels(tmp_path: Path) -> None:
     (tmp_path / "l.txt").write_text("\n \n")
     with pytest.raises(UsageError, match="no labels"):
         cards.read_labels(tmp_path / "l.txt")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "steps: [{quantize: {ranges: entropy}, cluster: {clusters: 16}}]",
+        "steps: [{}]",
+        "model: {labels: [yes, no]}",
+        "model: {labels: [cat, ]}\nsteps: [{a: 1, b: 2}]",
+        "model: {labels: [cat, null]}",
+        'model: {labels: ["two\\nlines"]}',
+        'model: {labels: [""]}',
+    ],
+)
+def test_what_would_be_dropped_or_misread_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "r.yaml").write_text(text)
+    with pytest.raises(UsageError) as caught:
+        cards.read_recipe(tmp_path / "r.yaml")
+    assert caught.value.reason == "bad_recipe"

@@ -79,6 +79,12 @@ def read_recipe(path: Path) -> RecipeFile:
     _refuse_unknown(recipe, {"model", "steps", "train"}, str(path))
     train = _part(recipe.get("train"), str | None, "train")
     steps = _part(recipe.get("steps") or [], list[dict[str, Any]], "steps")
+    for step in steps:
+        if len(step) != 1:
+            raise UsageError(
+                f"a step of {path} has {len(step)} names: {', '.join(map(str, step)) or 'none'}",
+                fix="one step to each `- `", reason="bad_recipe",
+            )  # fmt: skip
     quantize = [step["quantize"] for step in steps if "quantize" in step]
     if len(quantize) > 1:
         raise UsageError(f"{path} has two `quantize` steps", fix="one", reason="bad_recipe")
@@ -120,7 +126,22 @@ def _labels(said: Any, recipe: Path) -> tuple[str, ...]:
         return read_labels(recipe.parent / said)
     if not isinstance(said, list | None):
         raise UsageError(f"{recipe}: labels must be a list or a file", reason="bad_recipe")
+    strange = [label for label in said or () if not _is_label(label)]
+    if strange:
+        raise UsageError(
+            f"{recipe}: {strange[0]!r} is no label",
+            why="YAML reads an unquoted yes, no, on or off as true or false, and nothing as null",
+            fix='put quotes around it: "no"',
+            reason="bad_recipe",
+        )
     return tuple(str(label) for label in said or ())
+
+
+def _is_label(said: Any) -> bool:
+    """Say whether SAID is a word or number that fits on a line of a labels file."""
+    if isinstance(said, bool) or not isinstance(said, str | int | float):
+        return False
+    return len(str(said).splitlines()) == 1
 
 
 def _preprocess(said: Any) -> Preprocess:
