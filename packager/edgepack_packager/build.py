@@ -4,8 +4,10 @@ Each variant is all or nothing: it is proven before its bundle is written, under
 name first. What fails for one variant does not touch the others.
 """
 
+import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,12 +20,13 @@ from edgepack_packager.adapters.profile import read_profiles
 from edgepack_packager.adapters.proof import Prover
 from edgepack_packager.adapters.reports import write_page
 from edgepack_packager.adapters.source import OpenedSource, open_source
-from edgepack_packager.adapters.steps import Progress, Steps
+from edgepack_packager.adapters.steps import Progress, Steps, no_room
 from edgepack_packager.adapters.worker import Interpreter, host_interpreter
 from edgepack_packager.bundling import Bundler
+from edgepack_packager.core.budget import Profile
 from edgepack_packager.core.plan import HOST, Plan, make_plan
 from edgepack_packager.core.proof import check_baseline, resolution_warning
-from edgepack_packager.core.recipe import Recipe
+from edgepack_packager.core.recipe import Budgets, Recipe
 from edgepack_packager.core.report import About, BuildResult, Failed, Source
 from edgepack_packager.opening import Opened, Opener
 from edgepack_packager.pipeline import Pipeline
@@ -73,6 +76,8 @@ def build(request: Request, *, progress: Progress, warn: Warn) -> BuildResult:
     Raises:
         EdgepackError: nothing could be built because of the source, the data or a toolchain.
     """
+    profiles = _profiles(request)
+    _check_out(request.out_dir)
     source = open_source(request.source, weights=request.weights, trust=request.trust)
     capabilities = {t: registry.find(t).capability() for t in registry.names()}
     plan, refused = make_plan(source.kind.name, request.recipe, capabilities, precision=None)
@@ -80,13 +85,14 @@ def build(request: Request, *, progress: Progress, warn: Warn) -> BuildResult:
         return BuildResult((), tuple(Failed(v, error) for v, error in refused.items()))
     interpreters = _interpreters(plan, request, progress)
     cache = StepCache(request.cache) if request.cache else None
-    with tempfile.TemporaryDirectory(prefix="edgepack-build-") as folder:
+    with _desk() as folder:
         steps = Steps(
-            Path(folder), cache, interpreters, timeout_s=request.timeout_s,
+            folder, cache, interpreters, timeout_s=request.timeout_s,
             progress=progress, expected=_expected(plan),
         )  # fmt: skip
         try:
-            result = _Build(request, source, capabilities, steps, Path(folder), warn).run(plan)
+            build = _Build(request, source, capabilities, steps, folder, profiles, warn)
+            result = build.run(plan)
         finally:
             steps.stop()
     if cache:
@@ -94,10 +100,49 @@ def build(request: Request, *, progress: Progress, warn: Warn) -> BuildResult:
     return replace(result, steps_run=steps.started, steps_kept=steps.taken)
 
 
+@contextmanager
+def _desk() -> Iterator[Path]:
+    """Yield a temporary directory; what cannot be written there is told as an error of use."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="edgepack-build-") as folder:
+            yield Path(folder)
+    except OSError as error:
+        raise no_room(error) from error
+
+
 def _expected(plan: Plan) -> int:
     """Return about how many steps PLAN takes: open, ask, convert, and two proofs per variant."""
     conversions = {step.id for route in plan.routes for step in route.steps}
     return 2 + 2 * plan.compresses + len(conversions) + 2 * len(plan.routes)
+
+
+def _check_out(out_dir: Path) -> None:
+    """Refuse before the work what cannot be written after it.
+
+    Raises:
+        UsageError: there is a file in the way, or no permission.
+    """
+    there = next(path for path in (out_dir, *out_dir.absolute().parents) if os.path.lexists(path))
+    if not there.is_dir():
+        why = f"{there} is not a directory"
+    elif not os.access(there, os.W_OK | os.X_OK):
+        why = f"nothing may be written to {there}"
+    else:
+        return
+    raise UsageError(f"cannot write to {out_dir}", why=why, fix="--out DIR", reason="unwritable")
+
+
+def _profiles(request: Request) -> tuple[Profile, ...]:
+    """Return what was measured on devices, read before anything takes time."""
+    if request.profile is None:
+        return ()
+    if request.recipe.budgets == Budgets():
+        raise UsageError(
+            "--profile is what limits are held against, and there is no limit",
+            fix="--max-latency-ms, --max-rss-mb or --fail-if-slower; or leave --profile out",
+            reason="profile_without_limit",
+        )
+    return read_profiles(request.profile)
 
 
 def _interpreters(plan: Plan, request: Request, progress: Progress) -> dict[str, Interpreter]:
@@ -126,10 +171,12 @@ class _Build:
         capabilities: Mapping[str, Capability],
         steps: Steps,
         work: Path,
+        profiles: tuple[Profile, ...],
         warn: Warn,
     ) -> None:
         self.request, self.recipe, self.source = request, request.recipe, source
         self.capabilities, self.steps, self.work = capabilities, steps, work
+        self.profiles = profiles
         self._warn_user = warn
         self.warnings: list[str] = []
 
@@ -151,7 +198,7 @@ class _Build:
         about = self._about(opened)
         variants = Variants(
             pipeline, self._bundler(pipeline.prover, about), self.capabilities, about, self.warn,
-            searcher, read_profiles(self.request.profile) if self.request.profile else (),
+            searcher, self.profiles,
         )  # fmt: skip
         result = variants.build(plan.routes, self.request.jobs, self.steps.stop)
         no = tuple(Failed(variant, error) for variant, error in refused.items())

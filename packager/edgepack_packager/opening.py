@@ -33,6 +33,7 @@ from edgepack_packager.core.prefill import prefilled
 from edgepack_packager.core.preflight import (
     Probe,
     altered_samples,
+    check_folders,
     check_labels,
     preparation_warning,
 )
@@ -250,7 +251,14 @@ class Opener:
             return
         labels = evaluation.labels.get("labels")
         if labels is None:
-            return
+            raise UsageError(
+                "evaluation data has no array called `labels`",
+                why=f"top-1 reads it; there are {', '.join(sorted(evaluation.labels))}",
+                fix="call it `labels`, or give --metric file.py:function",
+                reason="no_labels",
+            )
+        if evaluation.path.is_dir() and not face.labels:
+            check_folders(labels, face.classes)
         check_labels(labels, evaluation.count, face.classes)
         main = face.main.name
         probes = [(probe, answers[main]) for probe, answers in reference.probes]

@@ -12,6 +12,7 @@ import msgspec
 from edgepack.errors import AccuracyError, EdgepackError, UnsupportedError
 from edgepack.manifest import Manifest
 from edgepack_packager.adapters.proof import Observation
+from edgepack_packager.adapters.steps import no_room
 from edgepack_packager.bundling import Bundler
 from edgepack_packager.core.budget import Profile, judge
 from edgepack_packager.core.crosscheck import crossed
@@ -71,6 +72,8 @@ class Variants:
             return self._variant(route)
         except EdgepackError as error:
             return Failed(route.variant, error)
+        except OSError as error:
+            return Failed(route.variant, no_room(error))
 
     def _variant(self, route: Route) -> Built:
         _, base = self.pipeline.baseline(route)

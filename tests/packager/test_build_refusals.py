@@ -2,8 +2,10 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
+import subprocess
 import time
 import zipfile
 from collections.abc import Callable
@@ -13,7 +15,7 @@ import numpy as np
 import pytest
 
 from digits import INPUT, digits_onnx
-from packager_rig import Done, OnnxDigits, edgepack, finish, start
+from packager_rig import COMMAND, Done, OnnxDigits, edgepack, finish, start
 
 
 def build(cwd: Path, model: Path, *args: str | Path, env: dict[str, str] | None = None) -> Done:
@@ -111,10 +113,14 @@ def test_model_without_inputs(tmp_path: Path) -> None:
         (("--target", "gpu"), 5, "there is no target gpu"),
         (("--target", "tflite3"), 5, "there is no target tflite3"),
         (("--target", "onnx", "--precision", "fp8"), 5, "there is no precision fp8"),
-        (("--target", "onnx", "--precision", "bf16"), 5, "no precision bf16"),
+        (("--target", "onnx", "--precision", "bf16"), 5, "has no bf16"),
         (("--target", "onnx", "--arch", "arm64"), 2, "onnx-mobile"),
         (("--target", "onnx", "--precision", "int3"), 5, "there is no precision int3"),
         (("--target", "onnx", "--auto"), 2, "--max-drop"),
+        (("--target", "onnx", "--unsigned", "--key", "my.pem"), 2, "contradict"),
+        (("--target", "onnx", "--profile", "p.json"), 2, "there is no limit"),
+        (("--target", "onnx", "--max-size-mb", "9", "--profile", "p.json"), 2, "is no profile"),
+        (("--target", "onnx", "--out", "/proc/version"), 2, "is not a directory"),
         ((), 2, "no target"),
         (("--target", "onnx", "--name", "Big Name"), 2, "cannot be a model's name"),
         (("--target", "onnx", "--version", "one"), 2, "is not a version"),
@@ -263,6 +269,13 @@ def exact(outputs, labels):
 def broken(outputs, labels):
     raise KeyError("nothing")
 
+def leaving(outputs, labels):
+    raise SystemExit(0)
+
+def unsteady(outputs, labels, seen=[]):
+    seen.append(1)
+    return len(seen)
+
 def online(outputs, labels):
     import socket
     socket.create_connection(("127.0.0.1", 9), timeout=1)
@@ -301,7 +314,7 @@ def test_all_variants_failing_gives_the_first_code(digits: OnnxDigits, tmp_path:
     check_refused(done, done.document["failed"][0]["code"], home=tmp_path)
 
 
-@pytest.mark.parametrize("name", ["broken", "online", "missing"])
+@pytest.mark.parametrize("name", ["broken", "online", "missing", "leaving", "unsteady"])
 def test_metric_that_fails(digits: OnnxDigits, tmp_path: Path, name: str) -> None:
     (tmp_path / "own.py").write_text(METRIC)
     done = build(
@@ -340,6 +353,28 @@ def test_bundle_does_not_stay_without_its_report(digits: OnnxDigits, tmp_path: P
     assert "report.json" in done.err
     assert "Traceback" not in done.err
     assert list((tmp_path / "dist").iterdir()) == [report]
+
+
+def full_disk(home: Path) -> list[str]:
+    """Return what runs a command in a namespace where the TMPDIR of HOME has 1.5 MB."""
+    mount = f'mount -t tmpfs -o size=1500k none {shlex.quote(str(home))} && exec "$@"'
+    words = ["unshare", "-m", "sh", "-c", mount, "sh"]
+    if subprocess.run([*words, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no namespace with a small disk here")
+    return words
+
+
+def test_full_disk_is_told_once(digits: OnnxDigits, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            *full_disk(tmp_path / "tmp"), COMMAND, "build", digits.model, "--target", "onnx",
+            "--evaluate", digits.evaluation, "--unsigned", "--no-cache",
+        ],
+        cwd=tmp_path, env=os.environ | {"TMPDIR": str(tmp_path / "tmp")}, text=True,
+        capture_output=True, check=False,
+    )  # fmt: skip
+    told = Done(done.returncode, done.stdout, done.stderr)
+    check_refused(told, 2, "No space left on device", "TMPDIR", home=tmp_path)
 
 
 # -- interruption

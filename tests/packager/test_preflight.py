@@ -26,6 +26,7 @@ from edgepack_packager.core.drift_baseline import (
 )
 from edgepack_packager.core.preflight import (
     altered_samples,
+    check_folders,
     check_labels,
     preparation_warning,
 )
@@ -273,3 +274,10 @@ def test_models_that_decide_nothing_have_no_agreement() -> None:
 
 def test_one_variant_has_nobody_to_agree_with() -> None:
     assert crossed({Variant("onnx", "fp32"): {"y": np.ones((3, 2))}}, None) == []
+
+
+def test_a_class_without_a_folder_would_shift_the_others() -> None:
+    check_folders(np.array([0, 1, 1, 2]), 3)
+    with pytest.raises(UsageError) as caught:
+        check_folders(np.array([0, 1, 1, 1]), 3)
+    assert caught.value.reason == "folder_classes"

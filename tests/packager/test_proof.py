@@ -74,6 +74,11 @@ def test_always_saying_the_common_class_is_guessing() -> None:
         check_baseline(0.9, labels, 10)
 
 
+def test_too_few_samples_are_not_called_guessing() -> None:
+    with pytest.raises(AccuracyError, match="5 samples are too few"):
+        check_baseline(1.0, np.array([0, 1, 2, 3, 3]), 10)
+
+
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 0.5))
 def test_drop_is_refused_exactly_above_the_limit(one: float, two: float, limit: float) -> None:
     if one - two > limit + 1e-6:

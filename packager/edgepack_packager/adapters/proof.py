@@ -1,6 +1,7 @@
 """Prove an artefact: run it in the device's runtime, compare it with its source, score it."""
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgepack.errors import UsageError
 from edgepack.manifest import Manifest, write_manifest
 from edgepack_packager.adapters.datasets import Dataset, digest_of, load_arrays, write_npz
 from edgepack_packager.adapters.steps import Done, Steps
@@ -107,12 +109,27 @@ class Prover:
         )
 
     def score(self, answers: Arrays | None = None) -> Score | None:
-        """Return the metric of ANSWERS beside the source's own; None without evaluation data."""
+        """Return the metric of ANSWERS beside the source's own; None without evaluation data.
+
+        Args:
+            answers: By output name; None: the source's own once more, to see that both agree.
+
+        Raises:
+            UsageError: the metric fails, or does not agree with itself.
+        """
         evaluation = self.reference.evaluation
         if evaluation is None:
             return None
         this = self.reference.answers if answers is None else answers
         said = self._score(digest_of(this), this, evaluation)
+        if answers is None and not math.isclose(said["reference"], said["this"], rel_tol=1e-9):
+            raise UsageError(
+                f"the metric {self._metric} gives two numbers for the same answers",
+                why=f"{said['reference']:g}, then {said['this']:g}: what it says of a variant "
+                "means nothing",
+                fix="let it depend on answers and labels alone; seed what is random in it",
+                reason="metric_unsteady",
+            )
         return Score(self._metric, said["reference"], said["this"], evaluation.count)
 
     def pair(self, answers: Arrays) -> Paired | None:

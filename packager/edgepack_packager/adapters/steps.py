@@ -17,10 +17,11 @@ from typing import Any
 import edgepack_packager.workers
 import edgepack_targets
 from edgepack import canonical
+from edgepack.errors import UsageError
 from edgepack_packager.adapters.cache import StepCache
 from edgepack_packager.adapters.worker import Interpreter, run_step
 
-__all__ = ["Done", "Progress", "Steps"]
+__all__ = ["Done", "Progress", "Steps", "no_room"]
 
 CONVERTERS = (
     "onnx", "onnxruntime", "openvino", "nncf", "ai-edge-litert", "ai-edge-quantizer", "numpy",
@@ -171,6 +172,16 @@ class Steps:
             "facts": dict(facts),
         }
         return hashlib.sha256(canonical.dumps(made_from)).hexdigest()
+
+
+def no_room(error: OSError) -> UsageError:
+    """Return what ERROR means to who builds: what is in between cannot be written."""
+    return UsageError(
+        "the build's temporary files cannot be written",
+        why=error.strerror or str(error),
+        fix="make room, or set TMPDIR to a directory that has it",
+        reason="no_space",
+    )
 
 
 class _Quiet:

@@ -117,6 +117,11 @@ def _request(model: str, flags: dict[str, Any]) -> Any:
     from edgepack_packager.build import Request
     from edgepack_packager.cli.keys import signing_key
 
+    if flags["unsigned"] and flags["key"]:
+        raise UsageError(
+            "--unsigned and --key contradict each other", fix="give one of them",
+            reason="unsigned_with_key",
+        )  # fmt: skip
     cache = Path(platformdirs.user_cache_dir("edgepack")) / "steps"
     file = read_recipe(flags["recipe"]) if flags["recipe"] else RecipeFile()
     return Request(

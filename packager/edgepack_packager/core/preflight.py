@@ -17,7 +17,7 @@ from edgepack.errors import UsageError
 from edgepack_packager.core.binding import Public
 from edgepack_targets.pipeline.agreement import top1
 
-__all__ = ["Probe", "altered_samples", "check_labels", "preparation_warning"]
+__all__ = ["Probe", "altered_samples", "check_folders", "check_labels", "preparation_warning"]
 
 Arrays = Mapping[str, NDArray[Any]]
 PROBED = 64
@@ -77,6 +77,23 @@ def _check_range(labels: NDArray[Any], classes: int) -> None:
         fix="labels - 1" if from_one else "number the classes in the order of the output",
         reason="labels_range",
     )
+
+
+def check_folders(labels: NDArray[Any], classes: int) -> None:
+    """Check that folders numbered by their order alone are all there: one missing shifts the rest.
+
+    Raises:
+        UsageError: there are not as many kinds of LABELS as CLASSES (`folder_classes`).
+    """
+    there = len(np.unique(labels))
+    if there != classes:
+        raise UsageError(
+            f"there are {there} subfolders for {classes} classes",
+            why="without labels they are counted in alphabetical order, so one that is missing "
+            "shifts those after it",
+            fix="--labels labels.txt, with subfolders named like the labels",
+            reason="folder_classes",
+        )
 
 
 # -- pictures

@@ -102,6 +102,13 @@ def check_baseline(score: float, labels: NDArray[Any], classes: int) -> None:
     _, counts = np.unique(labels, return_counts=True)
     chance = max(1 / classes, float(counts.max()) / len(labels))
     limit = chance + 3 * math.sqrt(chance * (1 - chance) / len(labels))
+    if limit >= 1 and chance < 1:
+        raise AccuracyError(
+            f"{len(labels)} samples are too few to tell the source model from guessing",
+            why=f"guessing gives {chance:.4f}, and on so few samples anything up to 1 by luck",
+            fix="give more samples to evaluate, of several classes",
+            reason="baseline_near_chance",
+        )
     # One class only: any constant answer scores 1, and nothing can be told.
     if score <= min(limit, 1.0) and (chance < 1 or score < 1):
         raise AccuracyError(

@@ -12,8 +12,10 @@ library, `edgepack.errors`, `edgepack.confinement`, numpy and that toolchain's o
 because nothing else is there.
 """
 
+import errno
 import json
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Callable
@@ -43,6 +45,9 @@ MODULES = frozenset(
     }
 )
 
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+LEAST = 1 << 16
+"""Bytes; with fewer left on the disk, that is why a step failed."""
 Step = Callable[[dict[str, Any], Path, Callable[[str], None]], dict[str, Any]]
 
 
@@ -63,8 +68,17 @@ def _progress(channel: TextIO, text: str) -> None:
     _send(channel, "progress", text=text)
 
 
-def _crash(error: Exception) -> dict[str, str]:
+def _crash(error: Exception, out: Path) -> dict[str, str]:
     """Return what a converter raised and where: one line of each, never a whole traceback."""
+    if _is_full(error, out):
+        # Not the converter's fault, and not the model's.
+        return {
+            "class": "UsageError",
+            "what": "there is no room for the build's temporary files",
+            "why": str(getattr(error, "strerror", None) or error),
+            "fix": "make room, or set TMPDIR to a directory that has it",
+            "reason": "no_space",
+        }
     first = str(error).strip().splitlines()
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return {
@@ -72,6 +86,16 @@ def _crash(error: Exception) -> dict[str, str]:
         "what": first[0][:400] if first else "",
         "why": f"in {frame.name}, {Path(frame.filename).name}:{frame.lineno}",
     }
+
+
+def _is_full(error: Exception, out: Path) -> bool:
+    """Say whether there is no room to write; what is not Python says so in words of its own."""
+    if isinstance(error, OSError) and error.errno in FULL:
+        return True
+    try:
+        return shutil.disk_usage(out).free < LEAST
+    except OSError:
+        return False
 
 
 def _run(request: dict[str, Any], channel: TextIO) -> int:
@@ -86,7 +110,7 @@ def _run(request: dict[str, Any], channel: TextIO) -> int:
         _send(channel, "error", **{"class": type(error).__name__}, **facts)
         return 1
     except Exception as error:  # noqa: BLE001  whatever a converter raises is told to the driver
-        _send(channel, "error", **_crash(error))
+        _send(channel, "error", **_crash(error, Path(request["out"])))
         return 1
     _send(channel, "done", result=result)
     return 0

@@ -34,7 +34,7 @@ def score(args: dict[str, Any], _out: Path, _say: Callable[[str], None]) -> dict
 def _call(metric: Metric, answers: str, truth: Array | dict[str, Array]) -> float:
     try:
         value = float(metric(read_arrays(answers), truth))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UsageError(
             "the metric failed", why=f"{type(error).__name__}: {error}", reason="metric_failed"
         ) from error
@@ -56,7 +56,7 @@ def _load(args: Mapping[str, Any]) -> Metric:
     place, _, name = args["metric"].rpartition(":")
     try:
         found: Metric = getattr(_module(place, args["cwd"]), name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UsageError(
             f"the metric {args['metric']} cannot be loaded",
             why=f"{type(error).__name__}: {error}",
