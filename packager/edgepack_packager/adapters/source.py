@@ -2,6 +2,7 @@
 
 import hashlib
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +42,8 @@ def open_source(
         trust: Whether code and pickles of the source may run.
 
     Raises:
-        UsageError: missing, unreadable or no model; code without trust; needless weights.
+        UsageError: missing, unreadable or no model; code, or links that lead out of a
+            directory, without trust; needless weights.
         UnsupportedError: a kind that cannot be built from.
     """
     text, factory = split_factory(str(source))
@@ -93,12 +95,36 @@ def _check(path: Path, kind: SourceKind, weights: Path | None, *, trust: bool) -
             fix="leave it out, or give module.py:factory",
             reason="needless_weights",
         )
+    if path.is_dir() and not trust:
+        _refuse_links(path)
     if kind.name == "openvino" and not path.with_suffix(".bin").is_file():
         raise UsageError(
             f"{path.name} has no weights beside it",
             fix=f"put {path.with_suffix('.bin').name} into the same directory",
             reason="no_weights",
         )
+
+
+def _refuse_links(folder: Path) -> None:
+    """Check that everything in FOLDER lies in it: a model must not read other files."""
+    home = folder.resolve()
+    for item in _below(folder):
+        if not item.resolve().is_relative_to(home):
+            raise UsageError(
+                f"{item.relative_to(folder)} in {folder.name} is a link out of it",
+                why=f"it leads to {item.resolve()}",
+                fix="copy what it leads to; or if you trust the model: --trust-source",
+                reason="link_outside",
+            )
+
+
+def _below(folder: Path, inside: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """Yield files and directories in FOLDER, also behind links, but none within itself."""
+    inside = (*inside, folder.resolve())
+    for item in folder.iterdir():
+        yield item
+        if item.is_dir() and item.resolve() not in inside:
+            yield from _below(item, inside)
 
 
 def _digest(path: Path, kind: SourceKind, factory: str | None, weights: Path | None) -> str:
@@ -125,7 +151,7 @@ def digest_tree(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     lines = [
         f"{item.relative_to(path).as_posix()}\0{digest_tree(item)}\n"
-        for item in sorted(path.rglob("*"))
+        for item in sorted(_below(path))
         if item.is_file()
     ]
     return hashlib.sha256("".join(lines).encode()).hexdigest()

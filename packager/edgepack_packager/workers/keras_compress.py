@@ -97,7 +97,7 @@ def compress(args: dict[str, Any], out: Path, say: Say) -> dict[str, Any]:
     keras.utils.set_random_seed(args["seed"])
     tf.config.experimental.enable_op_determinism()
     say("opening the model")
-    model = open_keras(Path(args["source"])).owner
+    model = open_keras(Path(args["source"]), trust=bool(args["trust"])).owner
     lessons = None
     if args["train"]:
         lessons = read_lessons(args["train"], [one.name for one in model.inputs], args["seed"])

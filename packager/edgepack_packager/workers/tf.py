@@ -18,6 +18,7 @@ import numpy as np
 
 from edgepack.errors import UnsupportedError, UsageError
 from edgepack_packager.workers.arrays import read_arrays, write_npz
+from edgepack_packager.workers.tf_safety import check_saved_model, unsafe
 
 __all__ = [
     "export", "onnx", "onnx_from_tflite", "open_keras", "reference", "save_frozen", "tflite",
@@ -29,14 +30,6 @@ Tensors = dict[str, Any]
 BATCH = 64
 SIGNATURE = "serving_default"
 OPSET = "17"
-FOREIGN_CODE = frozenset(
-    {
-        "PyFunc", "PyFuncStateless", "EagerPyFunc", "LoadLibrary",
-        "ReadFile", "WriteFile", "MatchingFiles", "WholeFileReaderV2", "TextLineReaderV2",
-        "TFRecordReaderV2", "TextLineDataset", "TFRecordDataset", "TFRecordDatasetV2",
-    }
-)  # fmt: skip
-"""Operators that run the caller's code or read and write files wherever they like."""
 STATE = ("AssignVariable", "AssignAddVariable", "AssignSubVariable", "VarHandleOp")
 
 
@@ -291,22 +284,26 @@ def _check_shape(name: str, own: tuple[int, ...], chosen: tuple[int, ...]) -> No
 
 def _open(args: Mapping[str, Any]) -> Source:
     path = Path(args["source"])
-    return open_keras(path) if args["kind"] == "keras" else _open_saved(path, args["signature"])
+    trust = bool(args.get("trust"))
+    if args["kind"] == "keras":
+        return open_keras(path, trust=trust)
+    return _open_saved(path, args["signature"], trust=trust)
 
 
-def open_keras(path: Path) -> Source:
-    """Return the Keras model in PATH, opened in safe mode.
+def open_keras(path: Path, *, trust: bool = False) -> Source:
+    """Return the Keras model in PATH, opened in safe mode unless TRUST.
 
     Raises:
         UsageError: it is broken.
         UnsupportedError: it holds code or layers of its own, or does not say its inputs.
     """
-    _refuse_unsafe(path)
+    if not trust:
+        _refuse_unsafe(path)
     import keras
     import tensorflow as tf
 
     try:
-        model = keras.saving.load_model(path, compile=False, safe_mode=True)
+        model = keras.saving.load_model(path, compile=False, safe_mode=not trust)
     except Exception as error:
         raise _broken_keras(path, error) from error
     if not getattr(model, "inputs", None):
@@ -335,7 +332,7 @@ def _broken_keras(path: Path, error: Exception) -> UsageError | UnsupportedError
     text = str(error)
     why = text.strip().splitlines()[0][:300] if text.strip() else type(error).__name__
     if "safe_mode" in text or "unsafe" in text.lower():
-        return _unsafe(path, why)
+        return unsafe(path, why)
     if "Could not locate" in text or "Could not deserialize class" in text:
         return UnsupportedError(
             f"{path.name} has a layer of its own",
@@ -344,15 +341,6 @@ def _broken_keras(path: Path, error: Exception) -> UsageError | UnsupportedError
             reason="custom_layer",
         )
     return UsageError(f"{path.name} cannot be opened", why=why, reason="corrupt_model")
-
-
-def _unsafe(path: Path, why: str) -> UnsupportedError:
-    return UnsupportedError(
-        f"{path.name} holds code, and code from a model file is not run",
-        why=why,
-        fix="replace the layer by a built-in one, or export a SavedModel yourself",
-        reason="unsafe_layer",
-    )
 
 
 def _refuse_unsafe(path: Path) -> None:
@@ -366,7 +354,7 @@ def _refuse_unsafe(path: Path) -> None:
         ) from error
     found = [name for kind, name in _classes(config) if kind in {"Lambda", "__lambda__"}]
     if found:
-        raise _unsafe(path, f"Lambda layer: {', '.join(sorted(set(found)))}")
+        raise unsafe(path, f"Lambda layer: {', '.join(sorted(set(found)))}")
 
 
 def _classes(node: Any) -> Iterator[tuple[str, str]]:
@@ -382,10 +370,10 @@ def _classes(node: Any) -> Iterator[tuple[str, str]]:
             yield from _classes(value)
 
 
-def _open_saved(path: Path, wanted: str | None) -> Source:
+def _open_saved(path: Path, wanted: str | None, *, trust: bool) -> Source:
     import tensorflow as tf
 
-    _refuse_foreign_code(path)
+    check_saved_model(path, trust=trust)
     try:
         loaded = tf.saved_model.load(str(path))
     except Exception as error:
@@ -403,28 +391,6 @@ def _open_saved(path: Path, wanted: str | None) -> Source:
         return {name: answers[name] for name in sorted(answers)}
 
     return Source(loaded, call, inputs)
-
-
-def _refuse_foreign_code(path: Path) -> None:
-    from google.protobuf.message import DecodeError
-    from tensorflow.core.protobuf import saved_model_pb2
-
-    model = saved_model_pb2.SavedModel()
-    try:
-        model.ParseFromString((path / "saved_model.pb").read_bytes())
-    except (DecodeError, OSError) as error:
-        what = f"{path.name} is not a SavedModel"
-        raise UsageError(what, why=str(error), reason="corrupt_model") from error
-    graphs = [meta.graph_def for meta in model.meta_graphs]
-    nodes = [node for graph in graphs for node in graph.node]
-    nodes += [node for graph in graphs for f in graph.library.function for node in f.node_def]
-    found = {node.op for node in nodes if node.op in FOREIGN_CODE or _prints_to_file(node)}
-    if found:
-        raise _unsafe(path, f"operators: {', '.join(sorted(found))}")
-
-
-def _prints_to_file(node: Any) -> bool:
-    return node.op == "PrintV2" and bool(node.attr["output_stream"].s.startswith(b"file:"))
 
 
 def _signature(path: Path, signatures: dict[str, Any], wanted: str | None) -> Any:
