@@ -77,14 +77,15 @@ def answers(model: onnx.ModelProto, inputs: Floats, tensor: str = "") -> Floats:
 
 
 def _weights(graph: onnx.GraphProto) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Yield name and shape of every float weight, constant or not."""
+    """Yield name and shape of every float weight that a node reads, constant or not."""
+    read = {key for node in graph.node for key in node.input}
     initial = {one.name: one for one in graph.initializer}
     for node in graph.node:
         if node.op_type == "ConstantOfShape":
             sizes = numpy_helper.to_array(initial[node.input[0]])
             yield node.output[0], tuple(int(size) for size in sizes)
     for one in graph.initializer:
-        if one.data_type == TensorProto.FLOAT:
+        if one.data_type == TensorProto.FLOAT and one.name in read:
             yield one.name, tuple(one.dims)
 
 

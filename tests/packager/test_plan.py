@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgepack.errors import EdgepackError, UnsupportedError, UsageError
+from edgepack_packager.core.compression import BY_KIND, COMPRESSIBLE
 from edgepack_packager.core.plan import HOST, KINDS, Plan, make_plan
 from edgepack_packager.core.recipe import (
     PRECISIONS,
@@ -164,3 +165,9 @@ def test_a_directory_needs_its_graph() -> None:
     assert recognise("m", entries=frozenset({"saved_model.pb"}), head=b"").name == "saved_model"
     with pytest.raises(UsageError, match=r"saved_model\.pb|SavedModel"):
         recognise("m", entries=frozenset({"variables"}), head=b"")
+
+
+@given(st.sampled_from(sorted(KINDS)), st.sampled_from(sorted(BY_KIND)))
+def test_a_step_that_is_allowed_has_a_worker(kind: str, step: str) -> None:
+    if step in COMPRESSIBLE.get(kind, ()):
+        assert KINDS[kind].compress is not None

@@ -156,6 +156,7 @@ KINDS: dict[str, SourceRoute] = {
         Step("export", TORCH, "torch_source.script_to_onnx"),
         Step("reference", TORCH, "torch_source.reference"),
         "onnx",
+        "torch_compress.compress",
     ),
     "onnx": _source(
         Step("open", HOST, "onnx_source.normalise"),
