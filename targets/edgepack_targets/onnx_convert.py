@@ -9,6 +9,7 @@ from google.protobuf.message import EncodeError
 from edgepack.errors import UnsupportedError
 from edgepack_targets.onnx_canonical import canonical
 from edgepack_targets.onnx_operators import OLDEST
+from edgepack_targets.onnx_plain import plain
 from edgepack_targets.onnx_reading import opset_of, read_source
 from edgepack_targets.shapes import static_shapes
 
@@ -31,7 +32,7 @@ def convert(
             why="other models become ONNX in a toolchain first",
             reason="no_route",
         )
-    model = at_least(read_source(source), OLDEST)
+    model = plain(at_least(read_source(source), OLDEST))
     _make_static(model, shapes or {})
     write(canonical(model), out_dir)
 

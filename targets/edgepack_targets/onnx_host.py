@@ -73,11 +73,13 @@ def _shared(fp32: onnx.GraphProto, quantized: onnx.GraphProto) -> dict[str, str]
     work of the Relu after it; if that is none of fp32's, the one which gives it there.
     """
     known = {node.name for node in fp32.node}
-    makers = {name: node.name for node in quantized.node for name in node.output}
+    makers = {name: node.name for node in quantized.node for name in node.output if name}
+    # An LSTM may leave out any of its outputs but one.
+    given = [(n, next(filter(None, n.output), "")) for n in fp32.node if n.op_type not in PLUMBING]
     return {
-        node.output[0]: makers[node.output[0]] if makers[node.output[0]] in known else node.name
-        for node in fp32.node
-        if node.op_type not in PLUMBING and node.output[0] in makers
+        tensor: makers[tensor] if makers[tensor] in known else node.name
+        for node, tensor in given
+        if tensor in makers
     }
 
 
@@ -107,8 +109,9 @@ def _weights(graph: onnx.GraphProto) -> Iterator[Stored]:
     """Yield the weights of GRAPH; a bias is a vector, what has at least two axes is a weight."""
     known = {weight.name: weight for weight in graph.initializer}
     for node in (n for n in graph.node if n.op_type == "MatMulNBits"):
-        packed, *_ = [known.pop(name) for name in node.input[1:] if name in known]
-        yield _packed(packed, node)
+        # Two layers may share one weight.
+        packed = [known.pop(name) for name in node.input[1:] if name in known][:1]
+        yield from (_packed(weight, node) for weight in packed)
     for weight in known.values():
         if len(weight.dims) > 1 and weight.data_type in STORED:
             zeros = int(np.count_nonzero(numpy_helper.to_array(weight) == 0))

@@ -20,6 +20,7 @@ from edgepack_targets.layers import require_layers
 from edgepack_targets.onnx_canonical import canonical
 from edgepack_targets.onnx_convert import at_least, write
 from edgepack_targets.onnx_host import POSITIVE
+from edgepack_targets.onnx_plain import dense_parts
 from edgepack_targets.onnx_reading import load
 from edgepack_targets.onnx_session import describe
 from edgepack_targets.quantization import needs_7_bits, translated
@@ -88,7 +89,7 @@ def quantize(
 def _static(model: ModelProto, how: Quantization, samples: Samples) -> ModelProto:
     def write_quantized(prepared: Path, result: Path) -> None:
         before = onnx.load(prepared)
-        floats = _successors(model, how.exclude, before)
+        floats = [*_successors(model, how.exclude, before), *_too_much(before.graph, how)]
         quantize_static(
             str(prepared),
             str(result),
@@ -115,29 +116,45 @@ def _read_floats(graph: onnx.GraphProto, before: onnx.GraphProto, floats: set[st
     onnxruntime quantises the output of every node that it quantises, also where only a layer
     reads it that was excluded because rounding its input loses the accuracy. Dense layers can
     give floats from integers; a convolution that should would be computed in float altogether.
-    And it leaves a Relu to the quantisation after it: BEFORE says where one was.
+    And it leaves a Relu to the quantisation after it: BEFORE says where one was. It does the
+    same to a Clip; what reads one stays as it is.
     """
     makers = {name: node for node in graph.node for name in node.output}
-    there = {node.name for node in graph.node}
-    gone = {n.output[0] for n in before.node if n.op_type == "Relu" and n.name not in there}
+    gone = _left_to_rounding(graph, before)
+    ranks = {weight.name: len(weight.dims) for weight in graph.initializer}
     for node in [n for n in graph.node if n.name in floats]:
         for place, name in enumerate(node.input):
-            tensor = _unrounded(name, makers)
-            if tensor is None:
+            tensor = _unrounded(name, makers, ranks)
+            lost = gone.get(tensor or "", set())
+            if tensor is None or "Clip" in lost:
                 continue
-            if tensor in gone:
-                tensor = _positive(graph, tensor)
-            node.input[place] = tensor
+            node.input[place] = _positive(graph, tensor) if lost else tensor
 
 
-def _unrounded(name: str, makers: Mapping[str, onnx.NodeProto]) -> str | None:
+def _left_to_rounding(graph: onnx.GraphProto, before: onnx.GraphProto) -> dict[str, set[str]]:
+    """Return by tensor the operators of BEFORE that gave it and are not in GRAPH any more."""
+    there = {node.name for node in graph.node}
+    gone: dict[str, set[str]] = {}
+    for node in before.node:
+        if node.op_type in {"Relu", "Clip"} and node.name not in there:
+            gone[node.output[0]] = {node.op_type} | gone.get(node.input[0], set())
+    return gone
+
+
+def _unrounded(
+    name: str, makers: Mapping[str, onnx.NodeProto], ranks: Mapping[str, int]
+) -> str | None:
     """Return what NAME was before it was quantised and back, if a dense layer made it."""
     for kind in ("DequantizeLinear", "QuantizeLinear"):
         maker = makers.get(name)
         if maker is None or maker.op_type != kind:
             return None
         name = maker.input[0]
-    return name if name in makers and makers[name].op_type in DENSE else None
+    if name not in makers or makers[name].op_type not in DENSE:
+        return None
+    # Of a stack of weights onnxruntime gives no floats: it fails in the first call.
+    stored = (n.input[0] for n in map(makers.get, makers[name].input) if n is not None)
+    return None if any(ranks.get(weight, 0) > 2 for weight in stored) else name
 
 
 def _positive(graph: onnx.GraphProto, tensor: str) -> str:
@@ -153,8 +170,29 @@ def _positive(graph: onnx.GraphProto, tensor: str) -> str:
     return result
 
 
+def _too_much(graph: onnx.GraphProto, how: Quantization) -> list[str]:
+    """Return the nodes of GRAPH that onnxruntime quantises statically, but wrongly or not at all.
+
+    It multiplies the bias of a Gemm by alpha, too; looks for a scale per channel along the wrong
+    axis of a bias with two, and of a ConvTranspose with groups.
+    """
+    weights = {weight.name: len(weight.dims) for weight in graph.initializer}
+    found = []
+    for node in graph.node:
+        facts = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        bias = node.input[2] if len(node.input) > 2 else ""
+        scaled = facts.get("alpha", 1) != 1 or weights.get(bias, 1) != 1
+        grouped = how.per_channel and facts.get("group", 1) > 1
+        if (node.op_type == "Gemm" and bias and scaled) or (
+            node.op_type == "ConvTranspose" and grouped
+        ):
+            found.append(node.name)
+    return found
+
+
 def _dynamic(model: ModelProto, how: Quantization) -> ModelProto:
     def write_quantized(prepared: Path, result: Path) -> None:
+        before = onnx.load(prepared)
         quantize_dynamic(
             str(prepared),
             str(result),
@@ -164,13 +202,23 @@ def _dynamic(model: ModelProto, how: Quantization) -> ModelProto:
             weight_type=QuantType.QInt8,
             nodes_to_exclude=[
                 name
-                for excluded in _successors(model, how.exclude, onnx.load(prepared))
+                for excluded in (*_successors(model, how.exclude, before), *_stacks(before.graph))
                 # It first writes a Gemm as a MatMul of this name and an Add.
                 for name in (excluded, f"{excluded}_MatMul")
             ],
         )
 
     return _prepared(model, write_quantized)
+
+
+def _stacks(graph: onnx.GraphProto) -> list[str]:
+    """Return the MatMuls of GRAPH whose weight is a vector or a stack: no integer kernel does."""
+    ranks = {weight.name: len(weight.dims) for weight in graph.initializer}
+    return [
+        node.name
+        for node in graph.node
+        if node.op_type == "MatMul" and any(ranks.get(name, 2) != 2 for name in node.input)
+    ]
 
 
 def _prepared(model: ModelProto, write_quantized: Callable[[Path, Path], None]) -> ModelProto:
@@ -191,7 +239,7 @@ def _successors(model: ModelProto, names: Iterable[str], prepared: ModelProto) -
     Preparation fuses nodes: then it is the one that gives the next tensor that is still there.
     """
     makers = {tensor: node.name for node in prepared.graph.node for tensor in node.output}
-    outputs = {node.name: node.output[0] for node in model.graph.node}
+    outputs = {n.name: next(filter(None, n.output), n.name) for n in model.graph.node}
     readers = {tensor: node for node in reversed(model.graph.node) for tensor in node.input}
     found = []
     for name in names:
@@ -233,11 +281,17 @@ def _weights(model: ModelProto, how: Quantization) -> ModelProto:
         block_size=BLOCK,
         is_symmetric=True,
         accuracy_level=INT8_ACTIVATIONS,
-        nodes_to_exclude=list(how.exclude),
+        nodes_to_exclude=[*how.exclude, *_of_other_types(model.graph)],
     )
     worker.process()
     result: ModelProto = worker.model.model
     return result
+
+
+def _of_other_types(graph: onnx.GraphProto) -> list[str]:
+    """Return the nodes of GRAPH with a weight that is not float32, which MatMulNBits multiplies."""
+    others = {w.name for w in graph.initializer if w.data_type != TensorProto.FLOAT}
+    return [node.name for node in graph.node if others & set(node.input)]
 
 
 def _split_dense(model: ModelProto, keep: set[str]) -> None:
@@ -249,11 +303,10 @@ def _split_dense(model: ModelProto, keep: set[str]) -> None:
     nodes: list[onnx.NodeProto] = []
     for node in model.graph.node:
         facts = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        constant = all(name in weights for name in node.input[1:])
-        if node.op_type != "Gemm" or node.name in keep or facts.get("transA") or not constant:
+        parts = None if node.op_type != "Gemm" else dense_parts(node, weights)
+        if parts is None or node.name in keep or facts.get("transA"):
             nodes.append(node)
             continue
-        parts = [numpy_helper.to_array(weights[name]) for name in node.input[1:]]
         nodes += _split(model.graph, node, facts, parts)
     del model.graph.node[:]
     model.graph.node.extend(nodes)
