@@ -27,6 +27,8 @@ BF16 = ("avx512_bf16", "amx_bf16")
 """CPU features of which one makes bf16 products; without, OpenVINO imitates or refuses them."""
 GROUP = 32
 """Weights that share a scale in int4; onnxruntime's default too."""
+SMALLEST_GROUP = 8
+RECURRENT = {"LSTMSequence", "GRUSequence", "RNNSequence", "LSTMCell", "GRUCell", "RNNCell"}
 
 
 def quantize(
@@ -47,7 +49,7 @@ def quantize(
     ignored = [n.get_friendly_name() for name in how.exclude for n in known[name].nodes]
     half = how.precision in {"fp16", "bf16"}
     if samples is not None:
-        model = _int8(model, how, samples, ignored)
+        model = _int8(model, how, samples, [*ignored, *_recurrent(model)])
     elif not half:
         model = _weights(model, how, ignored)
     rename(model)
@@ -89,6 +91,11 @@ def _int8(model: ov.Model, how: Quantization, samples: Samples, ignored: list[st
         )
 
 
+def _recurrent(model: ov.Model) -> list[str]:
+    """Return the operators of MODEL that loop: OpenVINO 2026.4 answers 0 once they are int8."""
+    return [n.get_friendly_name() for n in model.get_ops() if n.get_type_name() in RECURRENT]
+
+
 def _weights(model: ov.Model, how: Quantization, ignored: list[str]) -> ov.Model:
     with no_telemetry(), no_output(), translated("NNCF"):
         nncf = _nncf()
@@ -97,12 +104,20 @@ def _weights(model: ov.Model, how: Quantization, ignored: list[str]) -> ov.Model
             return nncf.compress_weights(
                 model, mode=modes.INT8_SYM, ignored_scope=_scope(nncf, ignored)
             )
+        from nncf.quantization import advanced_parameters as advanced
+
+        # A layer whose inputs are no multiple of the group gets smaller groups, or 8 bits.
+        smaller = advanced.AdvancedCompressionParameters(
+            group_size_fallback_mode=advanced.GroupSizeFallbackMode.ADJUST,
+            min_adjusted_group_size=SMALLEST_GROUP,
+        )
         return nncf.compress_weights(
             model,
             mode=modes.INT4_SYM,
             group_size=GROUP,
             all_layers=True,
             ignored_scope=_scope(nncf, ignored),
+            advanced_parameters=smaller,
         )
 
 

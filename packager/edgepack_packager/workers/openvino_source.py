@@ -21,6 +21,7 @@ from edgepack_packager.workers.ready import (
     tensors,
 )
 from edgepack_targets import registry
+from edgepack_targets.openvino_session import sound
 from edgepack_targets.shapes import static_shapes
 from edgepack_targets.silence import no_telemetry
 
@@ -75,6 +76,7 @@ def reference(args: dict[str, Any], out: Path, say: Callable[[str], None]) -> di
         "INFERENCE_PRECISION_HINT": ov.Type.f32,
         "INFERENCE_NUM_THREADS": 1,
         "NUM_STREAMS": 1,
+        **sound(model),
     }
     compiled = ov.Core().compile_model(model, "CPU", config)
     request = compiled.create_infer_request()

@@ -1,0 +1,221 @@
+"""Models that exporters really write and quantisers trip over answer like their source."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from digits_targets import manifest_for
+from edgepack.manifest import Binding, TensorSpec
+from edgepack_targets import registry
+from edgepack_targets.interface import NativeTensor, Quantization
+
+TARGETS = ("onnx", "openvino")
+INT8 = Quantization("int8")
+DYNAMIC = Quantization("int8", method="dynamic")
+HOWS = {
+    "onnx": (None, Quantization("fp16"), INT8, DYNAMIC, Quantization("w8"), Quantization("w4")),
+    "openvino": (None, Quantization("fp16"), INT8, Quantization("w8"), Quantization("w4")),
+}
+LIMITS = {"fp16": 2e-3, "int8": 0.2, "w8": 0.02, "w4": 0.3}
+
+
+def weight(*shape: int) -> NDArray[np.float32]:
+    size = np.sqrt(shape[-2]) if len(shape) > 1 else 1
+    return (np.random.default_rng(shape).normal(size=shape) / size).astype(np.float32)
+
+
+def node(kind: str, inputs: str, output: str, **settings: Any) -> onnx.NodeProto:
+    return helper.make_node(kind, inputs.split(), [output], **settings)
+
+
+def model(
+    nodes: list[onnx.NodeProto], shape: list[int], out: list[int], **weights: NDArray[Any]
+) -> onnx.ModelProto:
+    graph = helper.make_graph(
+        nodes, "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, out)],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def scaled() -> onnx.ModelProto:
+    """Gemms with every attribute."""
+    nodes = [
+        node("Gemm", "x a p", "u", alpha=0.5, beta=3.0, transB=1),
+        node("Relu", "u", "r"),
+        node("Gemm", "r b q", "y", alpha=2.0),
+    ]
+    parts = {"a": weight(48, 64), "p": weight(48), "b": weight(48, 16), "q": weight(1, 16)}
+    return model(nodes, [1, 64], [1, 16], **parts)
+
+
+def one_bias() -> onnx.ModelProto:
+    """Biases of one number, and of two axes."""
+    nodes = [node("Gemm", "x a p", "u"), node("Relu", "u", "r"), node("Gemm", "r b q", "y")]
+    parts = {"a": weight(64, 48), "p": np.float32([[0.5]]), "b": weight(48, 16)}
+    return model(nodes, [1, 64], [1, 16], q=weight(1, 16), **parts)
+
+
+def no_bias() -> onnx.ModelProto:
+    nodes = [node("MatMul", "x a", "u"), node("Relu", "u", "r"), node("MatMul", "r b", "y")]
+    return model(nodes, [1, 64], [1, 32], a=weight(64, 64), b=weight(64, 32))
+
+
+def stacked() -> onnx.ModelProto:
+    nodes = [node("MatMul", "x a", "u"), node("Relu", "u", "r"), node("MatMul", "r b", "y")]
+    return model(nodes, [1, 3, 4, 64], [1, 3, 4, 32], a=weight(3, 64, 64), b=weight(64, 32))
+
+
+def shared() -> onnx.ModelProto:
+    nodes = [node("MatMul", "x a", "u"), node("Tanh", "u", "r"), node("MatMul", "r a", "y")]
+    return model(nodes, [1, 64], [1, 64], a=weight(64, 64))
+
+
+def held_by_nodes() -> onnx.ModelProto:
+    held = [
+        helper.make_node("Constant", [], [name], value=numpy_helper.from_array(array))
+        for name, array in (("a", weight(64, 64)), ("b", weight(64, 16)))
+    ]
+    nodes = [*held, node("Gemm", "x a", "u"), node("Tanh", "u", "r"), node("MatMul", "r b", "y")]
+    return model(nodes, [1, 64], [1, 16])
+
+
+def to_vector() -> onnx.ModelProto:
+    nodes = [node("MatMul", "x a", "u"), node("Tanh", "u", "r"), node("MatMul", "r b", "y")]
+    return model(nodes, [1, 64], [1], a=weight(64, 32), b=weight(32))
+
+
+def recurrent() -> onnx.ModelProto:
+    """An LSTM that leaves its first output out."""
+    nodes = [
+        helper.make_node("LSTM", ["x", "w", "r"], ["", "h"], hidden_size=32),
+        node("Squeeze", "h axis", "s"),
+        node("Gemm", "s a", "y"),
+    ]
+    parts = {"w": weight(1, 128, 8), "r": weight(1, 128, 32), "a": weight(32, 16)}
+    return model(nodes, [12, 1, 8], [1, 16], axis=np.int64([0]), **parts)
+
+
+def bounded() -> onnx.ModelProto:
+    nodes = [node("Gemm", "x a p", "u"), node("Clip", "u lo hi", "r"), node("Gemm", "r b", "y")]
+    parts = {"a": 4 * weight(64, 48), "p": weight(48), "b": weight(48, 16)}
+    return model(nodes, [1, 64], [1, 16], lo=np.float32(0), hi=np.float32(1), **parts)
+
+
+def grouped() -> onnx.ModelProto:
+    nodes = [
+        node("ConvTranspose", "x w b", "u", strides=[2, 2], group=2),
+        node("LeakyRelu", "u", "r"),
+        node("Conv", "r v", "y"),
+    ]
+    parts = {"w": weight(8, 4, 2, 2), "b": weight(8), "v": weight(4, 8, 1, 1)}
+    return model(nodes, [1, 8, 6, 6], [1, 4, 12, 12], **parts)
+
+
+class Case:
+    """A model, 24 samples and what onnxruntime answers to them before anything is done."""
+
+    def __init__(self, source: onnx.ModelProto, where: Path) -> None:
+        import onnxruntime as ort  # the plugins import it first, without telemetry
+
+        registry.find("onnx").version()
+        self.source = where / "source.onnx"
+        onnx.save(source, self.source)
+        (value,) = source.graph.input
+        shape = [size.dim_value for size in value.type.tensor_type.shape.dim]
+        self.samples = np.random.default_rng(1).normal(size=(24, *shape)).astype(np.float32)
+        options = ort.SessionOptions()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        session = ort.InferenceSession(source.SerializeToString(), options)
+        self.wanted = np.stack([session.run(None, {"x": one})[0] for one in self.samples])
+        self.fp32 = {target: where / target for target in TARGETS}
+        for target, place in self.fp32.items():
+            place.mkdir()
+            base = self.source if target == "onnx" else self.fp32["onnx"] / "model.onnx"
+            registry.find(target).convert(base, "onnx", place)
+
+    def calibration(self) -> dict[str, NDArray[Any]]:
+        batched = self.samples.shape[1] == 1
+        return {"x": self.samples[:, 0] if batched else self.samples}
+
+    def quantized(self, target: str, how: Quantization, where: Path) -> Path:
+        where.mkdir()
+        given = self.calibration() if how == Quantization("int8", exclude=how.exclude) else None
+        registry.find(target).quantize(self.fp32[target], where, how, given)
+        return where
+
+    def loss(self, target: str, model_dir: Path) -> float:
+        """Return ||got - wanted|| / ||wanted|| of what a session answers, on one thread."""
+        inputs, outputs = registry.find(target).describe(model_dir)
+        manifest = msgspec.structs.replace(
+            manifest_for(target), inputs=bound(inputs), outputs=bound(outputs)
+        )
+        session = registry.find(target).load(model_dir, manifest, threads=1)
+        got = np.stack([session.run({"x": one})["y"] for one in self.samples])
+        session.close()
+        return float(np.linalg.norm(got - self.wanted) / np.linalg.norm(self.wanted))
+
+
+def bound(natives: list[NativeTensor]) -> tuple[TensorSpec, ...]:
+    return tuple(
+        TensorSpec(name=n.name, shape=n.shape, dtype=n.dtype, binding=Binding(native_name=n.name))
+        for n in natives
+    )
+
+
+MODELS = (scaled, one_bias, no_bias, stacked, shared, held_by_nodes, to_vector, recurrent)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("make", MODELS, ids=lambda make: make.__name__)
+def test_every_precision_answers_like_the_source(make: Any, target: str, tmp_path: Path) -> None:
+    case = Case(make(), tmp_path)
+    for place, how in enumerate(HOWS[target]):
+        if how is None:
+            assert case.loss(target, case.fp32[target]) < 1e-5
+            continue
+        out = case.quantized(target, how, tmp_path / str(place))
+        assert case.loss(target, out) < LIMITS[how.precision], how
+        layers = registry.find(target).diagnose(case.fp32[target], out, case.calibration())
+        assert layers, how
+
+
+def test_a_layer_kept_in_float_after_a_clip_still_reads_what_was_clipped(tmp_path: Path) -> None:
+    case = Case(bounded(), tmp_path)
+    how = Quantization("int8", exclude=("edgepack.Gemm_2",))
+    assert case.loss("onnx", case.quantized("onnx", how, tmp_path / "out")) < LIMITS["int8"]
+
+
+def test_a_layer_kept_in_float_after_a_stack_of_weights_runs(tmp_path: Path) -> None:
+    case = Case(stacked(), tmp_path)
+    how = Quantization("int8", exclude=("edgepack.MatMul_2",))
+    assert case.loss("onnx", case.quantized("onnx", how, tmp_path / "out")) < LIMITS["int8"]
+
+
+def test_what_onnxruntime_cannot_quantise_stays_float_and_the_rest_does_not(tmp_path: Path) -> None:
+    case = Case(grouped(), tmp_path)
+    out = case.quantized("onnx", INT8, tmp_path / "out")
+    assert case.loss("onnx", out) < LIMITS["int8"]
+    assert registry.find("onnx").applied(out)["quantized_operators"] == 2
+
+
+def test_weights_of_other_types_are_left_to_other_precisions(tmp_path: Path) -> None:
+    nodes = [
+        node("Cast", "x", "d", to=TensorProto.DOUBLE),
+        node("Gemm", "d a", "u"),
+        node("Cast", "u", "f", to=TensorProto.FLOAT),
+        node("MatMul", "f b", "y"),
+    ]
+    parts = {"a": weight(64, 48).astype(np.float64), "b": weight(48, 16)}
+    case = Case(model(nodes, [1, 64], [1, 16], **parts), tmp_path)
+    out = case.quantized("onnx", Quantization("w8"), tmp_path / "out")
+    assert case.loss("onnx", out) < LIMITS["w8"]
+    assert registry.find("onnx").applied(out)["int8_weights"] == 48 * 16
