@@ -38,7 +38,7 @@ from edgepack_packager.workers.thinning import (
     sparsity,
     tucker,
 )
-from edgepack_packager.workers.training_data import check_classes, read_lessons
+from edgepack_packager.workers.training_data import check_classes
 from packager_rig import OnnxDigits, edgepack
 from transformer_torch import Trained, transformer
 
@@ -190,31 +190,6 @@ def test_labels_that_are_no_classes_are_refused(
     with pytest.raises(UsageError) as caught:
         check_classes(labels, shapes)
     assert re.search(words, caught.value.why)
-
-
-@pytest.mark.parametrize(
-    ("made", "words"),
-    [
-        ({"image": np.zeros((30, 2))}, "missing: labels"),
-        ({"labels": np.zeros(30)}, "missing: image"),
-        ({"image": np.zeros((30, 2)), "labels": np.zeros(29)}, "image 30, labels 29"),
-        ({"image": np.zeros((9, 2)), "labels": np.zeros(9)}, "image 9"),
-    ],
-)
-def test_training_data_that_does_not_fit_is_refused(
-    made: dict[str, Array], words: str, tmp_path: Path
-) -> None:
-    np.savez(tmp_path / "train.npz", **made)
-    with pytest.raises(UsageError) as caught:
-        read_lessons(str(tmp_path / "train.npz"), ["image"], seed=0)
-    assert words in caught.value.why
-
-
-def test_no_sample_both_teaches_and_judges(tmp_path: Path) -> None:
-    np.savez(tmp_path / "train.npz", image=np.zeros((50, 2)), labels=np.zeros(50))
-    lessons = read_lessons(str(tmp_path / "train.npz"), ["image"], seed=3)
-    assert sorted([*lessons.seen, *lessons.held_out]) == list(range(50))
-    assert len(lessons.held_out) == 10
 
 
 # -- ONNX

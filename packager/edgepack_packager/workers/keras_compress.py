@@ -97,11 +97,11 @@ def compress(args: dict[str, Any], out: Path, say: Say) -> dict[str, Any]:
     keras.utils.set_random_seed(args["seed"])
     tf.config.experimental.enable_op_determinism()
     say("opening the model")
-    model = open_keras(Path(args["source"]), trust=bool(args["trust"])).owner
+    source = open_keras(Path(args["source"]), trust=bool(args["trust"]))
     lessons = None
     if args["train"]:
-        lessons = read_lessons(args["train"], [one.name for one in model.inputs], args["seed"])
-    bench = _Bench(model, lessons, args["seed"])
+        lessons = read_lessons(args["train"], source.inputs, args["seed"])
+    bench = _Bench(source.owner, lessons, args["seed"])
     applied = [_do(bench, step, say) for step in args["steps"]]
     bench.model.save(out / "model.keras")
     return {

@@ -80,8 +80,7 @@ class _Bench:
     def loss(self, settings: Mapping[str, Any], module: Module = None) -> torch_train.Loss:
         """Return what SETTINGS name, else cross-entropy on what the module gives."""
         if settings["loss"]:
-            function = _function(settings["loss"])
-            return lambda outputs, labels, _rows: function(outputs, labels)
+            return _own_loss(settings["loss"])
         return torch_train.cross_entropy(self.probe(module), self.data.labels)
 
     def probe(self, module: Module = None) -> dict[str, Tensor]:
@@ -112,7 +111,7 @@ def compress(args: dict[str, Any], out: Path, say: Say) -> dict[str, Any]:
     model = open_model(args)
     bench = _Bench(model.module, model.examples, args["seed"])
     if args["train"]:
-        bench.data = torch_train.read(args["train"], list(model.examples), args["seed"])
+        bench.data = torch_train.read(args["train"], model.examples, args["seed"])
     applied = [_do(bench, step, say) for step in args["steps"]]
     say("exporting")
     _save(bench.module, model, out)
@@ -275,9 +274,9 @@ def _distil(bench: _Bench, step: Mapping[str, Any]) -> Facts:
 
 
 def _check_student(bench: _Bench, student: Module) -> None:
-    wanted = [tuple(one.shape) for one in bench.probe().values()]
+    wanted = {name: tuple(one.shape) for name, one in bench.probe().items()}
     try:
-        given = [tuple(one.shape) for one in bench.probe(student).values()]
+        given = {name: tuple(one.shape) for name, one in bench.probe(student).items()}
     except Exception as error:
         why = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise _no_student(why) from error
@@ -289,7 +288,7 @@ def _no_student(why: str) -> UsageError:
     return UsageError(
         "the student cannot stand in for the model",
         why=why,
-        fix="its inputs and outputs must have the shapes of the model's",
+        fix="its inputs and outputs must have the names and shapes of the model's",
         reason="bad_student",
     )
 
@@ -302,6 +301,33 @@ STEPS: dict[str, Callable[[_Bench, Mapping[str, Any]], Facts]] = {
     "cluster": _cluster,
     "qat": _qat,
 }
+
+
+def _own_loss(named: str) -> torch_train.Loss:
+    """Return the loss that a recipe names; what it raises or returns wrongly is its own error."""
+    function = _function(named)
+
+    def loss(outputs: Mapping[str, Tensor], labels: Tensor, _rows: Tensor) -> Tensor:
+        try:
+            value = function(outputs, labels)
+        except Exception as error:
+            raise _bad_loss(named, f"{type(error).__name__}: {error}"[:300]) from error
+        if not isinstance(value, torch.Tensor) or value.numel() != 1 or not value.requires_grad:
+            shape = list(value.shape) if isinstance(value, torch.Tensor) else ""
+            raise _bad_loss(named, f"it returned {type(value).__name__} {shape}".strip())
+        return value.reshape(())
+
+    return loss
+
+
+def _bad_loss(named: str, why: str) -> UsageError:
+    return UsageError(
+        f"the loss {Path(named).name} does not work",
+        why=why,
+        fix="it takes outputs by name and labels, and returns one number computed from them: "
+        "a tensor with a gradient",
+        reason="bad_loss",
+    )
 
 
 def _function(named: str) -> Callable[..., Tensor]:

@@ -58,6 +58,7 @@ def prune_channels(
         UsageError: an excluded layer does not exist.
         UnsupportedError: no layer can lose channels.
     """
+    module, frozen = _thawed(module)
     layers = _named_layers(module)
     unknown = sorted(set(settings["exclude"]) - {name for name, _ in module.named_modules()})
     if unknown:
@@ -77,7 +78,18 @@ def prune_channels(
             fix="choose a smaller `round_to` or a larger `amount`",
             reason="nothing_to_prune",
         )
+    for name, parameter in pruned.named_parameters():
+        parameter.requires_grad_(parameter.requires_grad and name not in frozen)
     return pruned, {"channels": widths, "kept": sorted(kept)}
+
+
+def _thawed(module: Module) -> tuple[Module, set[str]]:
+    """Return a copy of MODULE in which gradients show what depends on what, and what they hid."""
+    copied = copy.deepcopy(module)
+    frozen = {name for name, one in copied.named_parameters() if not one.requires_grad}
+    for one in copied.parameters():
+        one.requires_grad_(one.is_floating_point())
+    return copied, frozen
 
 
 def _greedy(
@@ -329,8 +341,12 @@ def _round_inputs(layer: Module, watching: list[bool]) -> Any:
         quant_min=0, quant_max=255, dtype=torch.quint8, qscheme=torch.per_tensor_affine,
     )  # fmt: skip
 
-    def hook(owner: Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def hook(
+        owner: Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]
+    ) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
         grid.enable_observer(bool(watching) or owner.training)
-        return (grid(inputs[0]), *inputs[1:])
+        # Layers have one input; some modules give it by its name.
+        one, *_ = (*inputs, *named.values())
+        return (grid(one),), {}
 
-    return layer.register_forward_pre_hook(hook)
+    return layer.register_forward_pre_hook(hook, with_kwargs=True)

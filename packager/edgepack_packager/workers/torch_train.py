@@ -4,13 +4,14 @@ Serves every compress step that trains. Knows neither what was compressed nor an
 training data.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn import functional
 
+from edgepack.errors import UnsupportedError
 from edgepack_packager.workers.torch_model import name_outputs
 from edgepack_packager.workers.training_data import (
     are_probabilities,
@@ -52,10 +53,14 @@ class Data:
         return {name: values[rows] for name, values in self.inputs.items()}
 
 
-def read(path: str, names: Sequence[str], seed: int) -> Data:
-    """Return what is in PATH as tensors; see `training_data.read_lessons`."""
-    found = read_lessons(path, names, seed)
-    inputs = {name: torch.from_numpy(found.inputs[name]) for name in names}
+def read(path: str, examples: Tensors, seed: int) -> Data:
+    """Return what is in PATH, for a model that takes EXAMPLES; see `training_data.read_lessons`."""
+    wanted = {
+        name: (tuple(one.shape), str(one.dtype).removeprefix("torch."))
+        for name, one in examples.items()
+    }
+    found = read_lessons(path, wanted, seed)
+    inputs = {name: torch.from_numpy(found.inputs[name]) for name in wanted}
     rest = (torch.from_numpy(one) for one in (found.labels, found.seen, found.held_out))
     return Data(inputs, *rest)
 
@@ -131,8 +136,18 @@ def train(
     AFTER is called when the weights have moved, to keep zeros where they have to be. The
     learning rate rises first, so that trained weights are not thrown away, and ends near zero, so
     that a short run ends settled.
+
+    Raises:
+        UnsupportedError: nothing in MODULE may be trained.
     """
     parameters = [one for one in module.parameters() if one.requires_grad]
+    if not parameters:
+        raise UnsupportedError(
+            "the module has no parameter that may be trained",
+            why="all of them have requires_grad=False",
+            fix="let the factory return it with requires_grad_(True), or set `epochs: 0`",
+            reason="frozen",
+        )
     optimizer = torch.optim.Adam(parameters, lr=settings["learning_rate"])
     batches = list(_batches(data.seen, settings, seed))
     schedule = torch.optim.lr_scheduler.OneCycleLR(

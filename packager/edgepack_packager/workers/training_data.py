@@ -1,6 +1,7 @@
 """Samples to fine-tune on, and the part of them that only judges. Numpy; trains nothing."""
 
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from edgepack_packager.workers.arrays import read_arrays
 
 __all__ = [
     "Lessons",
+    "Wanted",
     "are_probabilities",
     "bad_training_data",
     "check_classes",
@@ -21,6 +23,8 @@ __all__ = [
 
 HELD_OUT = 5
 LEAST = 20
+Wanted = Mapping[str, tuple[Sequence[int], str]]
+"""Of each input of a model: the shape (-1: any; the first axis counts samples) and the dtype."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,28 +37,69 @@ class Lessons:
     held_out: NDArray[np.int64]
 
 
-def read_lessons(path: str, names: Sequence[str], seed: int) -> Lessons:
-    """Return what is in PATH: an npz with an array per input in NAMES, and `labels`.
+def read_lessons(path: str, wanted: Wanted, seed: int) -> Lessons:
+    """Return what is in PATH: an npz with an array per input in WANTED, and `labels`.
 
-    Every fifth sample, in an order that SEED decides, is held out.
+    Every fifth sample, in an order that SEED decides, is held out. Labels of whole numbers come
+    as int64.
 
     Raises:
-        UsageError: an array is missing, or lengths differ, or there are too few samples.
+        UsageError: an array is missing or is none of numbers, inputs have another shape or type
+            than the model's or are not finite, lengths differ, or there are too few samples.
     """
-    arrays = read_arrays(path)
-    missing = sorted({*names, "labels"} - arrays.keys())
+    arrays = _numbers(path)
+    missing = sorted({*wanted, "labels"} - arrays.keys())
     if missing:
         why = f"missing: {', '.join(missing)}; there: {', '.join(sorted(arrays))}"
         raise bad_training_data("the training data does not fit the model", why)
-    counts = {name: len(arrays[name]) for name in (*names, "labels")}
+    counts = {name: len(np.atleast_1d(arrays[name])) for name in (*wanted, "labels")}
     if len(set(counts.values())) > 1 or min(counts.values()) < LEAST:
         said = ", ".join(f"{name} {count}" for name, count in counts.items())
         what = f"training needs at least {LEAST} samples, as many in each array"
         raise bad_training_data(what, said)
+    for name, (shape, dtype) in wanted.items():
+        _check_input(name, arrays[name], list(shape), dtype)
     order = np.random.default_rng(seed).permutation(counts["labels"])
     cut = len(order) // HELD_OUT
-    inputs = {name: arrays[name] for name in names}
-    return Lessons(inputs, arrays["labels"], order[cut:], order[:cut])
+    inputs = {name: arrays[name] for name in wanted}
+    labels = arrays["labels"]
+    labels = labels.astype(np.int64) if labels.dtype.kind in "iub" else labels
+    return Lessons(inputs, labels, order[cut:], order[:cut])
+
+
+def _numbers(path: str) -> dict[str, NDArray[Any]]:
+    """Return the arrays in PATH, in the byte order of this machine."""
+    try:
+        found = read_arrays(path)
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        said = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise bad_training_data("the training data cannot be read", said) from error
+    for name, array in found.items():
+        if array.dtype.kind not in "iubf":
+            why = f"`{name}` is {array.dtype}"
+            raise bad_training_data("the training data are not numbers", why)
+    return {name: array.astype(array.dtype.newbyteorder("=")) for name, array in found.items()}
+
+
+def _check_input(name: str, array: NDArray[Any], shape: list[int], dtype: str) -> None:
+    sizes = list(array.shape[1:])
+    fits = len(sizes) == len(shape) - 1 and all(
+        want in {-1, size} for want, size in zip(shape[1:], sizes, strict=True)
+    )
+    if not fits or array.dtype.name != dtype:
+        raise bad_training_data(
+            f"training input `{name}` does not fit the model",
+            f"it takes {dtype} of shape {['samples', *shape[1:]]}, and is given {array.dtype} of "
+            f"{list(array.shape)}",
+            f"prepare it as the model is fed, e.g. {name}.astype('{dtype}')",
+        )
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        bad = int(array.size - np.isfinite(array).sum())
+        raise bad_training_data(
+            f"training input `{name}` holds NaN or infinity",
+            f"{bad} of {array.size} values are not finite",
+            "leave these samples out",
+        )
 
 
 def are_probabilities(values: NDArray[Any]) -> bool:
