@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from edgepack.errors import AccuracyError, EdgepackError, UnsupportedError, UsageError
 from edgepack_packager.adapters.datasets import Dataset, digest_of
 from edgepack_packager.adapters.proof import Prover, Reference
@@ -199,23 +201,28 @@ def separate(
 ) -> tuple[Reference, Reference]:
     """Return what to search on and what to judge on: REFERENCE and HOLDOUT, or halves of one.
 
+    Samples of the one that are in the other, too, are only searched on.
+
     Raises:
         UsageError: there is nothing to split, or every sample of HOLDOUT is in REFERENCE too.
     """
     if holdout is None:
-        return _halves(reference, seed)
-    count = len(next(iter(holdout.samples.values())))
+        reference, holdout = _halves(reference, seed)
+        where = "the half that --auto is judged on"
+    else:
+        where = "--holdout"
     known = set(_digests(reference))
-    shared = sum(digest in known for digest in _digests(holdout))
-    if shared == count:
+    new = np.array([digest not in known for digest in _digests(holdout)], bool)
+    if not new.any():
         raise UsageError(
-            "--holdout has no sample that is not in --evaluate too",
+            f"{where} has no sample that the search has not, too",
             why="a result on samples that the search saw proves nothing",
-            fix="give other samples, or leave --holdout out",
+            fix="give other samples to --evaluate or --holdout",
             reason="holdout_overlap",
         )
-    if shared:
-        warn(f"{shared} of {count} samples of --holdout are in --evaluate too")
+    if not new.all() and holdout.evaluation:
+        warn(f"{(~new).sum()} of {len(new)} samples of {where} are left out: the search has them")
+        return reference, _part(holdout, holdout.evaluation, np.flatnonzero(new))
     return reference, holdout
 
 

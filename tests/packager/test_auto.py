@@ -9,6 +9,10 @@ import numpy as np
 import pytest
 
 from digits import digits_data
+from edgepack.errors import UsageError
+from edgepack_packager.adapters.datasets import Dataset
+from edgepack_packager.adapters.proof import Reference
+from edgepack_packager.searching import separate
 from hard_digits import hard_digits_onnx, hard_digits_tflite
 from packager_rig import Done, edgepack
 
@@ -210,3 +214,30 @@ def test_searches_that_make_no_sense_are_refused(hard: Hard, args: tuple[str, ..
     done = hard.build("none", "--target", "onnx", *args)
     assert done.code == 2
     assert "fix:" in done.err
+
+
+def reference(values: list[float]) -> Reference:
+    """Return a reference on one sample of each of VALUES."""
+    inputs = {"x": np.array(values, np.float32)[:, None]}
+    labels = {"labels": np.arange(len(values))}
+    data = Dataset(Path("x.npz"), inputs, labels, "digest")
+    return Reference(inputs, {"y": inputs["x"]}, data, {"y": inputs["x"]})
+
+
+def test_what_the_search_saw_is_not_judged_on() -> None:
+    told: list[str] = []
+    search, judged = separate(reference([1, 2, 3]), reference([3, 4, 1, 5]), 0, told.append)
+    assert search.samples["x"].ravel().tolist() == [1, 2, 3]
+    assert judged.samples["x"].ravel().tolist() == [4, 5]
+    assert judged.evaluation is not None
+    assert judged.evaluation.labels["labels"].tolist() == [1, 3]
+    assert ["2 of 4 samples" in text for text in told] == [True]
+
+
+def test_a_sample_that_is_there_twice_is_in_one_half_only() -> None:
+    told: list[str] = []
+    halves = separate(reference([1, 2, 3, 4, 1, 2, 3, 5, 6]), None, 0, told.append)
+    one, two = (set(half.samples["x"].ravel().tolist()) for half in halves)
+    assert not one & two
+    with pytest.raises(UsageError):
+        separate(reference([7, 7]), None, 0, told.append)
