@@ -126,6 +126,7 @@ def test_empty_labels(tmp_path: Path) -> None:
     [
         "steps: [{quantize: {ranges: entropy}, cluster: {clusters: 16}}]",
         "steps: [{}]",
+        "model: {task: classify, task: raw}",
         "model: {labels: [yes, no]}",
         "model: {labels: [cat, ]}\nsteps: [{a: 1, b: 2}]",
         "model: {labels: [cat, null]}",

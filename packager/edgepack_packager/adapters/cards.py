@@ -198,9 +198,22 @@ def _refuse_unknown(section: Any, known: set[str], where: str) -> None:
 
 def _load(text: str, where: str) -> Any:
     try:
-        return json.loads(text) if text.lstrip().startswith("{") else yaml.safe_load(text)
+        return json.loads(text) if text.lstrip().startswith("{") else yaml.load(text, _Strict)  # noqa: S506  a safe loader
     except (ValueError, yaml.YAMLError) as error:
         raise UsageError(f"{where} cannot be read", why=str(error), reason="bad_recipe") from error
+
+
+class _Strict(yaml.SafeLoader):
+    """YAML without code, in which a key that is there twice loses nothing silently."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        known = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key in known:
+            if known.count(key) > 1 and key != "<<":
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key} is there twice", node.start_mark
+                )
+        return super().construct_mapping(node, deep)
 
 
 def _text(path: Path) -> str:
