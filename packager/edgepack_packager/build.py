@@ -28,7 +28,7 @@ from edgepack_packager.core.plan import HOST, Plan, make_plan
 from edgepack_packager.core.proof import check_baseline, resolution_warning
 from edgepack_packager.core.recipe import Budgets, Recipe
 from edgepack_packager.core.report import About, BuildResult, Failed, Source
-from edgepack_packager.opening import Opened, Opener
+from edgepack_packager.opening import Opened, Opener, identified
 from edgepack_packager.pipeline import Pipeline
 from edgepack_packager.searching import Searcher, separate
 from edgepack_packager.variants import Variants
@@ -79,6 +79,7 @@ def build(request: Request, *, progress: Progress, warn: Warn) -> BuildResult:
     profiles = _profiles(request)
     _check_out(request.out_dir)
     source = open_source(request.source, weights=request.weights, trust=request.trust)
+    _check_signature(source, request.recipe)
     capabilities = {t: registry.find(t).capability() for t in registry.names()}
     plan, refused = make_plan(source.kind.name, request.recipe, capabilities, precision=None)
     if not plan.routes:
@@ -114,6 +115,20 @@ def _expected(plan: Plan) -> int:
     """Return about how many steps PLAN takes: open, ask, convert, and two proofs per variant."""
     conversions = {step.id for route in plan.routes for step in route.steps}
     return 2 + 2 * plan.compresses + len(conversions) + 2 * len(plan.routes)
+
+
+def _check_signature(source: OpenedSource, recipe: Recipe) -> None:
+    """Refuse to pick one of several where there is but one.
+
+    Raises:
+        UsageError: the source has no signatures.
+    """
+    if recipe.signature is not None and source.kind.name != "saved_model":
+        raise UsageError(
+            f"--signature picks one of a SavedModel's, and {source.path.name} is none",
+            fix="leave it out",
+            reason="needless_signature",
+        )
 
 
 def _check_out(out_dir: Path) -> None:
@@ -186,6 +201,7 @@ class _Build:
 
     def run(self, plan: Plan) -> BuildResult:
         """Open, prove and write; return what was built and what was not."""
+        self.source = identified(self.source, plan.source, self.recipe, self.steps)
         opener = Opener(self.source, plan.source, self.recipe, self.steps, self.work, self.warn)
         opened = opener.open(self.request.calibration, self.request.evaluate, self.request.train)
         self.recipe = opened.recipe

@@ -40,7 +40,7 @@ from edgepack_packager.core.preflight import (
 from edgepack_packager.core.recipe import Recipe
 from edgepack_packager.core.source import SourceKind
 
-__all__ = ["Opened", "Opener"]
+__all__ = ["Opened", "Opener", "identified"]
 
 FEW_SAMPLES = 32
 PARITY_SAMPLES = 64
@@ -150,20 +150,9 @@ class Opener:
 
     # -- steps
 
-    def _args(self, source: OpenedSource) -> dict[str, Any]:
-        return {
-            "source": str(source.path),
-            "kind": source.kind.name,
-            "shapes": {name: list(shape) for name, shape in self._recipe.shapes.items()},
-            "signature": self._recipe.signature,
-            "factory": source.factory,
-            "weights": str(source.weights) if source.weights else None,
-            "trust": source.trust,
-        }
-
     def _run(self, step: Any, source: OpenedSource, before: Done | None, **more: Any) -> Done:
         """Run a step that reads SOURCE; MORE is (value, digest) by argument name."""
-        args = self._args(source)
+        args = _arguments(source, self._recipe)
         facts = args | {"source": source.sha256, "weights": None}
         return self._steps.run(
             step.toolchain,
@@ -278,6 +267,34 @@ class Opener:
                 reason="source_nan",
             )
         return answers
+
+
+def identified(
+    source: OpenedSource, route: SourceRoute, recipe: Recipe, steps: Steps
+) -> OpenedSource:
+    """Return SOURCE with a digest that covers what its code makes; a file's own is enough.
+
+    The code runs in every build, because what it reads is unknown: it may load weights itself.
+    """
+    if source.factory is None:
+        return source
+    args = _arguments(source, recipe)
+    _, said = steps.fresh(route.opening.toolchain, "torch_source.fingerprint", args)
+    whole = hashlib.sha256(f"{source.sha256}\0{said['sha256']}".encode()).hexdigest()
+    return replace(source, sha256=whole)
+
+
+def _arguments(source: OpenedSource, recipe: Recipe) -> dict[str, Any]:
+    """Return what every step on SOURCE is given."""
+    return {
+        "source": str(source.path),
+        "kind": source.kind.name,
+        "shapes": {name: list(shape) for name, shape in recipe.shapes.items()},
+        "signature": recipe.signature,
+        "factory": source.factory,
+        "weights": str(source.weights) if source.weights else None,
+        "trust": source.trust,
+    }
 
 
 def _probed(

@@ -121,6 +121,7 @@ def test_model_without_inputs(tmp_path: Path) -> None:
         (("--target", "onnx", "--profile", "p.json"), 2, "there is no limit"),
         (("--target", "onnx", "--max-size-mb", "9", "--profile", "p.json"), 2, "is no profile"),
         (("--target", "onnx", "--out", "/proc/version"), 2, "is not a directory"),
+        (("--target", "onnx", "--signature", "serve"), 2, "a SavedModel's"),
         ((), 2, "no target"),
         (("--target", "onnx", "--name", "Big Name"), 2, "cannot be a model's name"),
         (("--target", "onnx", "--version", "one"), 2, "is not a version"),

@@ -16,6 +16,10 @@ from edgepack.bundle import open_bundle
 from edgepack.errors import UnsupportedError, UsageError
 from edgepack_packager.adapters import toolchains
 from edgepack_packager.adapters.source import open_source
+from edgepack_packager.adapters.steps import Steps
+from edgepack_packager.core.plan import KINDS
+from edgepack_packager.core.recipe import ModelCard, Recipe, Variant
+from edgepack_packager.opening import identified
 from packager_rig import Pair, build_twice, bundles, edgepack
 
 ASK = """
@@ -308,7 +312,42 @@ def test_code_with_weights_is_built_when_trusted(torch_home: Path, tmp_path: Pat
     assert done.bundle("onnx", "fp32")["metrics"]["reference"] > 0.9
 
 
+FILL = """
+import sys
+import torch
+
+row = torch.full((2,), float(sys.argv[2]))
+torch.save({"weight": torch.stack([row, row]), "bias": row}, sys.argv[1])
+"""
+LOADING = """
+import torch
+
+def make():
+    net = torch.nn.Linear(2, 2)
+    net.load_state_dict(torch.load({path!r}))
+    return net
+"""
+
+
 @pytest.mark.toolchain
+def test_weights_that_code_loads_itself_decide_too(torch_home: Path, tmp_path: Path) -> None:
+    """Its file is the same, and yet a cached export would be of the model before."""
+    python = toolchains.install(toolchains.find_toolchain("torch"))[0]
+    weights, code = tmp_path / "weights.pt", tmp_path / "net.py"
+    code.write_text(LOADING.format(path=str(weights)))
+    opened = open_source(f"{code}:make", trust=True)
+    asked = Recipe("net", "1.0.0", (Variant("onnx", "fp32"),), ModelCard(), {"input": (1, 2)})
+    digests = []
+    for value in (1, 2, 1):
+        subprocess.run([python.python, "-c", FILL, weights, str(value)], check=True)
+        home = tmp_path / f"work-{len(digests)}"
+        home.mkdir()
+        steps = Steps(home, None, {"torch": python}, timeout_s=120, progress=lambda *_: None)
+        digests.append(identified(opened, KINDS["torch_module"], asked, steps).sha256)
+    assert digests[0] == digests[2] != digests[1]
+    assert opened.sha256 not in digests
+
+
 def test_torchscript_is_built(torch_home: Path, tmp_path: Path) -> None:
     done = edgepack(
         "build", torch_home / "script.pt", "--shape", "image=1,1,16,16", "--target", "onnx",

@@ -5,6 +5,7 @@ dictionary of named outputs, from which ONNX and TFLite are made. TorchScript ca
 such a program and goes straight to ONNX. Quantises nothing and compares nothing.
 """
 
+import hashlib
 import inspect
 import io
 import logging
@@ -29,7 +30,7 @@ from edgepack_packager.workers.torch_model import (
     tensors_of,
 )
 
-__all__ = ["export", "export_model", "onnx", "reference", "script_to_onnx", "tflite"]
+__all__ = ["export", "export_model", "fingerprint", "onnx", "reference", "script_to_onnx", "tflite"]
 
 Say = Callable[[str], None]
 OPSET = 18
@@ -56,6 +57,26 @@ def export(args: dict[str, Any], out: Path, say: Say) -> dict[str, Any]:
         "outputs": tensors_of(outputs),
         "versions": installed_versions(["torch"]),
     }
+
+
+def fingerprint(args: dict[str, Any], _out: Path, say: Say) -> dict[str, Any]:
+    """Return `sha256` of what the factory made: layers, parameters and buffers.
+
+    Code reads what it likes: weights that it loads itself change without a change in its file.
+
+    Raises:
+        UsageError: the file does not run, or a shape is missing or wrong.
+    """
+    _be_quiet()
+    say("looking at the model")
+    module = open_model(args).module
+    whole = hashlib.sha256(repr(module).encode())
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    for name, tensor in sorted(tensors.items()):
+        array = tensor.detach().cpu().contiguous()
+        whole.update(f"{name}\0{array.dtype}\0{tuple(array.shape)}\0".encode())
+        whole.update(array.reshape(-1).view(torch.uint8).numpy())
+    return {"sha256": whole.hexdigest()}
 
 
 def export_model(model: Model) -> tuple[Any, dict[str, Any]]:
