@@ -6,6 +6,7 @@ has not the right form counts as absent. Knows no format's library.
 """
 
 import ast
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -29,6 +30,7 @@ __all__ = [
 KEY = "edgepack"
 MAX_TEXT = 1 << 20
 MAX_LABELS = 100_000
+MAX_DIGITS = 10
 PIXELS = {"gray": "Gray8", "rgb": "Rgb8", "bgr": "Bgr8"}
 RESIZE = {"stretch": "standard", "letterbox": "fit_to_window_letterbox", "crop": "crop"}
 TRUE = {"true", "yes", "1"}
@@ -80,11 +82,11 @@ def encode(facts: Mapping[str, Any]) -> str:
     """
     try:
         said = msgspec.convert(dict(facts), _Facts)
-    except msgspec.ValidationError as error:
+        return canonical.dumps(msgspec.to_builtins(said)).decode()
+    except (msgspec.ValidationError, UnicodeEncodeError) as error:
         raise UsageError(
             "these facts cannot be written into a model", why=str(error), reason="bad_facts"
         ) from error
-    return canonical.dumps(msgspec.to_builtins(said)).decode()
 
 
 def decode(text: str) -> dict[str, Any]:
@@ -93,7 +95,7 @@ def decode(text: str) -> dict[str, Any]:
         return {}
     try:
         said = msgspec.json.decode(text, type=_Facts)
-    except (msgspec.DecodeError, UnicodeError):
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
         return {}
     return _plain(said)
 
@@ -172,7 +174,7 @@ def of_model_info(said: Mapping[str, str]) -> dict[str, Any]:
             "color": "rgb" if rgb else "bgr",
             "scale": 1.0,
             "mean": _numbers(said["mean_values"]),
-            "std": _numbers(said.get("scale_values", "1")),
+            "std": None if 0 in (stds := _numbers(said.get("scale_values", "1")) or ()) else stds,
             "resize": resize | {"pad": _integer(said.get("pad_value", "0"))},
         }
     return _known(facts)
@@ -195,13 +197,14 @@ def _wide(*columns: tuple[float, ...]) -> list[tuple[float, ...]]:
 
 def _numbers(text: str) -> list[float] | None:
     try:
-        return [float(word) for word in text.replace(",", " ").split()]
+        numbers = [float(word) for word in text.replace(",", " ").split()]
     except ValueError:
         return None
+    return numbers if all(map(math.isfinite, numbers)) else None
 
 
 def _integer(text: str) -> int | None:
-    return int(text) if text.isascii() and text.isdigit() else None
+    return int(text) if text.isascii() and text.isdigit() and len(text) < MAX_DIGITS else None
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -210,13 +213,14 @@ def _names(text: str) -> tuple[str, ...]:
         return ()
     try:
         said = ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return ()
     if not isinstance(said, dict) or len(said) > MAX_LABELS:
         return ()
     if list(said) != list(range(len(said))):
         return ()
-    return tuple(str(label) for label in said.values())
+    labels = tuple(label for label in said.values() if isinstance(label, str))
+    return labels if len(labels) == len(said) else ()
 
 
 def _known(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -225,6 +229,6 @@ def _known(facts: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in facts.items():
         try:
             found |= _plain(msgspec.convert({key: value}, _Facts))
-        except msgspec.ValidationError:
+        except (msgspec.ValidationError, UnicodeEncodeError):
             continue
     return found

@@ -29,6 +29,8 @@ STANDARD = "TFLITE_METADATA"
 ALIGNMENT = 16
 """Of the data of every buffer: what the schema asks for and the Python writer does not do."""
 MAX_BYTES = 2**31 - 1
+DAMAGED = (OSError, ValueError, TypeError, IndexError, struct.error)
+"""What the readers of FlatBuffers raise at a damaged file."""
 
 
 class _Buffer(schema.BufferT):  # type: ignore[misc]  # it ships no types
@@ -60,23 +62,38 @@ def annotate(model_dir: Path, facts: Mapping[str, Any]) -> None:
             why="a FlatBuffer has at most 2 GiB",
             reason="too_large",
         )
-    model = flatbuffer_utils.read_model(path)
+    try:
+        model = flatbuffer_utils.read_model(path)
+    except DAMAGED as error:
+        raise unreadable("LiteRT", path, error) from error
     data = np.frombuffer(encode(facts).encode(), np.uint8)
     entry = next((e for e in model.metadata or [] if _text(e.name) == KEY), None)
     if entry is None:
-        entry = schema.MetadataT(name=KEY, buffer=len(model.buffers))
-        model.buffers.append(schema.BufferT())
+        entry = schema.MetadataT(name=KEY)
         model.metadata = [*(model.metadata or []), entry]
+    if not _is_its_own(model, entry.buffer):
+        entry.buffer = len(model.buffers)
+        model.buffers.append(schema.BufferT())
     model.buffers[entry.buffer].data = data
     model.buffers = [_Buffer(b.data, b.offset, b.size) for b in model.buffers]
     durable.write_file(path, bytes(flatbuffer_utils.convert_object_to_bytearray(model)))
+
+
+def _is_its_own(model: Any, index: int) -> bool:
+    """Say whether the buffer INDEX holds one entry of metadata and nothing else.
+
+    A stranger's entry may point to weights, or nowhere; and buffer 0 means no data at all.
+    """
+    used = [entry.buffer for entry in model.metadata]
+    used += [tensor.buffer for graph in model.subgraphs for tensor in graph.tensors]
+    return 0 < index < len(model.buffers) and used.count(index) == 1
 
 
 def annotations(path: Path) -> dict[str, Any]:
     """Return the facts in the TFLite model PATH; see `interface.Target`."""
     try:
         entries = dict(_entries(path.read_bytes()))
-    except (OSError, ValueError, TypeError, IndexError, struct.error) as error:
+    except DAMAGED as error:
         raise unreadable("LiteRT", path, error) from error
     found = decode(entries.get(KEY, b"").decode("utf-8", "replace"))
     if not found and STANDARD in entries:

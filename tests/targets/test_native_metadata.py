@@ -6,6 +6,7 @@ from pathlib import Path
 from shutil import copytree
 from typing import Any
 
+import flatbuffers
 import numpy as np
 import onnx
 import openvino as ov
@@ -208,6 +209,11 @@ def test_labels_beside_standard_tflite_metadata_are_read(tmp_path: Path) -> None
         {"names": "{1: 'one'}"},
         {"names": "[" * 5000},
         {"names": "{0: 'x' * 99999999}"},
+        {"names": "{[]: 1}"},
+        {"names": "{0: 0x" + "f" * 9000 + "}"},
+        {"names": "{0: '\\ud800'}"},
+        {"license": "\ud800"},
+        {"edgepack": '{"x":' + "[" * 100_000 + "]" * 100_000 + "}"},
         {"task": "world domination"},
         {"Image.BitmapPixelFormat": "Rgb8"},
         {"Image.NominalPixelRange": "Normalized_0_1", "Image.BitmapPixelFormat": "Nv12"},
@@ -224,10 +230,45 @@ def test_nonsense_counts_as_nothing(said: dict[str, str]) -> None:
         {"mean_values": "1 2 3", "resize_type": "no_such"},
         {"mean_values": "1", "pad_value": "-1"},
         {"mean_values": "1", "pad_value": "1e3"},
+        {"mean_values": "1", "pad_value": "9" * 5000},
+        {"mean_values": "nan"},
+        {"mean_values": "1", "scale_values": "0"},
     ],
 )
 def test_a_rule_that_is_not_understood_is_no_rule(said: dict[str, str]) -> None:
     assert "preprocess" not in annotation.of_model_info(said)
+
+
+def strange(path: Path, index: int | None) -> list[bytes]:
+    """Let an entry called ours point to the buffer INDEX, None: of weights; return all buffers."""
+    model = flatbuffer_utils.read_model(path)
+    buffers = [b"" if b.data is None else bytes(b.data) for b in model.buffers]
+    place = buffers.index(max(buffers, key=len)) if index is None else index
+    model.metadata = [schema.MetadataT(name="edgepack", buffer=place)]
+    builder = flatbuffers.Builder()
+    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
+    path.write_bytes(bytes(builder.Output()))
+    return buffers
+
+
+@pytest.mark.parametrize("index", [0, None], ids=["no data", "weights"])
+def test_a_strangers_entry_in_tflite_costs_no_weights(index: int | None, tmp_path: Path) -> None:
+    path = Path(copytree(converted("tflite"), tmp_path / "model")) / "model.tflite"
+    buffers = strange(path, index)
+    assert read("tflite", path) == {}
+    registry.find("tflite").annotate(path.parent, FACTS)
+    after = flatbuffer_utils.read_model(path).buffers
+    assert set(filter(None, buffers)) <= {bytes(b.data) for b in after if b.data is not None}
+    assert read("tflite", path) == FACTS
+
+
+def test_an_entry_in_tflite_that_points_nowhere_is_an_error(tmp_path: Path) -> None:
+    path = Path(copytree(converted("tflite"), tmp_path / "model")) / "model.tflite"
+    strange(path, 10**6)
+    with pytest.raises(IntegrityError):
+        read("tflite", path)
+    with pytest.raises(IntegrityError):
+        registry.find("tflite").annotate(path.parent, FACTS)
 
 
 def test_later_versions_may_know_more() -> None:
