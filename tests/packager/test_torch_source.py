@@ -346,6 +346,9 @@ def test_weights_that_code_loads_itself_decide_too(torch_home: Path, tmp_path: P
         digests.append(identified(opened, KINDS["torch_module"], asked, steps).sha256)
     assert digests[0] == digests[2] != digests[1]
     assert opened.sha256 not in digests
+    code.write_text("def make():\n    raise SystemExit(3)\n")
+    with pytest.raises(UsageError, match="does not run"):
+        identified(opened, KINDS["torch_module"], asked, steps)
 
 
 def test_torchscript_is_built(torch_home: Path, tmp_path: Path) -> None:

@@ -139,7 +139,8 @@ def test_nothing_of_a_step_stays_behind(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
     before = open_files()
-    run(stand_in(tmp_path / "python", "exit 1"), tmp_path)
+    run(stand_in(tmp_path / "python", 'mkdir "$TMPDIR/left" && touch "$0.left"; exit 1'), tmp_path)
+    assert (tmp_path / "python.left").exists()
     assert list((tmp_path / "tmp").iterdir()) == []
     assert open_files() <= before
 

@@ -41,7 +41,7 @@ QUIET = {
     "ORT_DISABLE_TELEMETRY": "1",
     "NO_COLOR": "1",
 }
-KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "SOURCE_DATE_EPOCH", "LD_LIBRARY_PATH")
+KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "SOURCE_DATE_EPOCH", "LD_LIBRARY_PATH")
 
 
 class WorkerError(UnsupportedError):
@@ -92,6 +92,7 @@ def run_step(
         (desk / "request.json").write_text(json.dumps(request))
         if where.isolated:
             _link_packages(desk / "path")
+        (desk / "tmp").mkdir()
         process = _Process(where, step, desk, say)
         try:
             code = process.wait(timeout_s, stopped or threading.Event())
@@ -123,7 +124,7 @@ class _Process:
             with self.log.open("wb") as log:
                 self.process = subprocess.Popen(
                     [*command, str(desk / "request.json"), str(writer)],
-                    env=_environment(where, desk / "path"),
+                    env=_environment(where, desk),
                     cwd=desk, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                     pass_fds=(writer,), start_new_session=True,
                 )  # fmt: skip
@@ -208,10 +209,11 @@ def _rebuild(step: str, event: Mapping[str, str], tail: str) -> EdgepackError:
     return WorkerError(what, why=" | ".join(filter(None, (event["why"], tail))))
 
 
-def _environment(where: Interpreter, packages: Path) -> dict[str, str]:
+def _environment(where: Interpreter, desk: Path) -> dict[str, str]:
+    """Return the worker's environment; what its libraries leave in TMPDIR goes with DESK."""
     kept = {name: os.environ[name] for name in KEPT if name in os.environ}
-    path = {"PYTHONPATH": str(packages)} if where.isolated else {}
-    return kept | QUIET | path | dict(where.env)
+    path = {"PYTHONPATH": str(desk / "path")} if where.isolated else {}
+    return kept | QUIET | {"TMPDIR": str(desk / "tmp")} | path | dict(where.env)
 
 
 def host_interpreter() -> Interpreter:

@@ -90,7 +90,7 @@ def load_python(path: Path) -> Any:
     sys.modules[spec.name] = python
     try:
         spec.loader.exec_module(python)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _broken_module(path, error) from error
     return python
 
@@ -111,7 +111,7 @@ def make_module(path: Path, factory: str) -> Any:
         )
     try:
         made = make()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _broken_module(path, error) from error
     if not isinstance(made, torch.nn.Module):
         what = f"{factory} in {path.name} returns {type(made).__name__}, not a torch.nn.Module"
@@ -119,7 +119,7 @@ def make_module(path: Path, factory: str) -> Any:
     return made
 
 
-def _broken_module(path: Path, error: Exception) -> UsageError:
+def _broken_module(path: Path, error: BaseException) -> UsageError:
     fix = ""
     if isinstance(error, ImportError):
         fix = "keep the model in one file that imports nothing but torch, or save it as .pt2"
