@@ -105,7 +105,7 @@ def test_own_errors_keep_their_words(tmp_path: Path) -> None:
             host_interpreter(), "onnx_source.normalise", args, tmp_path, timeout_s=60,
             say=told.append,
         )  # fmt: skip
-    assert caught.value.reason == "corrupt_model"
+    assert caught.value.reason == "bad_model"
     assert told == ["opening the model"]
 
 
