@@ -157,11 +157,13 @@ def _cluster(bench: _Bench, step: Settings) -> Facts:
 
 
 def _low_rank(bench: _Bench, step: Settings) -> Facts:
-    chains = {
-        layer.name: chain
-        for layer in _layers(bench.model)
-        if (chain := _chain(layer, step["rank"])) is not None
-    }
+    chains: dict[int, _Chain] = {}
+    ranks: dict[str, list[int]] = {}
+    for name, layer in _layers(bench.model):
+        chain = _chain(layer, step["rank"])
+        if chain is not None:
+            # Layers of two models inside of one may have the same name.
+            chains[id(layer)], ranks[name] = chain, chain.ranks
     if not chains:
         raise UnsupportedError(
             "low_rank finds no layer that would shrink",
@@ -170,7 +172,7 @@ def _low_rank(bench: _Bench, step: Settings) -> Facts:
             reason="nothing_to_factorise",
         )
     bench.model = _rebuilt(bench.model, chains)
-    return {"ranks": {name: chain.ranks for name, chain in chains.items()}}
+    return {"ranks": ranks}
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,23 +184,23 @@ class _Chain:
     ranks: list[int]
 
 
-def _layers(model: Any) -> Iterator[Any]:
-    """Yield every layer that a copy of MODEL is made of."""
+def _layers(model: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every layer that a copy of MODEL is made of, with its name and those it lies in."""
     for layer in model.layers:
         if hasattr(layer, "layers"):
-            yield from _layers(layer)
+            yield from _layers(layer, f"{prefix}{layer.name}/")
         else:
-            yield layer
+            yield prefix + layer.name, layer
 
 
-def _rebuilt(model: Any, chains: Mapping[str, _Chain]) -> Any:
-    """Return a copy of MODEL with CHAINS in the place of the layers that they are named after."""
+def _rebuilt(model: Any, chains: Mapping[int, _Chain]) -> Any:
+    """Return a copy of MODEL with CHAINS, by `id`, in the place of layers."""
     import keras
 
     pairs: list[tuple[Any, Any]] = []
 
     def copied(layer: Any) -> Any:
-        chain = chains.get(layer.name)
+        chain = chains.get(id(layer))
         same = keras.Sequential(chain.layers, name=layer.name) if chain else None
         clone = same or layer.__class__.from_config(layer.get_config())
         pairs.append((layer, clone))
@@ -206,7 +208,7 @@ def _rebuilt(model: Any, chains: Mapping[str, _Chain]) -> Any:
 
     made = keras.models.clone_model(model, clone_function=copied, recursive=True)
     for layer, clone in pairs:
-        chain = chains.get(layer.name)
+        chain = chains.get(id(layer))
         clone.set_weights(chain.weights if chain else layer.get_weights())
     return made
 

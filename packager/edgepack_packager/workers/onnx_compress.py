@@ -4,7 +4,7 @@ Works on the constant weights of convolutions and matrix products, wherever the 
 them. Biases, norms and tables are left alone.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ Settings = Mapping[str, Any]
 Array = np.ndarray[Any, Any]
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 TOOLS = ("onnx", "numpy")
+WEIGHTS_ARE_NO_INPUTS = 4
 
 
 def compress(args: dict[str, Any], out: Path, say: Callable[[str], None]) -> dict[str, Any]:
@@ -44,6 +45,8 @@ def compress(args: dict[str, Any], out: Path, say: Callable[[str], None]) -> dic
     """
     say("opening the model")
     model = read_source(Path(args["source"]))
+    # Before this version of the format every weight was an input, too, with a shape of its own.
+    model.ir_version = max(model.ir_version, WEIGHTS_ARE_NO_INPUTS)
     _constants_become_weights(model.graph)
     applied = []
     for step in args["steps"]:
@@ -61,13 +64,16 @@ def compress(args: dict[str, Any], out: Path, say: Callable[[str], None]) -> dic
 
 
 def _constants_become_weights(graph: onnx.GraphProto) -> None:
-    """Turn Constant nodes that hold a tensor into initialisers."""
+    """Turn Constant nodes that hold a tensor into initialisers, and no input is one."""
     for node in [node for node in graph.node if node.op_type == "Constant"]:
         value = next((one.t for one in node.attribute if one.name == "value"), None)
         if value is not None and not value.data_location:
             graph.initializer.add().CopyFrom(value)
             graph.initializer[-1].name = node.output[0]
             graph.node.remove(node)
+    weights = {one.name for one in graph.initializer}
+    for value in [one for one in graph.input if one.name in weights]:
+        graph.input.remove(value)
 
 
 def _parameters(graph: onnx.GraphProto) -> int:
@@ -119,10 +125,12 @@ def _low_rank(graph: onnx.GraphProto, step: Settings) -> Facts:
     """Split matrix products in two; `kept` are the weights that would not shrink."""
     ranks: dict[str, list[int]] = {}
     kept: list[str] = []
+    elsewhere = {one.name for one in graph.output} | set(_used_in_bodies(graph))
     for name, tensor in _weights(graph).items():
         users = [node for node in graph.node if name in node.input]
         rank = rank_of(min(tensor.dims), step["rank"])
-        product = len(users) == 1 and _is_product(users[0], name) and len(tensor.dims) == 2
+        alone = len(users) == 1 and name not in elsewhere
+        product = alone and _is_product(users[0], name) and len(tensor.dims) == 2
         shrinks = product and rank * sum(tensor.dims) < np.prod(tensor.dims)
         if not shrinks or is_thin(tensor.dims):
             kept.append(name)
@@ -137,6 +145,15 @@ def _low_rank(graph: onnx.GraphProto, step: Settings) -> Facts:
             reason="nothing_to_factorise",
         )
     return {"ranks": ranks, "kept": kept}
+
+
+def _used_in_bodies(graph: onnx.GraphProto) -> Iterator[str]:
+    """Yield what the bodies of branches and loops in GRAPH take, from outside or not."""
+    for attribute in (one for node in graph.node for one in node.attribute):
+        for body in (attribute.g, *attribute.graphs):
+            yield from (name for node in body.node for name in node.input)
+            yield from (one.name for one in body.output)
+            yield from _used_in_bodies(body)
 
 
 def _is_product(node: onnx.NodeProto, weight: str) -> bool:
