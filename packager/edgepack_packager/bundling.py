@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -13,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from edgepack import durable
 from edgepack.bundle import write_bundle
-from edgepack.errors import EdgepackError, UsageError
+from edgepack.errors import UsageError
 from edgepack.manifest import Manifest
 from edgepack_packager.adapters.datasets import write_npz
 from edgepack_packager.adapters.emit import emit
@@ -95,12 +96,15 @@ class Bundler:
             self._out_dir, manifest, self._files(manifest, model_dir, seen), key=self._key
         )
         built = replace(built, path=str(info.path), digest=info.digest, size_bytes=info.size_bytes)
+        folders: list[Path] = []
         try:
             for kind in self._emit:
-                emit(kind, info.manifest, model_dir, self._out_dir)
+                folders.append(emit(kind, info.manifest, model_dir, self._out_dir))  # noqa: PERF401
             self._report(built, info.path)
-        except EdgepackError:
+        except BaseException:
             info.path.unlink(missing_ok=True)
+            for folder in folders:
+                shutil.rmtree(folder, ignore_errors=True)
             raise
         return built
 

@@ -349,7 +349,7 @@ def test_limit_finer_than_the_data_is_pointed_out(digits: OnnxDigits, tmp_path: 
 def test_bundle_does_not_stay_without_its_report(digits: OnnxDigits, tmp_path: Path) -> None:
     report = tmp_path / "dist" / "digits-0.1.0-onnx-fp32.report.json"
     report.mkdir(parents=True)
-    done = build(tmp_path, digits.model, "--target", "onnx")
+    done = build(tmp_path, digits.model, "--target", "onnx", "--emit", "triton")
     assert done.code == 2, done.err
     assert "report.json" in done.err
     assert "Traceback" not in done.err

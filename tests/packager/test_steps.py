@@ -42,6 +42,23 @@ def test_other_facts_or_parents_are_another_step(tmp_path: Path) -> None:
     assert len({one.key, two.key, child.key}) == 3
 
 
+def test_what_was_measured_on_another_machine_is_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cache may lie in a home that several machines share."""
+
+    def measured(name: str) -> Done:
+        where = steps(tmp_path, tmp_path / "cache", name)
+        args = {"names": ["click"]}
+        return where.run("host", "probe.versions", args, facts={}, alone=True)
+
+    measured("a")
+    assert measured("b").kept
+    (tmp_path / "cpuinfo").write_text("model name : another\n")
+    monkeypatch.setattr("edgepack_targets.machine.PROC", tmp_path)
+    assert not measured("c").kept
+
+
 def test_damaged_entry_is_made_again(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     first = probe(steps(tmp_path, cache, "a"), "1")

@@ -4,6 +4,7 @@ A cached step is found by what it was made from: the function, its arguments, th
 steps before it, and the versions of tools and code. Its files are hashed again when used.
 """
 
+import errno
 import hashlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,12 +21,14 @@ from edgepack import canonical
 from edgepack.errors import UsageError
 from edgepack_packager.adapters.cache import StepCache
 from edgepack_packager.adapters.worker import Interpreter, run_step
+from edgepack_targets.machine import describe_machine
 
 __all__ = ["Done", "Progress", "Steps", "no_room"]
 
 CONVERTERS = (
     "onnx", "onnxruntime", "openvino", "nncf", "ai-edge-litert", "ai-edge-quantizer", "numpy",
 )  # fmt: skip
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 Progress = Callable[[str, int, int], None]
 """Told what is being done, how many steps are done, and how many there are."""
 
@@ -66,7 +69,7 @@ class Steps:
         self._work, self._cache = work, cache
         self._interpreters, self._timeout_s = interpreters, timeout_s
         self._progress, self._expected = progress, expected
-        self._tools = _tools()
+        self._tools, self._machine = _tools(), {**describe_machine()}
         self._started = self._finished = self._taken = 0
         self._running: dict[str, Future[Done]] = {}
         self._lock, self._quiet = threading.Lock(), _Quiet()
@@ -90,8 +93,10 @@ class Steps:
             args: Its arguments; paths in them are not part of what it is found by.
             facts: What else decides its outcome: digests of files, settings.
             parents: The steps whose files it reads.
-            alone: Whether nothing else may run meanwhile: it measures time.
+            alone: Whether nothing else may run meanwhile: it measures time, on this machine.
         """
+        if alone:
+            facts = {**facts, "machine": self._machine}
         key = self._key(toolchain, function, parents, facts)
         with self._lock:
             future = self._running.get(key)
@@ -175,7 +180,9 @@ class Steps:
 
 
 def no_room(error: OSError) -> UsageError:
-    """Return what ERROR means to who builds: what is in between cannot be written."""
+    """Return what ERROR, which no step and no reader of a file has a word for, means."""
+    if error.errno not in FULL:
+        return UsageError("the build cannot read or write a file", why=str(error), reason="io")
     return UsageError(
         "the build's temporary files cannot be written",
         why=error.strerror or str(error),
