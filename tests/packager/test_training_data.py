@@ -91,6 +91,19 @@ def make():
     return Net()
 
 
+class Shared(Net):
+    # One layer in two places, and one whose weight another has too.
+
+    def __init__(self):
+        super().__init__()
+        self.wide = self.again = nn.Linear(32, 32)
+        self.tied, self.table = nn.Linear(32, 32, bias=False), nn.Embedding(32, 32)
+        self.tied.weight = self.table.weight
+
+    def forward(self, x):
+        return self.last(self.tied(self.again(torch.relu(self.wide(self.first(input=x))))))
+
+
 def frozen():
     return make().requires_grad_(False)
 
@@ -145,6 +158,7 @@ def _cases(modules: Path) -> dict[str, tuple[str, dict[str, Any]]]:
         "frozen channels": ("frozen", channels),
         "rounding": ("make", plain | {"kind": "qat", "bits": 7}),
         "student": ("make", student),
+        "shared": ("Shared", plain | {"kind": "low_rank", "rank": 0.25}),
         **{name: ("make", zeros | {"loss": f"{modules}:{name}"}) for name in LOSSES},
     }
 
@@ -198,3 +212,11 @@ def test_a_frozen_module_loses_channels_but_learns_nothing(told: dict[str, Any])
 def test_inputs_given_by_name_are_rounded_too(told: dict[str, Any]) -> None:
     assert told["rounding"][0] == "done", told["rounding"]
     assert told["rounding"][1]["layers"] == 2
+
+
+@pytest.mark.toolchain
+def test_low_rank_replaces_a_layer_wherever_it_is_or_not_at_all(told: dict[str, Any]) -> None:
+    facts = told["shared"][1]
+    assert facts["ranks"] == {"wide": [8]}
+    assert "tied" in facts["kept"]
+    assert facts["parameters_before"] - facts["parameters_after"] == 32 * 32 - 2 * 8 * 32

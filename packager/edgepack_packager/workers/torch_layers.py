@@ -6,6 +6,7 @@ torch-pruning; how to round is known by PyTorch's own fake quantisers.
 
 import copy
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -220,18 +221,25 @@ def _leaf(node: Any) -> Tensor:
 def low_rank(module: Module, share: float) -> tuple[dict[str, list[int]], list[str]]:
     """Replace layers of MODULE by chains of SHARE of their rank; return the ranks and what stays.
 
-    A layer stays if a chain would not be smaller, if it is thin already, or if its owner reads
-    its weight directly.
+    A layer stays if a chain would not be smaller, if it is thin already, if its owner reads
+    its weight directly, or if another layer has the same weight and would keep it. One that is
+    in several places is replaced in all of them.
     """
     ranks: dict[str, list[int]] = {}
     stays: list[str] = []
-    for name, owner, key, layer in list(_replaceable(module)):
+    places: dict[int, list[tuple[str, Module, str, Module]]] = {}
+    for place in _replaceable(module):
+        places.setdefault(id(place[3]), []).append(place)
+    owned = Counter(id(one) for each in module.modules() for one in each.parameters(recurse=False))
+    for (name, _, _, layer), *_ in places.values():
         make = _dense_chain if type(layer) is nn.Linear else _conv_chain
-        chain = None if is_thin(layer.weight.shape[:2]) else make(layer, share)
+        alone = owned[id(layer.weight)] == 1 and not is_thin(layer.weight.shape[:2])
+        chain = make(layer, share) if alone else None
         if chain is None or count(chain[0]) >= count(layer):
             stays.append(name)
             continue
-        setattr(owner, key, chain[0].train(layer.training))
+        for _, owner, key, _ in places[id(layer)]:
+            setattr(owner, key, chain[0].train(layer.training))
         ranks[name] = chain[1]
     return ranks, stays
 
@@ -241,7 +249,8 @@ def _replaceable(module: Module) -> Iterator[tuple[str, Module, str, Module]]:
     for prefix, owner in module.named_modules():
         if isinstance(owner, nn.MultiheadAttention):
             continue
-        for key, layer in owner.named_children():
+        # Not `named_children`, which tells a layer with two names once.
+        for key, layer in owner._modules.items():  # noqa: SLF001
             if type(layer) in {nn.Linear, nn.Conv2d}:
                 yield f"{prefix}.{key}".lstrip("."), owner, key, layer
 
