@@ -19,7 +19,7 @@ Options = tfl.BuiltinOptions
 HALF = SIDE // 2
 
 
-class _Writer:
+class Writer:
     """Collects tensors, buffers and operators of one subgraph."""
 
     def __init__(self) -> None:
@@ -82,7 +82,7 @@ def _relu(options: Any, *, on: bool = True) -> Any:
 
 def digits_tflite(path: Path, wrong_labels: float = 0.0, net: Net | None = None) -> Path:
     """Write the trained net, or NET, to PATH as fp32 TFLite; see `digits.digits_onnx`."""
-    net, w = net or digits_net(wrong_labels), _Writer()
+    net, w = net or digits_net(wrong_labels), Writer()
     image = w.tensor("serving_default_image:0", (1, SIDE, SIDE, 1))
     maps = w.tensor("maps", (1, SIDE, SIDE, FILTERS))
     pooled = w.tensor("pooled", (1, HALF, HALF, FILTERS))

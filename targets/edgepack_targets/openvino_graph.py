@@ -18,7 +18,7 @@ from edgepack_targets.weights import Stored, int4_values, tally
 with no_telemetry():
     import openvino as ov
 
-__all__ = ["Found", "applied", "layers", "rename"]
+__all__ = ["WITH_WEIGHTS", "Found", "applied", "layers", "rename"]
 
 PLUMBING = {"Parameter", "Result", "Constant", "FakeQuantize", "Convert", "ReadValue", "Assign"}
 # What NNCF leaves between stored int8 weights and the operator that uses them.

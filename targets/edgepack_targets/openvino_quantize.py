@@ -5,13 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from edgepack.errors import UnsupportedError
 from edgepack_targets.extras import require
 from edgepack_targets.interface import Quantization
 from edgepack_targets.layers import require_layers
-from edgepack_targets.openvino_graph import layers, rename
+from edgepack_targets.openvino_graph import WITH_WEIGHTS, layers, rename
 from edgepack_targets.openvino_session import describe
 from edgepack_targets.quantization import needs_7_bits, translated
 from edgepack_targets.samples import Samples
@@ -48,6 +49,8 @@ def quantize(
     require_layers(how.exclude, known)
     ignored = [n.get_friendly_name() for name in how.exclude for n in known[name].nodes]
     half = how.precision in {"fp16", "bf16"}
+    if half:
+        _require_16_bits(model)
     if samples is not None:
         model = _int8(model, how, samples, [*ignored, *_recurrent(model)])
     elif not half:
@@ -143,6 +146,20 @@ def _ranges(name: str) -> Any:
         "entropy": known.HISTOGRAM,
         "percentile": known.MEAN_QUANTILE,
     }[name]
+
+
+def _require_16_bits(model: ov.Model) -> None:
+    """Refuse weights that OpenVINO would cut to the largest number of 16 bits, and not say so."""
+    limit = np.finfo(np.float16).max
+    for node in (n for n in model.get_ops() if n.get_type_name() in WITH_WEIGHTS):
+        weight = node.input_value(1).get_node()
+        if weight.get_type_name() == "Constant" and np.abs(weight.data).max(initial=0) > limit:
+            raise UnsupportedError(
+                f"the weights of `{node.get_friendly_name()}` do not fit into 16 bits",
+                why=f"the largest is {np.abs(weight.data).max():.3g}, and 16 bits end at {limit}",
+                fix="build it as fp32 or w8",
+                reason="weights_too_large",
+            )
 
 
 def _require_bf16(how: Quantization) -> None:

@@ -55,6 +55,8 @@ def quantize(
     samples: Samples | None = None
     if kind == "static":
         samples = Samples(describe(model_dir)[0], calibration, MAX_CALIBRATION, how.seed)
+    if kind == "static" and how.io == "float":
+        _require_single_outputs(source)
     known = scopes(source)
     require_layers(how.exclude, known)
     with _quiet(), translated("ai-edge-quantizer"):
@@ -74,6 +76,18 @@ def quantize(
     }
 
 
+def _require_single_outputs(source: Path) -> None:
+    """Refuse a tensor that is two outputs: one of them would be left without a value."""
+    indexes = [detail["index"] for detail in open_model(source, 1).get_output_details()]
+    if len(set(indexes)) < len(indexes):
+        raise UnsupportedError(
+            "two outputs of this TFLite model are one tensor",
+            why="the quantiser gives floats to only one of them",
+            fix="export the model with one of them, or quantise it with int8 outputs",
+            reason="shared_output",
+        )
+
+
 def _configure(worker: quantizer.Quantizer, kind: str, how: Quantization) -> None:
     """Tell WORKER the recipe for all operators that it knows."""
     grains = qtyping.QuantGranularity
@@ -89,6 +103,9 @@ def _configure(worker: quantizer.Quantizer, kind: str, how: Quantization) -> Non
             worker.add_dynamic_config(".*", ALL, 8, grain)
         case _:
             worker.add_static_config(".*", ALL, 8, 8, grain)
+            # LiteRT takes a stack of weights with a scale per channel, and multiplies it wrongly.
+            stack = qtyping.TFLOperationName.BATCH_MATMUL
+            worker.add_static_config(".*", stack, 8, 8, grains.TENSORWISE)
             if how.io == "float":
                 for side in (qtyping.TFLOperationName.INPUT, qtyping.TFLOperationName.OUTPUT):
                     worker.update_quantization_recipe(".*", side, algorithm_key=NOT)

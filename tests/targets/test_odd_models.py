@@ -3,14 +3,19 @@
 from pathlib import Path
 from typing import Any
 
+import flatbuffers
 import msgspec
 import numpy as np
 import onnx
 import pytest
+from ai_edge_litert import schema_py_generated as schema
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from digits import INPUT, OUTPUT
 from digits_targets import manifest_for
+from digits_tflite import Writer
+from edgepack.errors import UnsupportedError
 from edgepack.manifest import Binding, TensorSpec
 from edgepack_targets import registry
 from edgepack_targets.interface import NativeTensor, Quantization
@@ -205,6 +210,66 @@ def test_what_onnxruntime_cannot_quantise_stays_float_and_the_rest_does_not(tmp_
     out = case.quantized("onnx", INT8, tmp_path / "out")
     assert case.loss("onnx", out) < LIMITS["int8"]
     assert registry.find("onnx").applied(out)["quantized_operators"] == 2
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_weights_that_16_bits_would_cut_are_refused(precision: Any, tmp_path: Path) -> None:
+    large = weight(64, 32)
+    large[3, 5] = 1e5
+    case = Case(model([node("MatMul", "x a", "y")], [1, 64], [1, 32], a=large), tmp_path)
+    how = Quantization(precision, cpu_features=("avx512_bf16",))
+    with pytest.raises(UnsupportedError) as caught:
+        case.quantized("openvino", how, tmp_path / "out")
+    assert caught.value.reason == "weights_too_large"
+
+
+def stacked_tflite(path: Path, stack: NDArray[np.float32]) -> tuple[int, bytes]:
+    writer = Writer()
+    count, rows, columns = stack.shape
+    image = writer.tensor("x", (1, count, 4, rows))
+    result = writer.tensor("y", (1, count, 4, columns))
+    operands = [image, writer.weight("stack", stack)]
+    options = schema.BatchMatMulOptionsT()
+    kind = schema.BuiltinOptions.BatchMatMulOptions
+    writer.operator(schema.BuiltinOperator.BATCH_MATMUL, operands, result, kind, options)
+    path.write_bytes(writer.pack(image, result))
+    return result, path.read_bytes()
+
+
+def test_a_stack_of_weights_in_tflite_is_multiplied_right(tmp_path: Path) -> None:
+    stack, out = weight(3, 64, 32), tmp_path / "out"
+    stacked_tflite(tmp_path / "model.tflite", stack)
+    samples = np.random.default_rng(2).normal(size=(24, 3, 4, 64)).astype(np.float32)
+    out.mkdir()
+    runtime = registry.find("tflite")
+    runtime.quantize(tmp_path, out, INT8, {INPUT: samples})
+    inputs, outputs = runtime.describe(out)
+    manifest = msgspec.structs.replace(
+        manifest_for("tflite"), inputs=bound(inputs), outputs=bound(outputs)
+    )
+    session = runtime.load(out, manifest, threads=1)
+    got = np.concatenate([session.run({INPUT: one[None]})[OUTPUT] for one in samples])
+    session.close()
+    wanted = samples @ stack
+    assert np.linalg.norm(got - wanted) / np.linalg.norm(wanted) < 0.05
+
+
+def test_two_outputs_that_are_one_tensor_are_refused_where_one_would_be_empty(
+    tmp_path: Path,
+) -> None:
+    result, content = stacked_tflite(tmp_path / "model.tflite", weight(3, 64, 32))
+    twice = schema.ModelT.InitFromPackedBuf(content)
+    twice.subgraphs[0].outputs = [result, result]
+    (signature,) = twice.signatureDefs
+    signature.outputs = [*signature.outputs, schema.TensorMapT(name="too", tensorIndex=result)]
+    builder = flatbuffers.Builder()
+    builder.Finish(twice.Pack(builder), file_identifier=b"TFL3")
+    (tmp_path / "model.tflite").write_bytes(bytes(builder.Output()))
+    samples = {INPUT: np.zeros((2, 3, 4, 64), np.float32)}
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UnsupportedError) as caught:
+        registry.find("tflite").quantize(tmp_path, tmp_path / "out", INT8, samples)
+    assert caught.value.reason == "shared_output"
 
 
 def test_weights_of_other_types_are_left_to_other_precisions(tmp_path: Path) -> None:
