@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from digits import digits_onnx, digits_proto
 from edgepack.errors import EdgepackError, UnsupportedError, UsageError
+from edgepack_packager.adapters.companions import companions
 from edgepack_packager.workers import onnx_source
 from edgepack_targets import registry
 
@@ -321,6 +322,7 @@ def external(tmp_path: Path, location: str = "weights/w.bin") -> Path:
 
 def test_weights_beside_the_model_are_folded_in(tmp_path: Path) -> None:
     source = external(tmp_path)
+    assert companions(source) == [source.parent / "weights" / "w.bin"]
     opened(source, tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["model.onnx"]
     x = np.random.default_rng(0).random((1, 1, 16, 16)).astype(np.float32)
@@ -339,6 +341,7 @@ def test_weights_outside_of_the_models_folder_are_never_read(tmp_path: Path, loc
     source = external(tmp_path, location)
     (source.parent / "weights" / "w.bin").rename(tmp_path / "secret.bin")
     (source.parent / "link.bin").symlink_to(tmp_path / "secret.bin")
+    assert companions(source) == []
     error = refusal(source, tmp_path / "out")
     assert error.exit_code == 2
     assert error.reason in {"external_data", "bad_model"}

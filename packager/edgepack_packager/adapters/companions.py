@@ -12,10 +12,14 @@ __all__ = ["companions"]
 
 # An entry of `external_data`: field 1 is the key, field 2 a string of up to 127 or 16383 bytes.
 LOCATION = re.compile(rb"\x0a\x08location\x12([\x00-\x7f]|[\x80-\xff][\x00-\x7f])", re.DOTALL)
+LONGEST = 255
+"""Characters in a name that can lead to a file; the pattern may match in the midst of weights."""
 
 
 def companions(model: Path) -> list[Path]:
     """Return the other files that MODEL is read from, sorted; those that are missing are not in.
+
+    Neither are those outside of its folder: nothing is ever read from there.
 
     Raises:
         OSError: MODEL cannot be read.
@@ -27,7 +31,9 @@ def companions(model: Path) -> list[Path]:
             names = set(_locations(model))
         case _:
             names = set()
-    return sorted(path for name in names if (path := model.parent / name).is_file())
+    home = model.parent.resolve()
+    paths = [model.parent / name for name in names if len(name) <= LONGEST]
+    return sorted(p for p in paths if p.is_file() and p.resolve().is_relative_to(home))
 
 
 def _locations(model: Path) -> Iterator[str]:
