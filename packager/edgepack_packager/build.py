@@ -208,6 +208,9 @@ class _Build:
         plan, refused = make_plan(
             self.source.kind.name, self.recipe, self.capabilities, precision=opened.precision
         )
+        no = tuple(Failed(variant, error) for variant, error in refused.items())
+        if not plan.routes:
+            return BuildResult((), no)
         opened, searcher = self._separate(opener, opened)
         pipeline = self._pipeline(opened)
         self._preflight(opened, pipeline.prover)
@@ -217,7 +220,6 @@ class _Build:
             searcher, self.profiles,
         )  # fmt: skip
         result = variants.build(plan.routes, self.request.jobs, self.steps.stop)
-        no = tuple(Failed(variant, error) for variant, error in refused.items())
         result = replace(result, failed=no + result.failed)
         if result.built:
             self._page(result, about)

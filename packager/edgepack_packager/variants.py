@@ -109,6 +109,8 @@ class Variants:
             name=self.about.name, variant=route.variant, machine=describe_machine()["machine"],
             profiles=self.profiles,
         )  # fmt: skip
+        if verdict and verdict.limited and verdict.judged_on == "host" and self.profiles:
+            self.warn(f"{route.variant}: --profile does not have it, so this host is judged")
         manifest = self._manifest(artefact, seen, score)
         model_dir = self.pipeline.run(route)[-1].out
         return self.bundler.ship(replace(built, verdict=verdict or None), manifest, model_dir, seen)

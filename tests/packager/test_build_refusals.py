@@ -335,6 +335,18 @@ def test_budgets(digits: OnnxDigits, tmp_path: Path) -> None:
         check_refused(done, 6, "allowed", word, home=tmp_path)
 
 
+def test_a_profile_of_another_model_is_not_silently_left_out(
+    digits: OnnxDigits, tmp_path: Path
+) -> None:
+    limit = ("--target", "onnx", "--max-latency-ms", "10000")
+    assert build(tmp_path, digits.model, *limit).code == 0
+    profile = tmp_path / "dist" / "digits-0.1.0-onnx-fp32.report.json"
+    for name, told in (("digits", False), ("other", True)):
+        done = build(tmp_path, digits.model, *limit, "--profile", profile, "--name", name)
+        assert done.code == 0, done.err
+        assert ("--profile does not have it" in done.err) is told
+
+
 def test_limit_finer_than_the_data_is_pointed_out(digits: OnnxDigits, tmp_path: Path) -> None:
     with np.load(digits.evaluation) as data:
         np.savez(tmp_path / "few.npz", image=data["image"][:20], labels=data["labels"][:20])

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -143,6 +144,19 @@ def test_nothing_of_a_step_stays_behind(tmp_path: Path, monkeypatch: pytest.Monk
     assert (tmp_path / "python.left").exists()
     assert list((tmp_path / "tmp").iterdir()) == []
     assert open_files() <= before
+
+
+def test_arrays_are_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    """Variants that are built side by side write the same calibration samples."""
+    path, samples = tmp_path / "a.npz", {"x": np.zeros((500, 500))}
+    write_npz(path, samples)
+    with ThreadPoolExecutor(3) as pool:
+        writing = [pool.submit(write_npz, path, samples) for _ in range(20)]
+        while not all(one.done() for one in writing):
+            assert read_arrays(path)["x"].shape == (500, 500)
+    with pytest.raises(ValueError, match="Object arrays"):
+        write_npz(path, {"x": np.array([{}])})
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_arrays_are_written_the_same_at_any_time(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ The same arrays give the same bytes, whatever the clock says, and any name is al
 """
 
 import io
+import os
+import threading
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,11 +26,16 @@ def read_arrays(path: str | Path) -> dict[str, NDArray[Any]]:
 
 
 def write_npz(path: Path, arrays: Mapping[str, NDArray[Any]]) -> Path:
-    """Write ARRAYS to PATH and return it."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        for name in sorted(arrays):
-            member = io.BytesIO()
-            array = np.asarray(arrays[name], order="C")
-            np.lib.format.write_array(member, array, allow_pickle=False)
-            archive.writestr(zipfile.ZipInfo(f"{name}.npy", BEGINNING), member.getvalue())
+    """Write ARRAYS to PATH and return it; whoever reads it meanwhile sees all or nothing."""
+    part = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
+    try:
+        with zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
+            for name in sorted(arrays):
+                member = io.BytesIO()
+                array = np.asarray(arrays[name], order="C")
+                np.lib.format.write_array(member, array, allow_pickle=False)
+                archive.writestr(zipfile.ZipInfo(f"{name}.npy", BEGINNING), member.getvalue())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
     return path
