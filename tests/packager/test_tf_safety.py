@@ -20,6 +20,7 @@ from pathlib import Path
 
 import keras
 import tensorflow as tf
+from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
 from edgepack.errors import EdgepackError
 from edgepack_packager.workers.tf import export
@@ -91,6 +92,12 @@ table = Model(tf.identity)
 table.words = tf.lookup.StaticVocabularyTable(words, 1)
 tf.saved_model.save(table, str(home / "asset"), signatures={"serving_default": table.serve})
 told["asset"] = says("asset", "saved_model")
+graph = home / "asset" / "saved_model.pb"
+edited = SavedModel.FromString(graph.read_bytes())
+edited.meta_graphs[0].asset_file_def[0].filename = "../../secret.txt"
+(home / "stray").mkdir()
+(home / "stray" / "saved_model.pb").write_bytes(edited.SerializeToString())
+told["stray"] = says("stray", "saved_model")
 told["trusted"] = says("reads", "saved_model", trust=True)
 with tf.Graph().as_default():
     v1 = tf.compat.v1
@@ -141,6 +148,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         ("debugs", "DebugIdentityV3"),
         ("looks_up", "InitializeTableFromTextFileV2"),
         ("old-saves", "SaveV2"),
+        ("stray", "asset ../../secret.txt"),
         ("lambda", "Lambda"),
     ],
 )

@@ -47,7 +47,7 @@ def check_saved_model(path: Path, *, trust: bool = False) -> None:
         raise UsageError(what, why=str(error), reason="corrupt_model") from error
     found = {name for meta in model.meta_graphs for name in _foreign(meta)}
     if found and not trust:
-        raise unsafe(path, f"operators: {', '.join(sorted(found))}")
+        raise unsafe(path, f"it reaches outside: {', '.join(sorted(found))}")
 
 
 def unsafe(path: Path, why: str) -> UnsupportedError:
@@ -76,6 +76,10 @@ def _foreign(meta: Any) -> Iterator[str]:
         if node.op in WRITES or writers & set(_calls(node)):
             yield node.op
     yield from _strange_tables(meta)
+    for asset in meta.asset_file_def:
+        place = Path(asset.filename)
+        if place.is_absolute() or ".." in place.parts:
+            yield f"asset {asset.filename}"
 
 
 def _prints_to_file(node: Any) -> bool:
