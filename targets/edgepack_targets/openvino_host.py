@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from edgepack_targets.interface import Layer
 from edgepack_targets.layers import Losses
 from edgepack_targets.openvino_graph import layers
-from edgepack_targets.openvino_session import describe, sound
+from edgepack_targets.openvino_session import describe
 from edgepack_targets.samples import Samples
 from edgepack_targets.silence import no_telemetry
 
@@ -44,7 +44,7 @@ class _Run:
     def __init__(self, model: ov.Model, ports: list[Any]) -> None:
         added = model.add_outputs(ports)
         self._places = [model.outputs.index(port) for port in added]
-        hints = {"INFERENCE_PRECISION_HINT": ov.Type.f32, "CACHE_DIR": "", **sound(model)}
+        hints = {"INFERENCE_PRECISION_HINT": ov.Type.f32, "CACHE_DIR": ""}
         self._request = ov.Core().compile_model(model, "CPU", hints).create_infer_request()
 
     def __call__(self, sample: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:

@@ -1,5 +1,6 @@
 """OpenVINO on a device: loads and runs an IR on the CPU. Never imports a converter."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ with no_telemetry():
 __all__ = ["describe", "load", "natives", "sound"]
 
 DEVICE = "CPU"
+QUANTIZE = "FakeQuantize"
+FOLLOWERS = {"Add", "Multiply", "Relu", "Clamp", "PRelu", "Gelu", "Swish", "Sigmoid", "Tanh"}
 # What a manifest calls a precision and what the plugin reports for it.
 PRECISIONS = {"f32": ov.Type.f32, "bf16": ov.Type.bf16, "f16": ov.Type.f16}
 DTYPES = {
@@ -57,11 +60,12 @@ def load(model_dir: Path, manifest: Manifest, version: str, threads: int | None)
     check_runtime(manifest, "openvino", version)
     core = ov.Core()
     model = _read(core, model_dir)
+    described = natives(model)
     compiled = _compile(core, model, model_dir, manifest, threads)
     effective = _effective(compiled, version)
     if effective.precision != manifest.target.execution_precision:
         raise unsupported_precision(manifest, effective.precision)
-    return OpenVinoSession(compiled, Binding(manifest, natives(model)), effective)
+    return OpenVinoSession(compiled, Binding(manifest, described), effective)
 
 
 def describe(model_dir: Path) -> tuple[list[NativeTensor], list[NativeTensor]]:
@@ -94,23 +98,38 @@ def _compile(
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
         "CACHE_DIR": "",
-    } | sound(model)
+    }
     if threads:
         config["INFERENCE_NUM_THREADS"] = threads
     try:
-        return core.compile_model(model, DEVICE, config)
+        return core.compile_model(sound(model, threads), DEVICE, config)
     except RuntimeError as error:
         raise unreadable("OpenVINO", model_dir / "model.xml", error) from error
 
 
-def sound(model: ov.Model) -> dict[str, Any]:
-    """Return the settings without which the CPU plugin answers MODEL wrongly.
+def sound(model: ov.Model, threads: int | None) -> ov.Model:
+    """Return MODEL, changed so that the CPU plugin answers it rightly on THREADS threads.
 
     On one thread OpenVINO 2026.4 compiles int8 dense layers with nothing but a Relu between
-    them into one kernel, which answers 0. Without that compiler int8 models are as fast.
+    them into one kernel, which answers 0. It does not where somebody else reads what is between
+    them, so there is one more output, behind the model's own. (To switch that compiler off
+    spoils models whose layers have two readers.)
     """
-    quantized = any(n.get_type_name() == "FakeQuantize" for n in model.get_ops())
-    return {"SNIPPETS_MODE": "DISABLE"} if quantized else {}
+    if (threads or len(os.sched_getaffinity(0))) == 1:
+        between = [n.input_value(0) for n in model.get_ops() if n.get_type_name() == QUANTIZE]
+        found = [port for port in between if _comes_from_dense(port.get_node())]
+        if found:
+            model.add_outputs(found)
+    return model
+
+
+def _comes_from_dense(node: Any) -> bool:
+    """Say whether NODE is a dense layer or does nothing but follow one."""
+    while node.get_type_name() != "MatMul":
+        if node.get_type_name() not in FOLLOWERS:
+            return False
+        node = node.input_value(0).get_node()
+    return True
 
 
 def _effective(compiled: ov.CompiledModel, version: str) -> Effective:

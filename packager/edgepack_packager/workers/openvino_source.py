@@ -76,14 +76,14 @@ def reference(args: dict[str, Any], out: Path, say: Callable[[str], None]) -> di
         "INFERENCE_PRECISION_HINT": ov.Type.f32,
         "INFERENCE_NUM_THREADS": 1,
         "NUM_STREAMS": 1,
-        **sound(model),
     }
-    compiled = ov.Core().compile_model(model, "CPU", config)
+    outputs = [min(port.get_names()) for port in model.outputs]
+    compiled = ov.Core().compile_model(sound(model, 1), "CPU", config)
     request = compiled.create_infer_request()
 
     def answer(sample: dict[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
         results = request.infer(sample)
-        return {min(port.get_names()): results[port].copy() for port in compiled.outputs}
+        return {name: results[compiled.output(name)].copy() for name in outputs}
 
     answer_samples(args, out, [min(port.get_names()) for port in model.inputs], answer)
     return {"versions": installed_versions(["openvino"])}
