@@ -12,7 +12,6 @@ from edgepack_packager.core.compression import CompressionStep
 from edgepack_targets.interface import Quantization
 
 __all__ = [
-    "ARCHS",
     "PRECISIONS",
     "Budgets",
     "ModelCard",
@@ -24,7 +23,6 @@ __all__ = [
 
 TARGETS = ("openvino", "tflite", "onnx", "onnx-mobile")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "w8", "w4")
-ARCHS = ("arm64", "amd64")
 MOBILE = "onnx-mobile"
 BF16 = "avx512_bf16"
 """What a CPU must have to multiply bf16; the manifest then asks for it."""
