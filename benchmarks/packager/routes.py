@@ -29,8 +29,9 @@ TARGETS = ("openvino", "tflite", "onnx", "onnx-mobile")
 PRECISIONS = ("fp32", "fp16", "int8")
 HEAD = """# Routes
 
-Every source, target and precision, built and proven by `edgepack build` on a digits classifier: size
-of the model against fp32 of the same target, and how much top-1 it loses. What has no route says why.
+Every source, target and precision, built and proven by `edgepack build` on a digits classifier:
+size of the model against fp32 of the same target, and how much top-1 it loses. What has no route
+says why.
 
 """
 SAVED = "import keras, sys; keras.saving.load_model(sys.argv[1]).export(sys.argv[2], verbose=False)"
