@@ -1,6 +1,6 @@
 """Real topologies, from the wheel of `onnx`, on every target: fp32 like the source, int8 that runs.
 
-The quickest one on two targets is part of every run. The rest is marked: `scale` takes minutes,
+Three of them on two targets are part of every run. The rest is marked: `scale` takes minutes,
 `onnx2tf` needs the toolchain of that name.
 """
 
@@ -12,7 +12,6 @@ import pytest
 from light_models import NAMES, answers, light_model, pictures
 from packager_rig import Done, edgepack
 
-QUICK = "squeezenet"
 WANTED = ("squeezenet", "shufflenet", "inception_v1")
 OTHERS = tuple(name for name in NAMES if name not in WANTED)
 SAMPLES = 4
@@ -23,8 +22,8 @@ def sets() -> list[object]:
     plain = ("onnx", "openvino")
     slow = pytest.mark.scale
     return [
-        pytest.param(QUICK, plain, id=QUICK),
-        *(pytest.param(name, plain, id=name, marks=slow) for name in (*WANTED[1:], *OTHERS)),
+        *(pytest.param(name, plain, id=name) for name in WANTED),
+        *(pytest.param(name, plain, id=name, marks=slow) for name in OTHERS),
         *(
             pytest.param(name, ("tflite",), id=f"{name}-tflite", marks=pytest.mark.onnx2tf)
             for name in WANTED
@@ -37,7 +36,7 @@ def sets() -> list[object]:
 
 
 def with_cost(names: tuple[str, ...]) -> list[object]:
-    return [n if n == QUICK else pytest.param(n, marks=pytest.mark.scale) for n in names]
+    return [n if n in WANTED else pytest.param(n, marks=pytest.mark.scale) for n in names]
 
 
 @pytest.mark.parametrize("name", with_cost(NAMES))
