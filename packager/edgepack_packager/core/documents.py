@@ -193,20 +193,11 @@ class Timings(TypedDict):
     throughput: float
 
 
-class Report(TypedDict):
+class Report(BuiltBundle):
     """`report.json` beside a bundle: what was done and measured; never part of the bundle."""
 
     schema: Literal["edgepack.report/v1"]
     bundle: str
-    path: str
-    target: str
-    precision: str
-    size_bytes: Count
-    model_bytes: Count
-    digest: Digest
-    metrics: Metrics
-    parity: ParityFacts
-    latency_ms: Latency
     metric: str | None
     samples: int | None
     evaluation: Resolution | None
