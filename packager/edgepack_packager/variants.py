@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -14,7 +14,7 @@ from edgepack.manifest import Manifest
 from edgepack_packager.adapters.proof import Observation
 from edgepack_packager.adapters.steps import no_room
 from edgepack_packager.bundling import Bundler
-from edgepack_packager.core.budget import Profile, judge
+from edgepack_packager.core.budget import Profile, Verdict, judge
 from edgepack_packager.core.crosscheck import crossed
 from edgepack_packager.core.drift_baseline import drift_baseline
 from edgepack_packager.core.holdout import Paired, resolution_note
@@ -87,6 +87,7 @@ class Variants:
         step = route.quantization
         built = Built(
             variant=route.variant,
+            # Path, digest and size are known once the bundle is written.
             path="",
             digest="",
             size_bytes=0,
@@ -102,18 +103,11 @@ class Variants:
             settings=_asked(step.how) if step and step.how else {},
             arch=artefact.arch,
             tools=artefact.tools,
+            verdict=self._judge(route.variant, seen, base),
         )
-        budgets = self.pipeline.recipe.budgets
-        verdict = budgets != Budgets() and judge(
-            seen.measured, base.measured, budgets,
-            name=self.about.name, variant=route.variant, machine=describe_machine()["machine"],
-            profiles=self.profiles,
-        )  # fmt: skip
-        if verdict and verdict.limited and verdict.judged_on == "host" and self.profiles:
-            self.warn(f"{route.variant}: --profile does not have it, so this host is judged")
         manifest = self._manifest(artefact, seen, score)
         model_dir = self.pipeline.run(route)[-1].out
-        return self.bundler.ship(replace(built, verdict=verdict or None), manifest, model_dir, seen)
+        return self.bundler.ship(built, manifest, model_dir, seen)
 
     def _manifest(self, artefact: Artefact, seen: Observation, score: Score | None) -> Manifest:
         opened = self.pipeline.opened
@@ -126,6 +120,20 @@ class Variants:
         return self.bundler.complete(drafted, seen, score, opened.face.main.name)
 
     # -- gates
+
+    def _judge(self, variant: Variant, seen: Observation, base: Observation) -> Verdict | None:
+        """Hold what was measured against the budgets; None if there are none."""
+        budgets = self.pipeline.recipe.budgets
+        if budgets == Budgets():
+            return None
+        verdict = judge(
+            seen.measured, base.measured, budgets,
+            name=self.about.name, variant=variant, machine=describe_machine()["machine"],
+            profiles=self.profiles,
+        )  # fmt: skip
+        if verdict.limited and verdict.judged_on == "host" and self.profiles:
+            self.warn(f"{variant}: --profile does not have it, so this host is judged")
+        return verdict
 
     def _search(self, route: Route) -> Searched | None:
         """Search for what keeps the limit; fp32 is what there is to start from."""

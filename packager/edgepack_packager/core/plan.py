@@ -130,6 +130,12 @@ def _source(opening: Step, reference: Step, opened: str, compress: str = "") -> 
     return SourceRoute(opening, reference, opened, made)
 
 
+EXPORTED_BY_TORCH = _source(
+    Step("export", TORCH, "torch_source.export"),
+    Step("reference", TORCH, "torch_source.reference"),
+    "torch",
+    "torch_compress.compress",
+)
 KINDS: dict[str, SourceRoute] = {
     "keras": _source(
         Step("export", TF, "tf.export"),
@@ -140,18 +146,8 @@ KINDS: dict[str, SourceRoute] = {
     "saved_model": _source(
         Step("export", TF, "tf.export"), Step("reference", TF, "tf.reference"), "saved_model"
     ),
-    "torch_module": _source(
-        Step("export", TORCH, "torch_source.export"),
-        Step("reference", TORCH, "torch_source.reference"),
-        "torch",
-        "torch_compress.compress",
-    ),
-    "torch_program": _source(
-        Step("export", TORCH, "torch_source.export"),
-        Step("reference", TORCH, "torch_source.reference"),
-        "torch",
-        "torch_compress.compress",
-    ),
+    "torch_module": EXPORTED_BY_TORCH,
+    "torch_program": EXPORTED_BY_TORCH,
     "torchscript": _source(
         Step("export", TORCH, "torch_source.script_to_onnx"),
         Step("reference", TORCH, "torch_source.reference"),
