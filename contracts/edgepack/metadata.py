@@ -21,7 +21,7 @@ from tuf.api.exceptions import RepositoryError, UnsignedMetadataError
 from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
 
 from edgepack.durable import write_file
-from edgepack.trust import TargetInfo, TrustError
+from edgepack.trust import DEVICE, ISSUED, MIN_EPOCH, TargetInfo, TrustError
 
 __all__ = [
     "DEVICE",
@@ -41,13 +41,6 @@ __all__ = [
     "verify",
     "version_after",
 ]
-
-DEVICE = "x-edgepack-device"
-"""Field of the director's targets: the one device they are for."""
-ISSUED = "x-edgepack-issued"
-"""Field of what is signed online: when, in Unix seconds. Raises a device's time floor."""
-MIN_EPOCH = "x-edgepack-min-epoch"
-"""Field of a line's role: the lowest epoch its publisher still wants to see running."""
 
 SNAPSHOT_LIFE = timedelta(days=7)
 TIMESTAMP_LIFE = timedelta(days=1)

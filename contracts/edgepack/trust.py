@@ -24,6 +24,9 @@ from edgepack.errors import IntegrityError
 from edgepack.manifest import Count, Manifest, Name, Precision, Semver
 
 __all__ = [
+    "DEVICE",
+    "ISSUED",
+    "MIN_EPOCH",
     "Approved",
     "DeviceFacts",
     "DirectorWord",
@@ -44,6 +47,13 @@ __all__ = [
     "model_target",
     "parse_model_path",
 ]
+
+DEVICE = "x-edgepack-device"
+"""Field of the director's targets: the one device they are for."""
+ISSUED = "x-edgepack-issued"
+"""Field of what is signed online: when, in Unix seconds. Raises a device's time floor."""
+MIN_EPOCH = "x-edgepack-min-epoch"
+"""Field of a line's role: the lowest epoch its publisher still wants to see running."""
 
 MAX_MODEL_BYTES = 4 * 1024 * 1024
 """Size of a model's OCI manifest; what it lists may be far larger."""

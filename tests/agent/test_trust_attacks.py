@@ -28,7 +28,8 @@ from edgepack.metadata import (
 )
 from edgepack.trust import DeviceFacts, TargetInfo, TrustError
 from edgepack_agent.adapters.floors import Floors
-from edgepack_agent.adapters.trust import CONFIG, TrustClient
+from edgepack_agent.adapters.repository import CONFIG
+from edgepack_agent.adapters.trust import TrustClient
 from trust_rig import FACTS, World, line_of, target_of
 
 STRANGER = signer_of(ec.derive_private_key(99, ec.SECP256R1()))

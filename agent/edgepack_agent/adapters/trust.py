@@ -6,37 +6,27 @@ older state if its cache is lost: the floors are what makes "never back" survive
 and everything in the cache can be deleted at any time.
 """
 
-import hashlib
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol, cast
-from urllib.parse import unquote
 
-from tuf.api import exceptions as tuf_errors
-from tuf.api.metadata import Root, Snapshot, TargetFile, Targets, Timestamp
-from tuf.ngclient import Updater, UpdaterConfig
-from tuf.ngclient.fetcher import FetcherInterface
+from tuf.api.metadata import Root, TargetFile, Targets
 
-from edgepack.durable import sync_directory
 from edgepack.errors import UnreachableError
-from edgepack.metadata import DEVICE, ISSUED, MIN_EPOCH, split_name, target_info
+from edgepack.metadata import DEVICE, MIN_EPOCH, split_name, target_info
 from edgepack.trust import (
     Approved,
     DeviceFacts,
     DirectorWord,
     ExamTarget,
     ImageWord,
-    Reason,
     TargetInfo,
     TrustError,
     cross_check,
     exam_path,
-    line_role,
 )
 from edgepack_agent.adapters.floors import Floors
+from edgepack_agent.adapters.repository import MetadataChannel, Repository, in_our_words
 
 __all__ = [
     "Approved",
@@ -45,34 +35,8 @@ __all__ = [
     "MetadataChannel",
     "TrustClient",
     "TrustError",
+    "remember",
 ]
-
-CONFIG = UpdaterConfig(
-    max_root_rotations=64,
-    max_delegations=8,
-    root_max_length=64 * 1024,
-    timestamp_max_length=16 * 1024,
-    snapshot_max_length=256 * 1024,
-    targets_max_length=2 * 1024 * 1024,
-)
-"""Bytes and steps a repository may cost a device."""
-
-
-class MetadataChannel(Protocol):
-    """Where metadata comes from: MQTT, a directory, a test."""
-
-    def metadata(self, repo: str, name: str, max_length: int) -> bytes | None:
-        """Return the file NAME of REPO (`image` or `director`); None if there is none.
-
-        Args:
-            repo: Which repository.
-            name: File name, e.g. `timestamp.json` or `3.root.json`.
-            max_length: Bytes to read at most; returning more is an error here.
-
-        Raises:
-            UnreachableError: no answer.
-        """
-        ...
 
 
 class DirectoryChannel:
@@ -124,10 +88,10 @@ class TrustClient:
             TrustError: something does not hold; nothing may be installed.
             UnreachableError: no answer; what was approved before stays as it is.
         """
-        with _in_our_words():
+        with in_our_words():
             director = self._refreshed("director", self._channel)
             word = _director_word(director.targets)
-            self._remember(director)
+            remember(director, self._floors)
             wanted = word.wanted(self._device)
             return self._cross_check(wanted, facts, self._channel) if wanted else None
 
@@ -143,7 +107,7 @@ class TrustClient:
         Raises:
             TrustError: something does not hold; nothing may be installed.
         """
-        with _in_our_words():
+        with in_our_words():
             try:
                 return self._cross_check(wanted, facts, self._channel)
             except UnreachableError:
@@ -158,7 +122,7 @@ class TrustClient:
         Raises:
             TrustError: the floors cannot be written (reason `storage`).
         """
-        with _in_our_words():
+        with in_our_words():
             self._floors.confirm(name, epoch)
 
     def _cross_check(
@@ -166,108 +130,36 @@ class TrustClient:
     ) -> Approved:
         image = self._refreshed("image", channel)
         word = _image_word(image, wanted)
-        self._remember(image)
+        remember(image, self._floors)
         name = wanted.model.name
         return cross_check(wanted, word, facts, epoch_floor=self._floors.epoch(name))
 
-    def _refreshed(self, repo: str, channel: MetadataChannel) -> "_Repository":
+    def _refreshed(self, repo: str, channel: MetadataChannel) -> Repository:
         now = self._now()
         self._floors.check_clock(now)
-        directory = self._directory / repo
-        directory.mkdir(parents=True, exist_ok=True)
-        for leftover in directory.glob("tmp*"):
-            leftover.unlink()
-        repository = _Repository(repo, directory, _Fetcher(repo, channel), self._roots[repo], now)
+        repository = Repository(repo, self._directory / repo, channel, self._roots[repo], now)
         repository.refresh()
         self._floors.check_clock(now, repository.issued)
         return repository
 
-    def _remember(self, repository: "_Repository") -> None:
-        """Refuse what is below a floor, then make what was seen durable and the new floor."""
-        seen = repository.seen()
-        for role, version in seen.items():
-            if version < self._floors.role(role):
-                raise TrustError(
-                    "rollback",
-                    f"{role.partition('@')[0]} went back to version {version}",
-                    why=f"this device has seen version {self._floors.role(role)}",
-                )
-        repository.sync()
-        self._floors.raise_seen(seen, repository.issued)
 
+def remember(repository: Repository, floors: Floors) -> None:
+    """Refuse what is below a floor, then make what was seen durable and the new floor.
 
-class _Repository(Updater):
-    """python-tuf's updater with the clock passed in, and its verified roles to look at."""
-
-    def __init__(
-        self, name: str, directory: Path, fetcher: "_Fetcher", root: bytes, now: datetime
-    ) -> None:
-        self._name, self._path = name, directory
-        with _bad_root_if_broken(name):
-            super().__init__(
-                str(directory), "tuf:/", fetcher=fetcher, config=CONFIG, bootstrap=root
+    Raises:
+        TrustError: a role went back to an older version (reason `rollback`).
+        OSError: the disk fails; the floors are as they were.
+    """
+    seen = repository.seen()
+    for role, version in seen.items():
+        if version < floors.role(role):
+            raise TrustError(
+                "rollback",
+                f"{role.partition('@')[0]} went back to version {version}",
+                why=f"this device has seen version {floors.role(role)}",
             )
-        # It takes no clock; every expiry check of its trusted set reads this attribute.
-        self._trusted_set.reference_time = now
-
-    @property
-    def targets(self) -> Targets:
-        """The verified top role."""
-        return self._trusted_set.targets
-
-    @property
-    def issued(self) -> int:
-        """The newest signed time in this repository, Unix seconds; 0 if it has none."""
-        times = [signed.unrecognized_fields.get(ISSUED, 0) for signed in self._trusted_set]
-        return max((t for t in times if isinstance(t, int)), default=0)
-
-    def line(self, name: str) -> Targets | None:
-        """Return the verified role of the model line NAME, once one of its targets was asked."""
-        role = line_role(name)
-        delegated = self._trusted_set.contains(role, Targets.type)
-        return cast("Targets", self._trusted_set[role]) if delegated else None
-
-    def seen(self) -> dict[str, int]:
-        """Return every verified role with its version, named with the keys it is signed with."""
-        root, targets = self._trusted_set.root, self._trusted_set.targets
-        lines = (targets.delegations and targets.delegations.roles) or {}
-        roles: list[tuple[Root | Targets, str]] = [(targets, line) for line in lines]
-        roles += [(root, role) for role in (Timestamp.type, Snapshot.type, Targets.type)]
-        return {f"{self._name}/root@": root.version} | {
-            f"{self._name}/{role}@{_key_digest(delegator, role)}": self._trusted_set[role].version
-            for delegator, role in roles
-            if self._trusted_set.contains(role, delegator.type)
-        }
-
-    def sync(self) -> None:
-        """Make the cache durable, which python-tuf leaves to the operating system."""
-        for directory in (self._path / "root_history", self._path):
-            for path in directory.iterdir():
-                if path.is_file() and not path.is_symlink():
-                    _sync_file(path)
-            sync_directory(directory)
-
-
-class _Fetcher(FetcherInterface):
-    """Lets an updater fetch by file name from a channel, with its limit, and raise at once."""
-
-    def __init__(self, repo: str, channel: MetadataChannel) -> None:
-        self._repo, self._channel = repo, channel
-
-    def download_bytes(self, url: str, max_length: int) -> bytes:
-        """Return the metadata file at URL, of MAX_LENGTH bytes at most."""
-        name = unquote(url.rpartition("/")[2])
-        data = self._channel.metadata(self._repo, name, max_length)
-        if data is None:
-            raise tuf_errors.DownloadHTTPError(f"there is no {self._repo} {name}", 404)
-        if len(data) > max_length:
-            raise tuf_errors.DownloadLengthMismatchError(
-                f"{self._repo} {name} is longer than {max_length} bytes"
-            )
-        return data
-
-    def _fetch(self, url: str) -> Iterator[bytes]:
-        raise tuf_errors.DownloadError(f"only metadata is fetched here, not {url}")
+    repository.sync()
+    floors.raise_seen(seen, repository.issued)
 
 
 class _CacheChannel:
@@ -292,7 +184,7 @@ def _director_word(targets: Targets) -> DirectorWord:
     )
 
 
-def _image_word(image: _Repository, wanted: TargetInfo) -> ImageWord:
+def _image_word(image: Repository, wanted: TargetInfo) -> ImageWord:
     name = wanted.model.name
     target = image.get_targetinfo(wanted.path)
     line = image.line(name)
@@ -305,55 +197,5 @@ def _image_word(image: _Repository, wanted: TargetInfo) -> ImageWord:
     return ImageWord(target_info(target), _info(exam), min_epoch)
 
 
-def _key_digest(delegator: Root | Targets, role: str) -> str:
-    keyids = delegator.get_delegated_role(role).keyids
-    return hashlib.sha256(",".join(sorted(keyids)).encode()).hexdigest()[:16]
-
-
 def _info(file: TargetFile | None) -> TargetInfo | None:
     return target_info(file) if file is not None else None
-
-
-def _sync_file(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-@contextmanager
-def _bad_root_if_broken(repo: str) -> Iterator[None]:
-    try:
-        yield
-    except tuf_errors.RepositoryError as error:
-        raise TrustError(
-            "bad_root", f"the first root of the {repo} repository is not valid", why=str(error)
-        ) from error
-
-
-@contextmanager
-def _in_our_words() -> Iterator[None]:
-    """Turn python-tuf's errors, and a failing disk, into TrustErrors with a reason."""
-    try:
-        yield
-    except (tuf_errors.RepositoryError, tuf_errors.DownloadError) as error:
-        _, reason, what = next(words for words in _WORDS if isinstance(error, words[0]))
-        raise TrustError(reason, what, why=str(error), fix=_FIX.get(reason, "")) from error
-    except OSError as error:
-        raise TrustError("storage", "the metadata cannot be kept", why=str(error)) from error
-
-
-_WORDS: tuple[tuple[type[Exception], Reason, str], ...] = (
-    (tuf_errors.ExpiredMetadataError, "metadata_expired", "the metadata has expired"),
-    (tuf_errors.UnsignedMetadataError, "bad_signature", "metadata is not signed by who must"),
-    (tuf_errors.BadVersionNumberError, "rollback", "metadata went back to an older version"),
-    (tuf_errors.LengthOrHashMismatchError, "mismatch", "metadata does not fit its snapshot"),
-    (tuf_errors.DownloadLengthMismatchError, "endless_data", "metadata is longer than it may be"),
-    (tuf_errors.DownloadHTTPError, "metadata_missing", "metadata is missing"),
-    (Exception, "bad_metadata", "metadata cannot be used"),
-)
-"""python-tuf's errors, the narrow before the wide, with our reason and words."""
-_FIX: dict[Reason, str] = {
-    "metadata_expired": "the publisher or the fleet must sign again; inference goes on",
-}

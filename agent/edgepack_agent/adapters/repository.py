@@ -1,0 +1,179 @@
+"""One repository as a device sees it: python-tuf's updater over a channel. Judges no model.
+
+A repository keeps its verified metadata in a directory, asks a channel for what is new, and says
+what went wrong in our words. Nothing here knows how many repositories there are.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Protocol, cast
+from urllib.parse import unquote
+
+from tuf.api import exceptions as tuf_errors
+from tuf.api.metadata import Root, Snapshot, Targets, Timestamp
+from tuf.ngclient import Updater, UpdaterConfig
+from tuf.ngclient.fetcher import FetcherInterface
+
+from edgepack.durable import sync_directory
+from edgepack.trust import ISSUED, Reason, TrustError, line_role
+
+__all__ = ["CONFIG", "MetadataChannel", "Repository", "in_our_words"]
+
+CONFIG = UpdaterConfig(
+    max_root_rotations=64,
+    max_delegations=8,
+    root_max_length=64 * 1024,
+    timestamp_max_length=16 * 1024,
+    snapshot_max_length=256 * 1024,
+    targets_max_length=2 * 1024 * 1024,
+)
+"""Bytes and steps a repository may cost a device."""
+
+
+class MetadataChannel(Protocol):
+    """Where metadata comes from: MQTT, a directory, a test."""
+
+    def metadata(self, repo: str, name: str, max_length: int) -> bytes | None:
+        """Return the file NAME of REPO (`image` or `director`); None if there is none.
+
+        Args:
+            repo: Which repository.
+            name: File name, e.g. `timestamp.json` or `3.root.json`.
+            max_length: Bytes to read at most; returning more is an error here.
+
+        Raises:
+            UnreachableError: no answer.
+        """
+        ...
+
+
+class Repository(Updater):
+    """python-tuf's updater with the clock passed in, and its verified roles to look at."""
+
+    def __init__(
+        self, name: str, directory: Path, channel: MetadataChannel, root: bytes, now: datetime
+    ) -> None:
+        self._name, self._path = name, directory
+        directory.mkdir(parents=True, exist_ok=True)
+        for leftover in directory.glob("tmp*"):
+            leftover.unlink()
+        fetcher = _Fetcher(name, channel)
+        with _bad_root_if_broken(name):
+            super().__init__(
+                str(directory), "tuf:/", fetcher=fetcher, config=CONFIG, bootstrap=root
+            )
+        # It takes no clock; every expiry check of its trusted set reads this attribute.
+        self._trusted_set.reference_time = now
+
+    @property
+    def targets(self) -> Targets:
+        """The verified top role."""
+        return self._trusted_set.targets
+
+    @property
+    def issued(self) -> int:
+        """The newest signed time in this repository, Unix seconds; 0 if it has none."""
+        times = [signed.unrecognized_fields.get(ISSUED, 0) for signed in self._trusted_set]
+        return max((t for t in times if isinstance(t, int)), default=0)
+
+    def line(self, name: str) -> Targets | None:
+        """Return the verified role of the model line NAME, once one of its targets was asked."""
+        role = line_role(name)
+        delegated = self._trusted_set.contains(role, Targets.type)
+        return cast("Targets", self._trusted_set[role]) if delegated else None
+
+    def seen(self) -> dict[str, int]:
+        """Return every verified role with its version, named with the keys it is signed with."""
+        root, targets = self._trusted_set.root, self._trusted_set.targets
+        lines = (targets.delegations and targets.delegations.roles) or {}
+        roles: list[tuple[Root | Targets, str]] = [(targets, line) for line in lines]
+        roles += [(root, role) for role in (Timestamp.type, Snapshot.type, Targets.type)]
+        return {f"{self._name}/root@": root.version} | {
+            f"{self._name}/{role}@{_key_digest(delegator, role)}": self._trusted_set[role].version
+            for delegator, role in roles
+            if self._trusted_set.contains(role, delegator.type)
+        }
+
+    def sync(self) -> None:
+        """Make the cache durable, which python-tuf leaves to the operating system."""
+        for directory in (self._path / "root_history", self._path):
+            for path in directory.iterdir():
+                if path.is_file() and not path.is_symlink():
+                    _sync_file(path)
+            sync_directory(directory)
+
+
+class _Fetcher(FetcherInterface):
+    """Lets an updater fetch by file name from a channel, with its limit, and raise at once."""
+
+    def __init__(self, repo: str, channel: MetadataChannel) -> None:
+        self._repo, self._channel = repo, channel
+
+    def download_bytes(self, url: str, max_length: int) -> bytes:
+        """Return the metadata file at URL, of MAX_LENGTH bytes at most."""
+        name = unquote(url.rpartition("/")[2])
+        data = self._channel.metadata(self._repo, name, max_length)
+        if data is None:
+            raise tuf_errors.DownloadHTTPError(f"there is no {self._repo} {name}", 404)
+        if len(data) > max_length:
+            raise tuf_errors.DownloadLengthMismatchError(
+                f"{self._repo} {name} is longer than {max_length} bytes"
+            )
+        return data
+
+    def _fetch(self, url: str) -> Iterator[bytes]:
+        raise tuf_errors.DownloadError(f"only metadata is fetched here, not {url}")
+
+
+def _key_digest(delegator: Root | Targets, role: str) -> str:
+    keyids = delegator.get_delegated_role(role).keyids
+    return hashlib.sha256(",".join(sorted(keyids)).encode()).hexdigest()[:16]
+
+
+def _sync_file(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _bad_root_if_broken(repo: str) -> Iterator[None]:
+    try:
+        yield
+    except tuf_errors.RepositoryError as error:
+        raise TrustError(
+            "bad_root", f"the first root of the {repo} repository is not valid", why=str(error)
+        ) from error
+
+
+@contextmanager
+def in_our_words() -> Iterator[None]:
+    """Turn python-tuf's errors, and a failing disk, into TrustErrors with a reason."""
+    try:
+        yield
+    except (tuf_errors.RepositoryError, tuf_errors.DownloadError) as error:
+        _, reason, what = next(words for words in _WORDS if isinstance(error, words[0]))
+        raise TrustError(reason, what, why=str(error), fix=_FIX.get(reason, "")) from error
+    except OSError as error:
+        raise TrustError("storage", "the metadata cannot be kept", why=str(error)) from error
+
+
+_WORDS: tuple[tuple[type[Exception], Reason, str], ...] = (
+    (tuf_errors.ExpiredMetadataError, "metadata_expired", "the metadata has expired"),
+    (tuf_errors.UnsignedMetadataError, "bad_signature", "metadata is not signed by who must"),
+    (tuf_errors.BadVersionNumberError, "rollback", "metadata went back to an older version"),
+    (tuf_errors.LengthOrHashMismatchError, "mismatch", "metadata does not fit its snapshot"),
+    (tuf_errors.DownloadLengthMismatchError, "endless_data", "metadata is longer than it may be"),
+    (tuf_errors.DownloadHTTPError, "metadata_missing", "metadata is missing"),
+    (Exception, "bad_metadata", "metadata cannot be used"),
+)
+"""python-tuf's errors, the narrow before the wide, with our reason and words."""
+_FIX: dict[Reason, str] = {
+    "metadata_expired": "the publisher or the fleet must sign again; inference goes on",
+}
