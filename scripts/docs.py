@@ -64,8 +64,13 @@ def config_page() -> str:
     told, _, keys = inspect.cleandoc(config.__doc__ or "").partition("\n\n")
     return (
         f"# Agent configuration\n\n{told}\n\n```yaml\n{keys}\n```\n\n"
-        "The file is `/etc/edgepack/agent.yaml` unless `--config` names another. An unknown key\n"
-        "is an error. `edgepack-agent config check` checks a file; editors complete it with\n"
+        "The file is `/etc/edgepack/agent.yaml` unless `--config` names another. Then come the\n"
+        "files `conf.d/*.yaml` beside it, in the order of their names: a key of a later file\n"
+        "wins, mappings are merged to any depth, everything else, lists too, is replaced as a\n"
+        "whole. An unknown key, or one that is twice in a file, is an error that names file and\n"
+        "line.\n\n"
+        "`edgepack-agent config check` checks the files, `config show` says what holds and which\n"
+        "line of which file said so. Editors complete the keys with\n"
         "[agent-config.schema.json](agent-config.schema.json).\n"
     )
 

@@ -16,8 +16,8 @@ COMMANDS = {
     "rollback": ("edgepack_agent.cli.control", "Go back to the previous model."),
     "sync": ("edgepack_agent.cli.control", "Look for a job and report now."),
     "serve": ("edgepack_agent.cli.serve", "Serve one bundle without a fleet."),
-    "config": ("edgepack_agent.cli.config", "Check the configuration."),
-    "service": ("edgepack_agent.cli.config", "Print the systemd unit."),
+    "config": ("edgepack_agent.cli.config", "Check and show the configuration."),
+    "service": ("edgepack_agent.cli.service", "Print the systemd unit."),
 }
 
 
