@@ -5,9 +5,6 @@ neither journal nor runner itself.
 """
 
 import os
-import secrets
-from collections.abc import Callable
-from typing import Protocol
 
 from edgepack.errors import EdgepackError, UsageError
 from edgepack_agent.adapters.control import Asked
@@ -15,36 +12,15 @@ from edgepack_agent.core.state import (
     CancelAsked,
     Event,
     Failed,
-    Job,
-    Model,
     Outcome,
     RollbackAsked,
     State,
 )
+from edgepack_agent.engine import PROBATION_S, Engine, local_job, local_name
 from edgepack_agent.parts import Parts
 from edgepack_agent.status import describe, failure
 
-__all__ = ["Console", "Engine", "local_job"]
-
-PROBATION_S = 3.0
-PATIENCE_S = 60.0
-
-
-class Engine(Protocol):
-    """The update engine, as far as commands need it."""
-
-    @property
-    def state(self) -> State:
-        """Where the update is."""
-        ...
-
-    def on(self, event: Event) -> None:
-        """Take an event."""
-        ...
-
-    def work(self, run: Callable[[Callable[[], bool]], Event]) -> None:
-        """Do something long; its result comes back as an event."""
-        ...
+__all__ = ["Console"]
 
 
 class Console:
@@ -139,7 +115,7 @@ class Console:
         if self._engine.state.phase != "idle" or self._parts.worker.busy:
             raise EdgepackError("an update is under way", fix="try again soon", reason="busy")
         self._wait(asked)
-        name = _local_name()
+        name = local_name()
         self._engine.work(lambda _: self._parts.installer.take(file, name, PROBATION_S))
 
     def _begin(self, asked: Asked, event: Event) -> None:
@@ -155,15 +131,6 @@ class Console:
         if self._waiting is not None:
             raise EdgepackError("somebody else waits for this already", reason="busy")
         self._waiting, self._result = asked, None
-
-
-def local_job(model: Model) -> Job:
-    """Return a job of this device's own for MODEL."""
-    return Job(_local_name(), model.release, model.path, PROBATION_S, PATIENCE_S, local=True)
-
-
-def _local_name() -> str:
-    return f"local-{secrets.token_hex(4)}"
 
 
 def _unknown(asked: Asked) -> None:

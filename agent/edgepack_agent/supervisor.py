@@ -5,8 +5,6 @@ message, a word of a runner, a result of the worker, a command, a deadline) is p
 and handled by one thread; what takes long is done by the worker and comes back as an event.
 """
 
-import heapq
-import itertools
 import logging
 import os
 import queue
@@ -22,33 +20,25 @@ from edgepack_agent.adapters.install import as_event
 from edgepack_agent.adapters.memory import give_back
 from edgepack_agent.adapters.mqtt import Heard, LinkChanged
 from edgepack_agent.adapters.worker import Done
-from edgepack_agent.console import Console, local_job
-from edgepack_agent.core import health
+from edgepack_agent.console import Console
 from edgepack_agent.core.machine import deadline, transition
 from edgepack_agent.core.state import (
-    Accepting,
     Approve,
     Booted,
     Check,
-    Checked,
     Confirm,
     Confirmed,
-    Died,
     Download,
     Drain,
     Effect,
     Event,
-    Failed,
     InstallAsked,
-    Judged,
     Load,
-    Loaded,
     Log,
     Publish,
     Retry,
     Revert,
     Reverted,
-    RollbackAsked,
     Stage,
     State,
     Switch,
@@ -57,7 +47,9 @@ from edgepack_agent.core.state import (
     TryLater,
 )
 from edgepack_agent.parts import Parts
-from edgepack_agent.serving import Seat, Spoke
+from edgepack_agent.serving import Spoke
+from edgepack_agent.timers import Timers
+from edgepack_agent.watch import Watch
 
 __all__ = ["Supervisor"]
 
@@ -66,15 +58,7 @@ log = logging.getLogger(__name__)
 TICK_S = 5.0
 RETRY_S = 5.0
 INVENTORY_S = 600.0
-JUDGE_S = 0.5
 _NEEDS_LINK = frozenset({"checking", "downloading"})
-_BROKEN = frozenset(
-    {
-        "digest_mismatch", "file_missing", "unlisted_file",
-        "bad_manifest", "bad_json", "not_canonical",
-    }
-)  # fmt: skip
-"""What a runner says of a slot that is no longer what was staged."""
 _Happening = Event | Heard | LinkChanged | Spoke | Done[Event] | Asked | Callable[[], None]
 
 
@@ -90,22 +74,19 @@ class Supervisor:
         self._parts, self._clock = parts, clock
         self._queue = parts.queue
         self._state: State = parts.journal.state
-        self._timers: list[tuple[float, int, Callable[[], None]]] = []
-        self._order = itertools.count()
+        self._timers = Timers(clock)
         self._entered = 0
         """Counts phase changes: tells a timer whether it still speaks of the same phase."""
         self._unsaved: list[Event] = []
         """Events of this phase that wait for a disk that can be written."""
-        self._vitals = health.Vitals(0.0, 0.0)
-        self._rule = health.Rule(0.0)
-        self._fell_back = False
         self._console = Console(parts, self)
+        self._watch = Watch(parts, self, clock)
         self._running = True
         self._effects: dict[type[Any], Callable[[Any], None]] = {
             Tell: lambda e: parts.desk.tell(e.outcome, e.phase),
             Publish: self._publish,
             Approve: lambda e: self.work(lambda _: parts.installer.approve(e.job)),
-            TryLater: lambda _: self._later(random.uniform(0.2, RETRY_S), self._retry),  # noqa: S311
+            TryLater: lambda _: self.later(random.uniform(0.2, RETRY_S), self._retry),  # noqa: S311
             Download: lambda e: self.work(lambda stop: parts.installer.download(e.model, stop)),
             Stage: lambda e: self.work(lambda _: parts.installer.stage(e.slot)),
             Load: self._load,
@@ -129,12 +110,12 @@ class Supervisor:
         self._recover()
         self._parts.notifier.ready()
         self._parts.link.start()
-        self._repeat(self._parts.config.telemetry.interval_s, self._close_interval)
-        self._repeat(TICK_S, self._tick)
-        self._repeat(self._parts.config.poll_s, self._parts.desk.ask, jitter=True)
-        self._repeat(INVENTORY_S, self._tell_inventory)
+        self._timers.repeat(self._parts.config.telemetry.interval_s, self._close_interval)
+        self._timers.repeat(TICK_S, self._tick)
+        self._timers.repeat(self._parts.config.poll_s, self._parts.desk.ask, jitter=True)
+        self._timers.repeat(INVENTORY_S, self._tell_inventory)
         if self._parts.notifier.watchdog_s:
-            self._repeat(self._parts.notifier.watchdog_s, self._sign_of_life)
+            self._timers.repeat(self._parts.notifier.watchdog_s, self._sign_of_life)
         try:
             while self._running:
                 self._step()
@@ -150,15 +131,15 @@ class Supervisor:
         self._queue.put(happening)
 
     def _step(self) -> None:
-        left = self._timers[0][0] - self._clock() if self._timers else None
+        left = self._timers.next_in()
         try:
             happening = self._queue.get(timeout=left) if left is None or left > 0 else None
         except queue.Empty:
             happening = None
         if happening is not None:
             self._safely(lambda: self._handle(happening))
-        while self._timers and self._timers[0][0] <= self._clock():
-            self._safely(heapq.heappop(self._timers)[2])
+        for action in self._timers.due():
+            self._safely(action)
 
     def _safely(self, action: Callable[[], None]) -> None:
         """Do ACTION; a disk that is full or failing must not stop inference."""
@@ -174,7 +155,8 @@ class Supervisor:
             case LinkChanged():
                 self._link_changed(happening.up)
             case Spoke():
-                self._spoke(happening)
+                self._watch.spoke(happening)
+                self._parts.notifier.status(self._summary())
             case Done():
                 self._done(happening)
             case Asked():
@@ -202,7 +184,7 @@ class Supervisor:
             # Nothing has happened yet, in memory either: it will, once it can be written.
             if event not in self._unsaved:
                 self._unsaved.append(event)
-                self._while_here(RETRY_S, lambda: self._again(event))
+                self.while_here(RETRY_S, lambda: self._again(event))
             raise
         self._state = after
         if after.phase != before.phase:
@@ -237,7 +219,7 @@ class Supervisor:
         """Say how long the phase may last; again, if that did not end it."""
         state, seconds = self._state, deadline(self._state)
         if seconds is not None:
-            self._while_here(seconds, lambda: self._too_long(state))
+            self.while_here(seconds, lambda: self._too_long(state))
 
     def _too_long(self, state: State) -> None:
         entered = self._entered
@@ -245,24 +227,14 @@ class Supervisor:
         if self._entered == entered:
             self._expect_end()
 
-    def _later(self, seconds: float, action: Callable[[], None]) -> None:
-        heapq.heappush(self._timers, (self._clock() + seconds, next(self._order), action))
+    def later(self, seconds: float, action: Callable[[], None]) -> None:
+        """Do ACTION in SECONDS."""
+        self._timers.later(seconds, action)
 
-    def _while_here(self, seconds: float, action: Callable[[], None]) -> None:
-        """Do ACTION after SECONDS, unless another phase has been entered by then."""
+    def while_here(self, seconds: float, action: Callable[[], None]) -> None:
+        """Do ACTION in SECONDS, unless another phase has been entered by then."""
         entered = self._entered
-        self._later(seconds, lambda: action() if self._entered == entered else None)
-
-    def _repeat(self, seconds: float, action: Callable[[], None], *, jitter: bool = False) -> None:
-        def again() -> None:
-            wait()
-            action()
-
-        def wait() -> None:
-            spread = random.uniform(0.75, 1.25) if jitter else 1.0  # noqa: S311 - no secret
-            self._later(seconds * spread, again)
-
-        wait()
+        self.later(seconds, lambda: action() if self._entered == entered else None)
 
     def _tick(self) -> None:
         if self._parts.link.connected:
@@ -307,18 +279,7 @@ class Supervisor:
 
     def _drain(self, effect: Drain) -> None:
         self._parts.serving.drain()
-        now = self._clock()
-        self._vitals = health.Vitals(now, now)
-        self._rule = health.Rule(effect.probation_s)
-        self._while_here(JUDGE_S, self._judge)
-
-    def _judge(self) -> None:
-        verdict = health.judge(self._vitals, self._rule, self._clock())
-        if verdict is None:
-            self._while_here(JUDGE_S, self._judge)
-            return
-        seen = {"inferences": self._vitals.inferences, "errors": self._vitals.errors}
-        self.on(Judged(verdict.good, verdict.reason, seen))
+        self._watch.begin(effect)
 
     def _confirm(self, effect: Confirm) -> None:
         model = effect.slot.model
@@ -366,55 +327,6 @@ class Supervisor:
             self._parts.reports.send()
             self._retry()
         self._parts.notifier.status(self._summary())
-
-    # -- what happens: runners
-
-    def _spoke(self, spoke: Spoke) -> None:
-        serving, event = self._parts.serving, spoke.event
-        slot = serving.slot_of(spoke.runner, event)
-        if event["evt"] == "loaded" and slot and event.get("digest") != slot.model.digest:
-            spoke.runner.kill()
-            event = {"evt": "failed", "reason": "digest_mismatch"}
-        if event["evt"] == "beat" and slot:
-            self._parts.reports.beat(slot, event)
-        seat = serving.seat_of(spoke.runner)
-        if seat is None:
-            return
-        restart_s = serving.note(seat, event, self._clock())
-        if restart_s is not None:
-            self._later(restart_s, lambda: serving.restart(self._clock()))
-        if seat is serving.candidate:
-            self._candidate_spoke(seat, event)
-        elif event["evt"] == "failed" and event.get("reason") in _BROKEN:
-            self._current_is_broken(seat)
-        self._parts.notifier.status(self._summary())
-
-    def _candidate_spoke(self, seat: Seat, event: dict[str, Any]) -> None:
-        stats = event.get("stats", {})
-        match event["evt"]:
-            case "beat" if self._state.phase == "probation":
-                counts = stats.get("inferences", 0), stats.get("errors", {})
-                self._vitals = health.beat(self._vitals, self._clock(), *counts)
-            case "loaded":
-                self.on(Loaded())
-            case "checked":
-                self.on(_checked(event))
-            case "accepting":
-                self.on(Accepting())
-            case "failed":
-                detail = {"message": str(event.get("message", ""))}
-                self.on(Failed("REJECTED", str(event.get("reason", "failed")), detail))
-            case "exited":
-                self.on(Died({"code": event.get("code")}))
-
-    def _current_is_broken(self, seat: Seat) -> None:
-        """Go back to the previous model, once: the current one is not what it was."""
-        if self._state.phase == "idle" and self._state.previous and not self._fell_back:
-            self._fell_back = True
-            self._parts.check_floor(self._state.previous.model)
-            active = seat.slot.model
-            self._publish(Publish("damaged", active.release, active.digest, seat.trouble))
-            self.on(RollbackAsked(local_job(self._state.previous.model)))
 
     # -- begin and end
 
@@ -470,13 +382,3 @@ class Supervisor:
         model = seat.slot.model.release if seat else "no model"
         link = "online" if self._parts.link.connected else "offline"
         return f"{model} - {self._state.phase} - {link}"
-
-
-def _checked(event: dict[str, Any]) -> Checked:
-    golden, exam = event.get("golden", {}), event.get("exam")
-    return Checked(
-        bool(golden.get("passed")),
-        exam.get("score") if exam else None,
-        exam.get("min_score", 0.0) if exam else 0.0,
-        {"golden": golden} | (exam or {}),
-    )

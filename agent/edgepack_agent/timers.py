@@ -1,0 +1,45 @@
+"""What is to be done later, on one clock. Runs nothing itself: the loop takes what is due."""
+
+import heapq
+import itertools
+import random
+from collections.abc import Callable, Iterator
+
+__all__ = ["Timers"]
+
+_Action = Callable[[], None]
+
+
+class Timers:
+    """Actions in the order they fall due; CLOCK gives monotonic seconds."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._waiting: list[tuple[float, int, _Action]] = []
+        self._order = itertools.count()
+
+    def later(self, seconds: float, action: _Action) -> None:
+        """Let ACTION fall due in SECONDS."""
+        heapq.heappush(self._waiting, (self._clock() + seconds, next(self._order), action))
+
+    def repeat(self, seconds: float, action: _Action, *, jitter: bool = False) -> None:
+        """Let ACTION fall due every SECONDS, give or take a quarter with JITTER."""
+
+        def again() -> None:
+            wait()
+            action()
+
+        def wait() -> None:
+            spread = random.uniform(0.75, 1.25) if jitter else 1.0  # noqa: S311 - no secret
+            self.later(seconds * spread, again)
+
+        wait()
+
+    def next_in(self) -> float | None:
+        """Return the seconds until something falls due, which may be negative; None: nothing."""
+        return self._waiting[0][0] - self._clock() if self._waiting else None
+
+    def due(self) -> Iterator[_Action]:
+        """Yield what is due, each once."""
+        while self._waiting and self._waiting[0][0] <= self._clock():
+            yield heapq.heappop(self._waiting)[2]

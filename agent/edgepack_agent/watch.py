@@ -1,0 +1,125 @@
+"""What runners say, and what it means for the update. Starts and ends no runner itself.
+
+Every word of a runner passes here: it is counted, it keeps the runner's seat up to date, and a
+candidate's word becomes an event of the machine. On probation the words become a verdict.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from edgepack_agent.core import health
+from edgepack_agent.core.state import (
+    Accepting,
+    Checked,
+    Died,
+    Drain,
+    Failed,
+    Judged,
+    Loaded,
+    Publish,
+    RollbackAsked,
+)
+from edgepack_agent.engine import Engine, local_job
+from edgepack_agent.parts import Parts
+from edgepack_agent.serving import Seat, Spoke
+
+__all__ = ["Watch"]
+
+JUDGE_S = 0.5
+_BROKEN = frozenset(
+    {
+        "digest_mismatch", "file_missing", "unlisted_file",
+        "bad_manifest", "bad_json", "not_canonical",
+    }
+)  # fmt: skip
+"""What a runner says of a slot that is no longer what was staged."""
+
+
+class Watch:
+    """Listens to the runners of one device.
+
+    Args:
+        parts: For the runners and the reports.
+        engine: Takes what it means for the update.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(self, parts: Parts, engine: Engine, clock: Callable[[], float]) -> None:
+        self._parts, self._engine, self._clock = parts, engine, clock
+        self._vitals = health.Vitals(0.0, 0.0)
+        self._rule = health.Rule(0.0)
+        self._fell_back = False
+
+    def spoke(self, spoke: Spoke) -> None:
+        """Take a word of a runner."""
+        serving, event = self._parts.serving, spoke.event
+        slot = serving.slot_of(spoke.runner, event)
+        if event["evt"] == "loaded" and slot and event.get("digest") != slot.model.digest:
+            spoke.runner.kill()
+            event = {"evt": "failed", "reason": "digest_mismatch"}
+        if event["evt"] == "beat" and slot:
+            self._parts.reports.beat(slot, event)
+        seat = serving.seat_of(spoke.runner)
+        if seat is None:
+            return
+        restart_s = serving.note(seat, event, self._clock())
+        if restart_s is not None:
+            self._engine.later(restart_s, lambda: serving.restart(self._clock()))
+        if seat is serving.candidate:
+            self._candidate_spoke(event)
+        elif event["evt"] == "failed" and event.get("reason") in _BROKEN:
+            self._current_is_broken(seat)
+
+    def begin(self, drain: Drain) -> None:
+        """Watch the candidate from now on, and give the verdict."""
+        now = self._clock()
+        self._vitals = health.Vitals(now, now)
+        self._rule = health.Rule(drain.probation_s)
+        self._engine.while_here(JUDGE_S, self._judge)
+
+    def _judge(self) -> None:
+        verdict = health.judge(self._vitals, self._rule, self._clock())
+        if verdict is None:
+            self._engine.while_here(JUDGE_S, self._judge)
+            return
+        seen = {"inferences": self._vitals.inferences, "errors": self._vitals.errors}
+        self._engine.on(Judged(verdict.good, verdict.reason, seen))
+
+    def _candidate_spoke(self, event: dict[str, Any]) -> None:
+        on, stats = self._engine.on, event.get("stats", {})
+        match event["evt"]:
+            case "beat" if self._engine.state.phase == "probation":
+                counts = stats.get("inferences", 0), stats.get("errors", {})
+                self._vitals = health.beat(self._vitals, self._clock(), *counts)
+            case "loaded":
+                on(Loaded())
+            case "checked":
+                on(_checked(event))
+            case "accepting":
+                on(Accepting())
+            case "failed":
+                detail = {"message": str(event.get("message", ""))}
+                on(Failed("REJECTED", str(event.get("reason", "failed")), detail))
+            case "exited":
+                on(Died({"code": event.get("code")}))
+
+    def _current_is_broken(self, seat: Seat) -> None:
+        """Go back to the previous model, once: the current one is not what it was."""
+        state = self._engine.state
+        if state.phase == "idle" and state.previous and not self._fell_back:
+            self._fell_back = True
+            self._parts.check_floor(state.previous.model)
+            active = seat.slot.model
+            damaged = Publish("damaged", active.release, active.digest, seat.trouble)
+            self._parts.reports.event(damaged)
+            self._engine.on(RollbackAsked(local_job(state.previous.model)))
+
+
+def _checked(event: dict[str, Any]) -> Checked:
+    golden, exam = event.get("golden", {}), event.get("exam")
+    return Checked(
+        bool(golden.get("passed")),
+        exam.get("score") if exam else None,
+        exam.get("min_score", 0.0) if exam else 0.0,
+        {"golden": golden} | (exam or {}),
+    )
