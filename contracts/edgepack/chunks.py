@@ -11,7 +11,6 @@ import msgspec
 
 from edgepack import canonical
 from edgepack.errors import IntegrityError
-from edgepack.manifest import Sha256
 
 __all__ = ["CHUNK_SIZE", "MAX_LIST", "SCHEMA", "read_chunks", "write_chunks"]
 
@@ -21,11 +20,13 @@ CHUNK_SIZE = 1024 * 1024
 MAX_LIST = 1024 * 1024
 """Bytes a chunk list may have; 4 GiB of files need about 280 kB."""
 
+_Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}(?![\s\S])")]
+
 
 class _ChunkList(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     schema: Literal["edgepack.chunks/v1"]
     chunk_size: Annotated[int, msgspec.Meta(ge=CHUNK_SIZE, le=CHUNK_SIZE)]
-    blobs: dict[Sha256, tuple[Sha256, ...]]
+    blobs: dict[_Sha256, tuple[_Sha256, ...]]
 
 
 def write_chunks(blobs: Mapping[str, tuple[str, ...]]) -> bytes:

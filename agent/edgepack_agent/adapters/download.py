@@ -1,27 +1,24 @@
-"""A resumable store for blobs: chunk after chunk, each durable before it counts. Trusts nobody.
+"""A resumable store for blobs: chunk after chunk, each checked as it arrives. Trusts nobody.
 
-A blob that is under way is two files: `SHA256.part` with the content, and `SHA256.map` with one
-byte per chunk of 1 MiB, set after the chunk has been fsynced. Killed anywhere, the next try
-asks for the missing chunks only. A blob gets its name when its SHA-256 is right, never before.
-Verifying single chunks against a signed list is a seam: `_take` is where it goes.
+Killed anywhere, the next try asks for the missing chunks only (see `partial`). A chunk that is
+not as signed is asked for again alone. A blob gets its name when its SHA-256 is right, never
+before, and is never fetched again as long as it is here.
 """
 
 import contextlib
 import errno
 import hashlib
-import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from edgepack.chunks import CHUNK_SIZE
-from edgepack.durable import BlobSink, sweep, sync_directory
+from edgepack.durable import BlobSink, sweep
 from edgepack.errors import EdgepackError, IntegrityError
-from edgepack.topics import BLOCK_SIZE
+from edgepack_agent.adapters.partial import Partial, claimed
 
 __all__ = ["BlobSource", "Cancelled", "DiskFullError", "Downloads", "disk_errors"]
 
-BLOCKS_PER_CHUNK = CHUNK_SIZE // BLOCK_SIZE
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 Cancelled = Callable[[], bool]
 
@@ -86,8 +83,7 @@ class Downloads:
         """Return the bytes still to fetch of a blob."""
         if self.has(sha256, size):
             return 0
-        done = _read_map(self._parts / f"{sha256}.map", _chunks(size))
-        return sum(_chunk_size(size, chunk) for chunk, have in enumerate(done) if not have)
+        return size - claimed(self._parts, sha256, size)
 
     def fetch(
         self,
@@ -95,6 +91,7 @@ class Downloads:
         size: int,
         source: BlobSource,
         *,
+        chunks: Sequence[str] = (),
         cancelled: Cancelled = lambda: False,
         progress: Callable[[int], None] = lambda _: None,
     ) -> None:
@@ -104,25 +101,39 @@ class Downloads:
             sha256: Its signed digest, in hex.
             size: Its signed length.
             source: Asked for the chunks that are missing.
+            chunks: The signed digests of its chunks. Without them what is wrong is found only
+                when all of it is there; a blob of one chunk needs none.
             cancelled: Looked at before every block.
             progress: Told the bytes of every block that arrives.
 
         Raises:
-            UnreachableError: SOURCE stopped answering; what is durable is kept.
-            IntegrityError: the content is not what was signed; nothing is kept.
+            UnreachableError: SOURCE stopped answering; what is right is kept.
+            IntegrityError: the content is not what was signed; chunks that are right are kept.
             DiskFullError: no room; nothing is kept.
             EdgepackError: cancelled (reason `cancelled`), or the disk fails (`storage`).
         """
         if self.has(sha256, size):
             return
-        part, done = self._parts / f"{sha256}.part", self._parts / f"{sha256}.map"
+        if not chunks and 0 < size <= CHUNK_SIZE:
+            chunks = (sha256,)
         try:
-            with disk_errors():
-                self._fill(part, done, size, _Counted(source, cancelled, progress), sha256)
-                self._finish(part, done, sha256)
-        except (DiskFullError, IntegrityError):
-            part.unlink(missing_ok=True)
-            done.unlink(missing_ok=True)
+            with disk_errors(), Partial(self._parts, sha256, size, chunks) as partial:
+                self._complete(partial, sha256, size, _Counted(source, cancelled, progress))
+        except DiskFullError:
+            self._drop_part(sha256)
+            raise
+
+    def _complete(self, partial: Partial, sha256: str, size: int, source: "_Counted") -> None:
+        try:
+            while runs := list(partial.missing()):
+                for first, end in runs:
+                    blocks = source.blocks(sha256, size, *partial.blocks(first, end))
+                    for chunk in range(first, end):
+                        partial.take(chunk, blocks)
+            partial.finish(self.path(sha256))
+        except IntegrityError:
+            if partial.empty:
+                self._drop_part(sha256)
             raise
 
     def put(self, sha256: str, pieces: Iterable[bytes]) -> None:
@@ -140,8 +151,8 @@ class Downloads:
 
     def drop(self, sha256: str) -> None:
         """Remove the blob SHA256, whatever there is of it."""
-        for path in (self.path(sha256), *self._parts.glob(f"{sha256}.*")):
-            path.unlink(missing_ok=True)
+        self.path(sha256).unlink(missing_ok=True)
+        self._drop_part(sha256)
 
     def keep_only(self, wanted: Iterable[str]) -> None:
         """Remove every blob but WANTED, complete or not."""
@@ -150,36 +161,9 @@ class Downloads:
             if path.name.partition(".")[0] not in kept:
                 path.unlink(missing_ok=True)
 
-    def _fill(self, part: Path, done: Path, size: int, source: "_Counted", sha256: str) -> None:
-        with _opened(part) as file, _opened(done) as marks:
-            have = _read_map(done, _chunks(size))
-            os.ftruncate(marks, len(have))
-            if size:
-                # A full disk is noticed here, not in the middle.
-                os.posix_fallocate(file, 0, size)
-            sync_directory(self._parts)
-            for first, last in _runs(have):
-                start, end = first * BLOCKS_PER_CHUNK, _blocks(size, last)
-                blocks = source.blocks(sha256, size, start, end - start)
-                for chunk in range(first, last):
-                    _take(file, chunk, size, blocks)
-                    os.fsync(file)
-                    os.pwrite(marks, b"\1", chunk)
-                    os.fsync(marks)
-
-    def _finish(self, part: Path, done: Path, sha256: str) -> None:
-        with part.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != sha256:
-            raise IntegrityError(
-                f"blob {sha256[:12]} did not arrive as it was signed",
-                why=f"its SHA-256 is {found[:12]}",
-                reason="digest_mismatch",
-            )
-        part.chmod(0o644)
-        part.replace(self.path(sha256))
-        sync_directory(self._blobs)
-        done.unlink(missing_ok=True)
+    def _drop_part(self, sha256: str) -> None:
+        for path in self._parts.glob(f"{sha256}.*"):
+            path.unlink(missing_ok=True)
 
 
 class _Counted:
@@ -211,55 +195,3 @@ def disk_errors() -> Iterator[None]:
                 fix="free some space; the model that runs is not touched",
             ) from error
         raise EdgepackError("the disk fails", why=str(error), reason="storage") from error
-
-
-def _take(file: int, chunk: int, size: int, blocks: Iterator[bytes]) -> None:
-    """Write the blocks of CHUNK, which come next."""
-    offset, left = chunk * CHUNK_SIZE, _chunk_size(size, chunk)
-    while left > 0:
-        block = next(blocks, b"")
-        if len(block) != min(BLOCK_SIZE, left):
-            raise IntegrityError(f"a block of {len(block)} bytes came", reason="bad_block")
-        os.pwrite(file, block, offset)
-        offset, left = offset + len(block), left - len(block)
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[int]:
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        yield handle
-    finally:
-        os.close(handle)
-
-
-def _runs(have: bytes) -> Iterator[tuple[int, int]]:
-    """Yield first and end of every run of chunks that are missing."""
-    first = None
-    for chunk, done in enumerate((*have, 1)):
-        if not done and first is None:
-            first = chunk
-        elif done and first is not None:
-            yield first, chunk
-            first = None
-
-
-def _read_map(path: Path, chunks: int) -> bytes:
-    try:
-        data = path.read_bytes()[:chunks]
-    except FileNotFoundError:
-        data = b""
-    return data.ljust(chunks, b"\0")
-
-
-def _chunks(size: int) -> int:
-    return -(-size // CHUNK_SIZE)
-
-
-def _chunk_size(size: int, chunk: int) -> int:
-    return min(CHUNK_SIZE, size - chunk * CHUNK_SIZE)
-
-
-def _blocks(size: int, chunks: int) -> int:
-    """Return how many blocks the first CHUNKS chunks of a blob of SIZE bytes have."""
-    return min(chunks * BLOCKS_PER_CHUNK, -(-size // BLOCK_SIZE))

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgepack.chunks import CHUNK_SIZE
+from edgepack.chunks import CHUNK_SIZE, MAX_LIST, read_chunks
 from edgepack.errors import EdgepackError, IntegrityError, UnreachableError
 from edgepack.messages import Inventory
-from edgepack.oci import OciManifest
+from edgepack.oci import CHUNKS, MAX_DOCUMENT, OciManifest
 from edgepack.trust import Approved as ApprovedModel
 from edgepack.trust import DeviceFacts, TrustError, model_target
 from edgepack_agent.adapters.download import BlobSource, Cancelled, DiskFullError, Downloads
@@ -79,14 +79,16 @@ class Installer:
 
     def download(self, model: Model, cancelled: Cancelled) -> Event:
         """Complete every blob of MODEL, and its exam."""
+        _check_size("the list of the model's files", model.size, MAX_DOCUMENT)
         self._fetch(model.sha256, model.size, cancelled)
         image = read_image(self._downloads, model)
         wanted = dict(image.blobs())
         if model.exam:
             wanted[model.exam.sha256] = model.exam.size
         budget = _Budget(self._room(image, wanted))
+        chunks = self._chunks(image, cancelled, budget)
         for sha256, size in wanted.items():
-            self._fetch(sha256, size, cancelled, budget.spend)
+            self._fetch(sha256, size, cancelled, budget.spend, chunks.get(sha256, ()))
         return Downloaded()
 
     def stage(self, slot: Slot) -> Event:
@@ -126,14 +128,28 @@ class Installer:
         wanted = model_target(bundle.manifest, bundle.oci_manifest)
         return self._trust.approve_local(wanted, self._facts())
 
+    def _chunks(
+        self, image: OciManifest, cancelled: Cancelled, budget: "_Budget"
+    ) -> dict[str, tuple[str, ...]]:
+        """Return the signed digests of the chunks of every large file: they come first."""
+        layer = image.layer(CHUNKS)
+        if layer is None:  # then it is no image that `read_oci_manifest` returns
+            return {}
+        _check_size("the chunk list", layer.size, MAX_LIST)
+        self._fetch(layer.sha256, layer.size, cancelled, budget.spend)
+        return read_chunks(self._downloads.checked(layer.sha256).read_bytes())
+
     def _fetch(
         self,
         sha256: str,
         size: int,
         cancelled: Cancelled,
         progress: Callable[[int], None] = lambda _: None,
+        chunks: tuple[str, ...] = (),
     ) -> None:
-        self._downloads.fetch(sha256, size, self._source, cancelled=cancelled, progress=progress)
+        self._downloads.fetch(
+            sha256, size, self._source, chunks=chunks, cancelled=cancelled, progress=progress
+        )
 
     def _room(self, image: OciManifest, wanted: dict[str, int]) -> int:
         """Return the bytes to fetch, after checking that the disk has room for them."""
@@ -175,6 +191,12 @@ def as_event(error: Exception) -> Event:
 
 _PASSING = frozenset({"digest_mismatch", "bad_block", "blob_missing", "clock", "storage"})
 """Reasons that another try, at another time, may not meet."""
+
+
+def _check_size(what: str, size: int, limit: int) -> None:
+    if size > limit:
+        why = f"{size} bytes, at most {limit} are read"
+        raise IntegrityError(f"{what} is too large", why=why, reason="too_large")
 
 
 def _model(found: ApprovedModel) -> Model:
