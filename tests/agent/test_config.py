@@ -12,8 +12,6 @@ from edgepack_agent.adapters.control import call
 from edgepack_agent.cli import COMMANDS, root
 from edgepack_agent.config import Config, load_config
 
-UNIT = Path(__file__).parents[2] / "agent" / "systemd" / "edgepack-agent.service"
-
 
 def config(tmp_path: Path, text: str) -> Path:
     path = tmp_path / "agent.yaml"
@@ -114,14 +112,6 @@ def test_every_command_has_help() -> None:
     for name in COMMANDS:
         assert name in shown.output
         assert CliRunner().invoke(root, [name, "--help"]).exit_code == 0
-
-
-def test_the_unit_that_is_printed_runs_this_installation() -> None:
-    done = agent("service", "print")
-    assert done.returncode == 0, done.stderr
-    assert f"ExecStart={AGENT.resolve()} run\n" in done.stdout
-    assert "/usr/bin/edgepack-agent" not in done.stdout
-    assert done.stdout.count("\n") == UNIT.read_text().count("\n")
 
 
 def test_nobody_listens(tmp_path: Path) -> None:

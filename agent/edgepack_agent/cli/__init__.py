@@ -17,7 +17,7 @@ COMMANDS = {
     "sync": ("edgepack_agent.cli.control", "Look for a job and report now."),
     "serve": ("edgepack_agent.cli.serve", "Serve one bundle without a fleet."),
     "config": ("edgepack_agent.cli.config", "Check and show the configuration."),
-    "service": ("edgepack_agent.cli.service", "Print the systemd unit."),
+    "service": ("edgepack_agent.cli.service", "Run the agent under systemd."),
 }
 
 

@@ -36,6 +36,7 @@ def enroll(
     publisher's repository, or its digest.
     """
     from edgepack_agent.adapters import enroll as enrolment
+    from edgepack_agent.adapters import service
     from edgepack_agent.adapters.inventory import read_inventory
 
     settings = load_config(config)
@@ -61,7 +62,10 @@ def enroll(
         root=trusted,
         root_sha256=root_sha256,
     )
+    service.hand_over(settings.data_dir)
     if as_json:
         print_json({"schema": "edgepack.agent.enrolled/v1", "device": device, "fleet": given.url})
     else:
         click.echo(f"enrolled as {device} at {given.url}")
+        if service.Place().unit.exists():
+            click.echo("next: systemctl start edgepack-agent")
