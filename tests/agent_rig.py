@@ -69,6 +69,8 @@ class Device:
     home: Path
     port: int
     process: subprocess.Popen[bytes] | None = None
+    under: list[str] = field(default_factory=list)
+    """Words before the agent's command, of a program that watches it."""
 
     @property
     def config(self) -> Path:
@@ -85,7 +87,7 @@ class Device:
     def start(self) -> None:
         with (self.home / "agent.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [AGENT, "--config", self.config, "run"],
+                [*self.under, AGENT, "--config", self.config, "run"],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -13,6 +13,7 @@ from hypothesis import settings
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 MOSQUITTO = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin")
+STRACE = shutil.which("strace")
 REQUIRED = os.environ.get("EDGEPACK_REQUIRE_MOSQUITTO") == "1"
 # A busy machine is no failure; in CI the examples are the same every time.
 settings.register_profile("edgepack", deadline=None, derandomize="CI" in os.environ)
@@ -22,6 +23,8 @@ settings.load_profile("edgepack")
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("mosquitto") and not MOSQUITTO and not REQUIRED:
         pytest.skip("the mosquitto broker is not installed (apt-get install mosquitto)")
+    if item.get_closest_marker("strace") and not STRACE and not REQUIRED:
+        pytest.skip("strace is not installed (apt-get install strace)")
 
 
 @pytest.fixture(scope="session", autouse=True)
