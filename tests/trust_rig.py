@@ -3,7 +3,7 @@
 Only the wire is missing: devices read the fleet's objects directly. Time is a field.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,12 +16,15 @@ import bundles
 from edgepack.bundle import open_bundle
 from edgepack.keys import load_private
 from edgepack.metadata import MetadataDirectory, parse, sign, signer_of
+from edgepack.offers import Offer, Offers
 from edgepack.trust import DeviceFacts, TargetInfo, model_target
 from edgepack_agent.adapters.floors import Floors
 from edgepack_agent.adapters.trust import TrustClient
 from edgepack_fleet.adapters.content import ContentStore
 from edgepack_fleet.adapters.director import Director
 from edgepack_fleet.adapters.image_repo import ImageRepo
+from edgepack_fleet.adapters.patches import Patches
+from edgepack_packager.adapters.patch_workshop import Progress
 from edgepack_packager.adapters.publisher_home import PublisherHome
 from edgepack_packager.repository import Publication, PublishRequest, init, publish
 
@@ -49,6 +52,7 @@ class PushedTo:
 
     def __init__(self, image: ImageRepo, content: ContentStore) -> None:
         self.image, self.content = image, content
+        self.patches = Patches(content.directory.parent / "patches", content)
 
     def metadata(self, name: str) -> bytes | None:
         return self.image.metadata(name)
@@ -58,6 +62,15 @@ class PushedTo:
 
     def put(self, sha256: str, size: int, file: BinaryIO) -> None:
         self.content.put(sha256, file, limit=size)
+
+    def fetch(self, sha256: str, size: int, path: Path) -> None:
+        path.write_bytes(self.content.read(sha256))
+
+    def offers(self, target: str, size: int) -> Offers:
+        return self.patches.offers(target, size)
+
+    def offer(self, target: str, size: int, more: Sequence[Offer]) -> None:
+        self.patches.add(target, size, more)
 
     def commit(self, files: Mapping[str, bytes], roles: Mapping[str, bytes]) -> int:
         return self.image.publish(files).snapshot
@@ -84,9 +97,12 @@ class World:
         directory = self.path / "bundles" / f"{version}-{len(fields)}"
         return bundles.write(directory, model_bytes=2000, version=version, **fields).path
 
-    def publish(self, *paths: Path, **request: object) -> Publication:
+    def publish(
+        self, *paths: Path, progress: Progress = lambda *_: None, **request: object
+    ) -> Publication:
         published = PushedTo(self.image, self.content)
-        return publish(self.home, published, PublishRequest(paths, **request), self.clock())  # type: ignore[arg-type]
+        wanted = PublishRequest(paths, **request)  # type: ignore[arg-type]
+        return publish(self.home, published, wanted, self.clock(), progress)
 
     def release(self, version: str = "1.0.0", **fields: object) -> TargetInfo:
         """Build and publish a version; return its target."""

@@ -29,6 +29,7 @@ from edgepack_fleet.adapters.director import Director
 from edgepack_fleet.adapters.image_repo import ImageRepo
 from edgepack_fleet.adapters.lock import own
 from edgepack_fleet.adapters.mqtt import Identity, Incoming, Link
+from edgepack_fleet.adapters.patches import Patches
 from edgepack_fleet.adapters.pki import FLEET, Pki
 from edgepack_fleet.adapters.tables import JobRow, OutboxRow, RolloutRow
 from edgepack_fleet.core.model import SERVING
@@ -95,13 +96,14 @@ class Service:
         self.pki = Pki(data / "pki", settings.hosts)
         self.content = ContentStore(data / "blobs")
         self.images = ImageRepo(data / "image", self.content)
+        self.patches = Patches(data / "patches", self.content)
         self.director = Director(data / "director")
         self.rollouts = Rollouts(self.database, self.director.assign, self.releases, clock)
         self.enrolment = Enrolment(
             self.database, self.pki, self.director.root, self._public_broker, clock
         )
         self.uplink = Uplink(self.database, clock)
-        self.transfer = Transfer(self.images.metadata, self.director.metadata, self.content)
+        self.transfer = Transfer(self._image_file, self.director.metadata, self.content)
         self._heard_since: float | None = None
         self._said: queue.Queue[Incoming | _Connected | None] = queue.Queue(WAITING)
         self._asked: queue.Queue[Incoming | None] = queue.Queue(ASKED)
@@ -134,6 +136,10 @@ class Service:
     def releases(self) -> list[Release]:
         """Return what is published, the newest publication of a line last."""
         return [Release(r.name, r.version, r.variants) for r in self.images.releases()]
+
+    def _image_file(self, name: str) -> bytes | None:
+        """Return a file of the image repository, or the offers of patches beside it."""
+        return self.patches.file(name) or self.images.metadata(name)
 
     def now(self) -> float:
         """Return the time in Unix seconds."""

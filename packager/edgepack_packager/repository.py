@@ -23,6 +23,7 @@ from edgepack.errors import IntegrityError, UsageError
 from edgepack.metadata import parse, sign, verify
 from edgepack.trust import TargetInfo, exam_target, line_role, model_target
 from edgepack_packager.adapters.exam import read_exam
+from edgepack_packager.adapters.patch_workshop import Progress
 from edgepack_packager.adapters.published import Published, current_roles
 from edgepack_packager.adapters.publisher_home import (
     ONLINE,
@@ -31,7 +32,9 @@ from edgepack_packager.adapters.publisher_home import (
     create_keys,
     new_home,
 )
+from edgepack_packager.core.deltas import Delta
 from edgepack_packager.core.roles import delegates, first_root, first_targets, next_line, with_line
+from edgepack_packager.deltas import offer_deltas
 
 __all__ = ["Publication", "PublishRequest", "init", "publish"]
 
@@ -46,6 +49,7 @@ class PublishRequest:
         exam: New acceptance exam of the line; None keeps the one it has.
         min_score: Share of the exam's answers that must be right, 0..1.
         min_epoch: New epoch floor of the lines; None keeps it.
+        delta_from: What patches are to lead from: releases, `auto`; empty: none are made.
     """
 
     bundles: Sequence[Path]
@@ -53,6 +57,7 @@ class PublishRequest:
     exam: Path | None = None
     min_score: float = 0.0
     min_epoch: int | None = None
+    delta_from: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +67,7 @@ class Publication:
     targets: tuple[TargetInfo, ...]
     snapshot: int
     uploaded_bytes: int
+    deltas: tuple[Delta, ...] = ()
 
 
 def init(
@@ -96,11 +102,16 @@ def init(
 
 
 def publish(
-    home: PublisherHome, repository: Published, request: PublishRequest, now: datetime
+    home: PublisherHome,
+    repository: Published,
+    request: PublishRequest,
+    now: datetime,
+    progress: Progress = lambda *_: None,
 ) -> Publication:
     """Sign the bundles of REQUEST into REPOSITORY.
 
-    Publishing the same bundle again changes nothing and repairs what is missing.
+    Publishing the same bundle again changes nothing and repairs what is missing. PROGRESS is
+    told how the patches come along.
 
     Raises:
         IntegrityError: a bundle is broken, unsigned or signed by somebody else, or the
@@ -118,11 +129,12 @@ def publish(
         uploaded = sum(_upload(repository, bundle) for bundle in bundles)
         if exam is not None:
             uploaded += _put(repository, hashlib.sha256(exam).hexdigest(), exam)
+        deltas = offer_deltas(repository, bundles, roles, request.delta_from, progress)
         files |= {f"{_version(data)}.{role}.json": data for role, data in roles.items()}
         snapshot = repository.commit(files, roles)
         home.save(files)
     every = tuple(target for targets in wanted.values() for target in targets)
-    return Publication(every, snapshot, uploaded)
+    return Publication(every, snapshot, uploaded, deltas)
 
 
 def _wanted(

@@ -9,12 +9,15 @@ from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 
+import msgspec
 import pytest
 import uvicorn
 
 import bundles
-from edgepack.errors import BudgetError, EdgepackError, UnreachableError, UsageError
+from delta_rig import model, release
+from edgepack.errors import BudgetError, EdgepackError, IntegrityError, UnreachableError, UsageError
 from edgepack.metadata import MetadataDirectory
+from edgepack.offers import offers_name, write_offers
 from edgepack_fleet.access import bootstrap_token, fleet_secret
 from edgepack_fleet.adapters.broker import Address
 from edgepack_fleet.service import Service, Settings
@@ -160,3 +163,41 @@ def test_something_else_that_listens_there(answer: bytes) -> None:
         with FleetRepository(url, "") as client, pytest.raises(UnreachableError):
             client.online_keys()
         thread.join()
+
+
+def test_patches_are_offered_over_http(home: PublisherHome, fleet: Fleet, tmp_path: Path) -> None:
+    client = fleet.client
+    publish(home, client, PublishRequest([release(tmp_path, "1.0.0", model())]), NOW)
+    new = release(tmp_path, "1.1.0", model(500))
+    done = publish(home, client, PublishRequest([new], delta_from=("auto",)), NOW)
+    (delta,) = done.deltas
+    offers = client.offers(delta.pair.target, delta.pair.target_size)
+    (offer,) = offers.offers
+    assert (offer.base, offer.size) == (delta.pair.base, delta.size)
+    served = fleet.service.transfer._image(offers_name(delta.pair.target))
+    assert served == write_offers(offers)
+
+    patch = tmp_path / "patch"
+    client.fetch(offer.patch, offer.size, patch)
+    assert patch.stat().st_size == offer.size
+    with pytest.raises(IntegrityError):
+        client.fetch(offer.patch, offer.size - 1, tmp_path / "short")
+    with pytest.raises(EdgepackError, match="no blob"):
+        client.fetch("0" * 64, 10, tmp_path / "none")
+    wrong = msgspec.structs.replace(offer, codec="xdelta")
+    with pytest.raises(IntegrityError, match="no codec xdelta") as caught:
+        client.offer(delta.pair.target, delta.pair.target_size, [wrong])
+    assert caught.value.reason == "bad_offers"
+    assert client.offers("0" * 64, 10).offers == ()
+
+
+def test_only_an_operator_may_offer_or_read_blobs(fleet: Fleet, tmp_path: Path) -> None:
+    with FleetRepository(fleet.url, fleet.token("viewer")) as client:
+        for refused in (
+            lambda: client.offer("0" * 64, 10, []),
+            lambda: client.offers("0" * 64, 10),
+            lambda: client.fetch("0" * 64, 10, tmp_path / "x"),
+        ):
+            with pytest.raises(UsageError) as caught:
+                refused()
+            assert caught.value.reason == "unauthorized"

@@ -24,6 +24,7 @@ class ContentStore:
     """The blobs below DIRECTORY. One process writes; any thread may."""
 
     def __init__(self, directory: Path) -> None:
+        self.directory = directory
         self._blobs = directory / "sha256"
         self._blobs.mkdir(parents=True, exist_ok=True)
         sweep(self._blobs)
@@ -45,7 +46,7 @@ class ContentStore:
             IntegrityError: the content has another digest, or is too long.
             BudgetError: the disk is full (reason `disk_full`); nothing is left behind.
         """
-        path = self._path(sha256)
+        path = self.path(sha256)
         try:
             with BlobSink(path, sha256, limit) as sink:
                 for piece in _pieces(stream):
@@ -68,7 +69,7 @@ class ContentStore:
     def size(self, sha256: str) -> int | None:
         """Return the size of the blob SHA256 in bytes; None if it is not here."""
         try:
-            return self._path(sha256).stat().st_size
+            return self.path(sha256).stat().st_size
         except FileNotFoundError:
             return None
 
@@ -78,11 +79,20 @@ class ContentStore:
         Raises:
             FileNotFoundError: it is not here.
         """
-        with self._path(sha256).open("rb") as file:
+        with self.path(sha256).open("rb") as file:
             file.seek(offset)
             return file.read(-1 if length is None else length)
 
-    def _path(self, sha256: str) -> Path:
+    def drop(self, sha256: str) -> None:
+        """Remove the blob SHA256, if it is here."""
+        self.path(sha256).unlink(missing_ok=True)
+
+    def path(self, sha256: str) -> Path:
+        """Return where the blob SHA256 is, or would be.
+
+        Raises:
+            UsageError: SHA256 is not a digest.
+        """
         if not _DIGEST.fullmatch(sha256):
             raise UsageError(f"{sha256[:80]!r} is not a SHA-256 in hex", reason="bad_digest")
         return self._blobs / sha256

@@ -9,8 +9,10 @@ import anyio.to_thread
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.exceptions import HTTPException
+from starlette.responses import FileResponse
 
 from edgepack.errors import UsageError
+from edgepack.offers import Offer, offers_name
 from edgepack_fleet.access import ROLES, Role
 from edgepack_fleet.adapters.tables import GroupRow
 from edgepack_fleet.core.model import Policy
@@ -231,6 +233,30 @@ async def put_blob(request: Request, fleet: Fleet, sha256: str) -> dict[str, int
     pieces = _pieces(request.stream())
     size = await anyio.to_thread.run_sync(lambda: fleet.content.put(sha256, pieces, limit=MAX_BLOB))
     return {"size": size}
+
+
+@router.get("/repo/blobs/{sha256}", dependencies=[Operator], response_class=FileResponse)
+def get_blob(fleet: Fleet, sha256: str) -> FileResponse:
+    """Return a blob."""
+    if not fleet.content.has(sha256):
+        raise HTTPException(404, f"no blob {sha256}")
+    return FileResponse(fleet.content.path(sha256), media_type="application/octet-stream")
+
+
+@router.get("/repo/patches/{target}", dependencies=[Operator], response_class=Response)
+def get_patches(fleet: Fleet, target: str) -> Response:
+    """Return the patches that are offered to a blob."""
+    data = fleet.patches.file(offers_name(target))
+    if data is None:
+        raise HTTPException(404, f"no patches to {target}")
+    return Response(data, media_type="application/json")
+
+
+@router.post("/repo/patches/{target}", status_code=204, dependencies=[Operator])
+def offer_patches(fleet: Fleet, target: str, offered: schemas.OfferedPatches) -> None:
+    """Offer patches, which were put as blobs, in place of a blob."""
+    offers = [Offer(**offer.model_dump()) for offer in offered.offers]
+    fleet.patches.add(target, offered.target_size, offers)
 
 
 @router.post("/repo/publish", dependencies=[Operator])

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from edgepack.offers import MAX_OFFERS
 from edgepack_fleet.access import Role
 
 __all__ = [
@@ -21,6 +22,8 @@ __all__ = [
     "NewEnrolToken",
     "NewGroup",
     "NewRollout",
+    "OfferedPatch",
+    "OfferedPatches",
     "Published",
     "Push",
     "Release",
@@ -33,6 +36,7 @@ __all__ = [
 ]
 
 GroupId = Annotated[str, Field(pattern=r"^[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?$")]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Model(BaseModel):
@@ -245,6 +249,23 @@ class Push(Model):
     """Metadata signed by the publisher, by file name."""
 
     metadata: dict[str, str] = Field(max_length=1000)
+
+
+class OfferedPatch(Model):
+    """A patch that was put as a blob: what it needs, and what it is."""
+
+    base: Digest
+    base_size: int = Field(ge=1)
+    codec: str = Field(max_length=32)
+    patch: Digest
+    size: int = Field(ge=1)
+
+
+class OfferedPatches(Model):
+    """Patches to a blob of that many bytes."""
+
+    target_size: int = Field(ge=1)
+    offers: list[OfferedPatch] = Field(max_length=MAX_OFFERS)
 
 
 class Published(Model):

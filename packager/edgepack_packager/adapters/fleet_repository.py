@@ -1,10 +1,12 @@
 """A fleet's image repository over its REST API. Signs nothing; the fleet signs its own roles."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 import httpx
+import msgspec
 
 from edgepack.errors import (
     BudgetError,
@@ -14,7 +16,8 @@ from edgepack.errors import (
     UnsupportedError,
     UsageError,
 )
-from edgepack_packager.adapters.published import pieces
+from edgepack.offers import Offer, Offers, read_offers
+from edgepack_packager.adapters.published import PIECE, pieces, take
 
 __all__ = ["FleetRepository"]
 
@@ -64,6 +67,31 @@ class FleetRepository:
         """Send the blob SHA256 of SIZE bytes from FILE."""
         headers = {"Content-Length": str(size), "Content-Type": "application/octet-stream"}
         self._ask("PUT", f"/blobs/{sha256}", content=pieces(file), headers=headers)
+
+    def fetch(self, sha256: str, size: int, path: Path) -> None:
+        """Write the blob SHA256 of SIZE bytes to PATH, checked.
+
+        Raises:
+            IntegrityError: what came is not that blob.
+            UnreachableError: the fleet does not answer, or does not have it.
+        """
+        with self._as_our_errors(), self._client.stream("GET", f"/blobs/{sha256}") as response:
+            if not response.is_success:
+                response.read()
+                raise self._refusal(response)
+            take(response.iter_bytes(PIECE), sha256, size, path)
+
+    def offers(self, target: str, size: int) -> Offers:
+        """Return the patches that are offered to the blob TARGET of SIZE bytes."""
+        response = self._ask("GET", f"/patches/{target}", missing=True)
+        if response.status_code == httpx.codes.NOT_FOUND:
+            return Offers(target=target, target_size=size)
+        return read_offers(response.content, target, size)
+
+    def offer(self, target: str, size: int, more: Sequence[Offer]) -> None:
+        """Offer MORE patches, which have been sent, to the blob TARGET of SIZE bytes."""
+        offers = [msgspec.to_builtins(offer) for offer in more]
+        self._ask("POST", f"/patches/{target}", json={"target_size": size, "offers": offers})
 
     def commit(self, files: Mapping[str, bytes], roles: Mapping[str, bytes]) -> int:
         """Push FILES; the fleet checks them and signs its own roles around all of ROLES."""

@@ -4,7 +4,7 @@ Both keep metadata and blobs and make what they are given visible in one step. W
 there are is decided before (see `core.roles`).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -15,6 +15,7 @@ from tuf.api.metadata import Snapshot, Timestamp
 from edgepack.durable import BlobSink, sweep
 from edgepack.errors import UsageError
 from edgepack.metadata import MetadataDirectory, OnlineKeys, parse, seal
+from edgepack.offers import Offer, OfferDirectory, Offers
 
 __all__ = ["DirectoryRepository", "Published", "current_roles"]
 
@@ -34,6 +35,18 @@ class Published(Protocol):
 
     def put(self, sha256: str, size: int, file: BinaryIO) -> None:
         """Store the blob SHA256 of SIZE bytes from FILE."""
+        ...
+
+    def fetch(self, sha256: str, size: int, path: Path) -> None:
+        """Write the blob SHA256 of SIZE bytes to PATH, checked."""
+        ...
+
+    def offers(self, target: str, size: int) -> Offers:
+        """Return the patches that are offered to the blob TARGET of SIZE bytes."""
+        ...
+
+    def offer(self, target: str, size: int, more: Sequence[Offer]) -> None:
+        """Offer MORE patches, which are there already, to the blob TARGET of SIZE bytes."""
         ...
 
     def commit(self, files: Mapping[str, bytes], roles: Mapping[str, bytes]) -> int:
@@ -59,6 +72,7 @@ class DirectoryRepository:
     def __init__(self, directory: Path, keys: OnlineKeys, now: datetime, life: timedelta) -> None:
         self._metadata = MetadataDirectory(directory / "metadata")
         self._blobs = directory / "blobs" / "sha256"
+        self._offers = OfferDirectory(directory / "patches")
         self._keys, self._now, self._life = keys, now, life
 
     def metadata(self, name: str) -> bytes | None:
@@ -84,9 +98,32 @@ class DirectoryRepository:
         with self._usable():
             self._blobs.mkdir(parents=True, exist_ok=True)
             sweep(self._blobs)
-            with BlobSink(self._blobs / sha256, sha256, size) as sink:
-                for piece in pieces(file):
-                    sink.write(piece)
+            take(pieces(file), sha256, size, self._blobs / sha256)
+
+    def fetch(self, sha256: str, size: int, path: Path) -> None:
+        """Write the blob SHA256 of SIZE bytes to PATH, checked.
+
+        Raises:
+            UsageError: it is not there, or PATH cannot be written.
+            IntegrityError: it is not what it was.
+        """
+        with self._usable(), (self._blobs / sha256).open("rb") as file:
+            take(pieces(file), sha256, size, path)
+
+    def offers(self, target: str, size: int) -> Offers:
+        """Return the patches that are offered to the blob TARGET of SIZE bytes."""
+        return self._offers.read(target, size)
+
+    def offer(self, target: str, size: int, more: Sequence[Offer]) -> None:
+        """Offer MORE patches to the blob TARGET of SIZE bytes; those they replace go.
+
+        Raises:
+            IntegrityError: they are not smaller than it.
+            UsageError: the directory cannot be written.
+        """
+        with self._usable():
+            for patch in self._offers.add(target, size, more):
+                (self._blobs / patch).unlink(missing_ok=True)
 
     def commit(self, files: Mapping[str, bytes], roles: Mapping[str, bytes]) -> int:
         """Write FILES, then snapshot and timestamp, which make them count.
@@ -121,6 +158,18 @@ def current_roles(repository: Published) -> dict[str, bytes]:
     files = {n.removesuffix(".json"): f"{meta.version}.{n}" for n, meta in snapshot.meta.items()}
     found = {role: repository.metadata(name) for role, name in files.items()}
     return {role: data for role, data in found.items() if data is not None}
+
+
+def take(content: Iterable[bytes], sha256: str, size: int, path: Path) -> None:
+    """Write CONTENT to PATH as the blob SHA256 of SIZE bytes; whole or not at all.
+
+    Raises:
+        IntegrityError: it is not that blob.
+        OSError: it cannot be written.
+    """
+    with BlobSink(path, sha256, size) as sink:
+        for piece in content:
+            sink.write(piece)
 
 
 def pieces(file: BinaryIO) -> Iterator[bytes]:

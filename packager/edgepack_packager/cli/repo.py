@@ -1,6 +1,7 @@
 """`edgepack repo`: make a publisher's home, publish bundles. The work is in `repository`."""
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -12,11 +13,13 @@ import click
 from edgepack.cli import FiniteRange, print_json
 from edgepack.errors import UsageError
 from edgepack.keys import load_public
+from edgepack.patch import Codec
 from edgepack.trust import TargetInfo
 from edgepack_packager import repository as publisher
 from edgepack_packager.adapters.published import DirectoryRepository, Published
 from edgepack_packager.adapters.publisher_home import PublisherHome
 from edgepack_packager.cli.keys import ask_passphrase, new_passphrase
+from edgepack_packager.core.deltas import Delta, Pair, check_wanted
 
 if TYPE_CHECKING:
     from edgepack_packager.adapters.fleet_repository import FleetRepository
@@ -79,6 +82,9 @@ def init(
 @click.option("--exam", type=click.Path(path_type=Path), help="Acceptance exam of the line, .npz.")
 @click.option("--min-score", type=FiniteRange(0, 1), help="Share of the exam to get right.")
 @click.option("--min-epoch", type=click.IntRange(0), help="Revoke everything below this epoch.")
+@click.option("--delta-from", multiple=True, default=("auto",), show_default=True,
+              metavar="RELEASE|auto|none",
+              help="Offer patches from this version; auto: two newest. Repeatable.")  # fmt: skip
 @click.option("--valid-for", type=click.IntRange(1, 90), default=1, show_default=True,
               metavar="DAYS", help="How long devices believe a directory repository.")  # fmt: skip
 @json_option
@@ -91,6 +97,7 @@ def publish(
     exam: Path | None,
     min_score: float | None,
     min_epoch: int | None,
+    delta_from: tuple[str, ...],
     valid_for: int,
     as_json: bool,
 ) -> None:
@@ -98,6 +105,7 @@ def publish(
 
     What is published under a version never changes; publishing it again repairs what is
     missing. --exam sets the acceptance exam that every later version must pass on the device.
+    Devices that hold a version of --delta-from may fetch a patch instead of the whole file.
 
     \b
     Example:
@@ -109,15 +117,22 @@ def publish(
     now = datetime.now(UTC)
     owner = PublisherHome(home or _default_home(), ask_passphrase)
     request = publisher.PublishRequest(
-        bundles, load_public(key) if key else None, exam, min_score or 0.0, min_epoch
+        bundles,
+        load_public(key) if key else None,
+        exam,
+        min_score or 0.0,
+        min_epoch,
+        check_wanted(delta_from),
     )
     with _place(where, token, owner, now, timedelta(days=valid_for)) as place:
-        done = publisher.publish(owner, place, request, now)
+        done = publisher.publish(owner, place, request, now, _patch_made)
     if as_json:
         print_json(_document(done, where))
         return
     for target in done.targets:
         click.echo(f"{target.path}  sha256:{target.sha256[:12]}")
+    for delta in done.deltas:
+        click.echo(_in_words(delta))
     click.echo(f"{done.uploaded_bytes / 1e6:.1f} MB sent to {where}", err=True)
 
 
@@ -129,7 +144,37 @@ def _document(done: publisher.Publication, where: str) -> dict[str, Any]:
         "targets": [{"path": t.path, "digest": f"sha256:{t.sha256}"} for t in done.targets],
         "snapshot": done.snapshot,
         "uploaded_bytes": done.uploaded_bytes,
+        "deltas": [_delta(delta) for delta in done.deltas],
     }
+
+
+def _delta(delta: Delta) -> dict[str, Any]:
+    pair = delta.pair
+    return {
+        "base": pair.base_release,
+        "target": pair.target_release,
+        "path": pair.path,
+        "codec": delta.codec,
+        "bytes": delta.size,
+        "ratio": round(delta.ratio, 4),
+        "tried": dict(delta.tried),
+    }
+
+
+def _in_words(delta: Delta) -> str:
+    pair = delta.pair
+    route = f"{pair.path} {pair.base_release} -> {pair.target_release}"
+    if delta.codec == "full":
+        return f"{route}  no patch is worth it: {delta.size / 1e6:.1f} MB as a whole"
+    return f"{route}  {delta.codec} patch {delta.size / 1e6:.2f} MB, {delta.ratio:.1%} of the whole"
+
+
+def _patch_made(pair: Pair, codec: Codec, done: int, frames: int) -> None:
+    """Say how far a patch is, on one line of a terminal or at its end."""
+    if sys.stderr.isatty() or done == frames:
+        end = done == frames
+        text = f"{codec} patch to {pair.path} from {pair.base_release}: {done}/{frames}"
+        click.echo(("\r" if sys.stderr.isatty() else "") + text, err=True, nl=end)
 
 
 def _release(target: TargetInfo) -> str:

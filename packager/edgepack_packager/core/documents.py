@@ -400,6 +400,21 @@ class PublishedTarget(TypedDict):
     digest: Digest
 
 
+class DeltaFacts(TypedDict):
+    """The smallest way from one version of a file to another: a patch, or `full`.
+
+    `ratio` is its share of the whole file; `tried` has the bytes of every patch that was made.
+    """
+
+    base: str
+    target: str
+    path: str
+    codec: Literal["zstd", "bsdiff", "full"]
+    bytes: Count
+    ratio: float
+    tried: dict[str, Count]
+
+
 class Published(TypedDict):
     """What `edgepack repo publish --json` prints."""
 
@@ -409,6 +424,7 @@ class Published(TypedDict):
     targets: list[PublishedTarget]
     snapshot: int
     uploaded_bytes: Count
+    deltas: list[DeltaFacts]
 
 
 class ToolchainFacts(TypedDict):

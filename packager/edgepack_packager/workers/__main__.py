@@ -36,6 +36,7 @@ MODULES = frozenset(
         "onnx_compress",
         "onnx_source",
         "openvino_source",
+        "patches",
         "probe",
         "score",
         "tf",
