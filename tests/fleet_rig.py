@@ -255,6 +255,27 @@ class Device:
         self.heard.put((message.topic, bytes(message.payload)))
 
 
+def refused(device: Device, client_id: str | None = None) -> bool:
+    """Return whether the broker refuses DEVICE, under its own name or another CLIENT_ID."""
+    client = paho.Client(
+        CallbackAPIVersion.VERSION2,
+        client_id=client_id or device.name,
+        clean_session=False,
+        reconnect_on_failure=False,
+    )
+    client.tls_set_context(device.identity.tls())
+    outcome: queue.Queue[bool] = queue.Queue()
+    client.on_connect = lambda *args: outcome.put(bool(args[3].is_failure))
+    client.on_disconnect = lambda *_: outcome.put(True)
+    client.connect(device.address.host, device.address.port)
+    client.loop_start()
+    try:
+        return outcome.get(timeout=10)
+    finally:
+        client.disconnect()
+        client.loop_stop()
+
+
 @contextlib.contextmanager
 def running(data: Path, address: Address) -> Iterator[Service]:
     """Yield a service of DATA, connected to the broker at ADDRESS."""

@@ -35,6 +35,7 @@ from edgepack_fleet.adapters.tables import JobRow, OutboxRow, RolloutRow
 from edgepack_fleet.core.model import SERVING
 from edgepack_fleet.core.variants import Release
 from edgepack_fleet.enrolment import Enrolment
+from edgepack_fleet.revocation import Revocation
 from edgepack_fleet.rollouts import Rollouts
 from edgepack_fleet.transfer import KINDS, Transfer
 from edgepack_fleet.uplink import Uplink
@@ -102,6 +103,7 @@ class Service:
         self.enrolment = Enrolment(
             self.database, self.pki, self.director.root, self._public_broker, clock
         )
+        self.revocation = Revocation(self.database, self.pki, settings.broker, clock)
         self.uplink = Uplink(self.database, clock)
         self.transfer = Transfer(self._image_file, self.director.metadata, self.content)
         self._heard_since: float | None = None
@@ -112,7 +114,7 @@ class Service:
             threading.Thread(target=loop, name=f"fleet-{loop.__name__.strip('_')}", daemon=True)
             for loop in (self._ingest, self._serve_transfers, self._tick)
         ]
-        identity = Identity(self.pki.ca_path, *self.pki.pair(FLEET))
+        identity = Identity(self.pki.bundle_path, *self.pki.pair(FLEET))
         self.link = Link(settings.broker, identity, self._received, self._connection)
 
     def start(self) -> None:
@@ -158,6 +160,10 @@ class Service:
         uplink = topics.parse_up(message.topic)
         if uplink is None or uplink.kind not in KINDS:
             self._said.put(message)
+            return
+        if self.revocation.blocks(uplink.device):
+            self.transfer.refused["revoked"] += 1
+            self.link.acknowledge(message)
             return
         # Never wait here: content leaves by the thread that is in this very call.
         try:
@@ -253,6 +259,7 @@ class Service:
                     refreshed = now
                     self.images.keep_fresh()
                     self.director.keep_fresh()
+                self.revocation.tick()
                 self.rollouts.tick(self._heard_since or now, now)
                 self._empty_outbox()
             except Exception:  # a thread that ends would stop every rollout, silently

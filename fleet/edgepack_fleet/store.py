@@ -77,7 +77,8 @@ def members_of(
             that is not held against anybody.
         everybody: Also those that a newer rollout has taken on since.
     """
-    devices = session.scalars(select(DeviceRow).where(DeviceRow.group_id == row.group_id)).all()
+    of_group = select(DeviceRow).where(DeviceRow.group_id == row.group_id)
+    devices = session.scalars(of_group.where(DeviceRow.revoked.is_(None))).all()
     jobs = session.scalars(select(JobRow).where(JobRow.rollout_id == row.id)).all()
     job_of = {job.device_id: job for job in jobs}
     release = release_of(row)

@@ -38,6 +38,8 @@ __all__ = ["Answer", "Uplink"]
 
 LARGEST = 2**53
 """Numbers a device may send: beyond this, neither JSON readers nor databases agree."""
+FENCED_S = 5.0
+"""Seconds after the end of a session in which its last words may still arrive."""
 ACTIVE = frozenset({"activated", "rolled_back"})
 """Events that say which bundle is active now."""
 
@@ -139,6 +141,11 @@ class Uplink:
         device = turn.session.get(DeviceRow, uplink.device)
         if device is None:
             turn.refused["unknown_device"] += 1
+            return
+        if device.revoked is not None:
+            turn.refused["revoked"] += 1
+            if not message.retained and turn.now - (device.fenced or turn.now) > FENCED_S:
+                device.fenced = None  # it has come back: its session is ended once more
             return
         if not message.retained:
             device.seen = turn.now

@@ -2,6 +2,7 @@
 
 import ssl
 import stat
+import subprocess
 import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -128,5 +129,42 @@ def test_revoked_certificates_stay_on_the_list(tmp_path: Path) -> None:
     Pki(tmp_path / "pki").revoke("cd34")
     crl = x509.load_pem_x509_crl(first.crl_path.read_bytes())
     assert {entry.serial_number for entry in crl} == {0xAB12, 0xCD34}
-    assert crl.next_update_utc is not None
-    assert crl.next_update_utc > NOW + timedelta(days=3000)
+    assert crl.is_signature_valid(load(first.ca_pem).public_key())  # type: ignore[arg-type]
+
+
+def test_a_list_is_signed_again_before_it_goes_out_of_date(tmp_path: Path) -> None:
+    first = Pki(tmp_path / "pki", now=NOW)
+    first.revoke("ab12")
+    before = x509.load_pem_x509_crl(first.crl_path.read_bytes())
+    assert not Pki(tmp_path / "pki", now=NOW + timedelta(days=180)).keep_fresh()
+    later = Pki(tmp_path / "pki", now=NOW + timedelta(days=186))
+    after = x509.load_pem_x509_crl(first.crl_path.read_bytes())
+    assert after.next_update_utc > before.next_update_utc + timedelta(days=180)  # type: ignore[operator]
+    assert later.revoked() == {0xAB12}
+    assert later.keep_fresh() == set()
+
+
+def test_of_two_lists_the_newer_is_later_even_within_one_second(tmp_path: Path) -> None:
+    pki = Pki(tmp_path / "pki", now=NOW)
+    dates = []
+    for serial in ("a", "b", "c"):
+        pki.revoke(serial)
+        dates.append(x509.load_pem_x509_crl(pki.crl_path.read_bytes()).last_update_utc)
+    assert dates == sorted(set(dates))
+    assert dates[-1] <= NOW
+
+
+def test_openssl_finds_authority_and_list_by_their_names(tmp_path: Path) -> None:
+    pki = Pki(tmp_path / "pki")
+    issued = pki.issue(csr(ec.generate_private_key(ec.SECP256R1())), "cam", NOW)
+    (tmp_path / "cam.pem").write_text(issued.pem)
+    command = ["openssl", "verify", "-crl_check", "-CApath", pki.trust.path, tmp_path / "cam.pem"]
+    assert subprocess.run(command, check=False, capture_output=True).returncode == 0
+    pki.revoke(issued.serial)
+    pki.revoke("cd34")
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert "certificate revoked" in done.stdout + done.stderr
+    pki.trust.compact()
+    assert len(list(pki.trust.path.iterdir())) == 2
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert "certificate revoked" in done.stdout + done.stderr

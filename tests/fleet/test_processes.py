@@ -8,7 +8,6 @@ import signal
 import ssl
 import stat
 import subprocess
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +32,7 @@ from fleet_rig import (
     mosquitto,
     pem,
     publisher,
+    refused,
     wait,
 )
 
@@ -217,7 +217,7 @@ def test_a_viewer_cannot_change_anything(place: Place) -> None:
     clear(place.run("groups", "create", "other", *url, data=False), 2, "operator")
 
 
-def test_a_second_fleet_of_the_same_data_is_refused(place: Place) -> None:
+def test_a_second_fleet_of_the_same_data_isrefused(place: Place) -> None:
     again = place.spawn("serve", "--listen", "127.0.0.1:0", "--device-listen", "127.0.0.1:0")
     clear(again, 2, "another fleet serves", str(place.process.pid if place.process else ""))
     assert (place.data / "endpoints.json").exists()
@@ -421,10 +421,15 @@ def test_the_embedded_broker_knows_devices_by_their_certificates(tmp_path: Path)
                             "--waves", "100%")["id"]  # fmt: skip
         job = cam.update(cam.waits_for_job(), "IN_PROGRESS")
 
-        assert _refused(thief, "cam"), "another device's name"
-        assert _refused(thief, "fleet"), "the fleet's name"
-        assert not _refused(thief, "thief")
+        assert refused(thief, "cam"), "another device's name"
+        assert refused(thief, "fleet"), "the fleet's name"
+        assert not refused(thief, "thief")
         assert cam.client.is_connected()
+        thief.connect()
+        assert place.ask("devices", "revoke", "thief")["session"] == "ended"
+        wait("its session to end", lambda: not thief.client.is_connected())
+        assert refused(thief, "thief"), "the list is read here as well"
+        thief.leave()
 
         cam.update(job, "SUCCEEDED")
         wait(
@@ -451,33 +456,6 @@ def _embedded(place: Place) -> Any:
 
     endpoints = json.loads((place.data / "endpoints.json").read_text())
     return parse_address(endpoints["broker"].removeprefix("mqtts://"))
-
-
-def _refused(device: Device, client_id: str) -> bool:
-    """Return whether the broker refuses DEVICE under the name CLIENT_ID."""
-    import paho.mqtt.client as paho
-    from paho.mqtt.enums import CallbackAPIVersion
-
-    client = paho.Client(
-        CallbackAPIVersion.VERSION2, client_id=client_id, clean_session=False,
-        reconnect_on_failure=False,
-    )  # fmt: skip
-    client.tls_set_context(device.identity.tls())
-    outcome: list[bool] = []
-    done = threading.Event()
-
-    def over(refused: bool) -> None:
-        outcome.append(refused)
-        done.set()
-
-    client.on_connect = lambda *args: over(bool(args[3].is_failure))
-    client.on_disconnect = lambda *args: over(True)
-    client.connect(device.address.host, device.address.port)
-    client.loop_start()
-    assert done.wait(10)
-    client.disconnect()
-    client.loop_stop()
-    return outcome[0]
 
 
 @pytest.mark.mosquitto

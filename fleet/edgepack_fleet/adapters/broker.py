@@ -8,6 +8,7 @@ import ipaddress
 import os
 import pwd
 import shutil
+import signal
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,13 +28,14 @@ __all__ = [
     "known_address",
     "parse_address",
     "prepare",
+    "reload",
     "start",
 ]
 
 DEFAULT_PORT = 8883
 MAX_PACKET = 384 * 1024
 """Bytes; the largest message of ours is 256 KiB, a block is 64 KiB."""
-UPLINK_KINDS = ("conn", "tele", "evt", "job/get", "job/update", "meta", "blob")
+UPLINK_KINDS = ("conn", "tele", "evt", "job/get", "job/update", "cert", "meta", "blob")
 """What a device may speak of."""
 
 
@@ -119,10 +121,29 @@ def find_mosquitto() -> str:
     return path
 
 
-def start(files: BrokerFiles) -> None:
+def start(files: BrokerFiles, pki: Pki) -> None:
     """Become mosquitto with FILES; does not return."""
     path = find_mosquitto()
+    pki.trust.compact()
     os.execv(path, [path, "-c", str(files.config)])  # noqa: S606
+
+
+def reload(data: Path) -> bool:
+    """Let the broker of DATA read its own certificate again; return whether it was told to.
+
+    It is found by the process id it has written down, if that process is one that runs with the
+    configuration of DATA; a broker elsewhere is its operator's to reload.
+    """
+    directory = data / "broker"
+    try:
+        pid = int((directory / "pid").read_text())
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        if os.fsencode(directory / "mosquitto.conf") not in words:
+            return False
+        os.kill(pid, signal.SIGHUP)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def free_port(host: str) -> int:
@@ -159,8 +180,9 @@ listener {address.port} {address.host}
 allow_anonymous false
 acl_file {directory / "acl"}
 
-# Who connects is who its certificate says.
-cafile {pki.ca_path}
+# Who connects is who its certificate says. Authorities and revocation lists are read from the
+# directory at every handshake; the list in the file only turns the check on.
+capath {pki.trust.path}
 certfile {certificate}
 keyfile {key}
 crlfile {pki.crl_path}
@@ -177,6 +199,7 @@ max_queued_bytes 268435456
 max_packet_size {MAX_PACKET}
 persistent_client_expiration 14d
 set_tcp_nodelay true
+pid_file {directory / "pid"}
 
 persistence true
 persistence_location {directory}/

@@ -72,7 +72,8 @@ class _Broker(Broker):  # type: ignore[misc]
 
     @staticmethod
     def _create_ssl_context(listener: ListenerConfig) -> ssl.SSLContext:
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=listener.cafile)
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, capath=listener.capath)
+        context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
         context.load_cert_chain(listener.certfile, listener.keyfile)
         context.verify_mode = ssl.CERT_REQUIRED
         return context
@@ -102,7 +103,7 @@ class EmbeddedBroker:
     def __init__(self, data: Path, pki: Pki) -> None:
         self.address = _address(data)
         certificate, key = pki.pair("server")
-        self._config = _config(self.address, pki.ca_path, certificate, key)
+        self._config = _config(self.address, pki.trust.path, certificate, key)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="broker", daemon=True)
         self._broker: Broker | None = None
@@ -160,14 +161,14 @@ def _address(data: Path) -> Address:
     return Address("127.0.0.1", int(path.read_text()))
 
 
-def _config(address: Address, ca: Path, certificate: Path, key: Path) -> dict[str, Any]:
+def _config(address: Address, trust: Path, certificate: Path, key: Path) -> dict[str, Any]:
     return {
         "listeners": {
             "default": {
                 "type": "tcp",
                 "bind": str(address),
                 "ssl": True,
-                "cafile": str(ca),
+                "capath": str(trust),
                 "certfile": str(certificate),
                 "keyfile": str(key),
             }

@@ -1,40 +1,55 @@
 """The fleet's certificate authority: who a server, the fleet and a device are on TLS.
 
-    DATA/pki/ca.pem, ca.key          the root of all of them, 10 years
+    DATA/pki/ca.pem, ca.key          the first root of all of them, 10 years; later ones `ca-2`, ...
+             authorities.json        which one issues, which ones are trusted; missing: `ca` alone
+             bundle.pem              all trusted ones: what the fleet and devices believe
              server.pem, server.key  the broker and the device listener
              fleet.pem, fleet.key    the fleet as a client of the broker, CN=fleet
-             crl.pem                 revoked device certificates
+             crl.pem                 revoked device certificates, a list per trusted authority
+             trust/                  the same as the broker reads it, at every handshake
 
 Keys are EC P-256 and 0600. Signs nothing about models: that is the repositories' business.
 """
 
-import secrets
+import contextlib
 import socket
+import ssl
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
 from pathlib import Path
 
+import msgspec
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from edgepack.durable import write_file
 from edgepack.errors import IntegrityError, UsageError
 from edgepack.topics import DEVICE_ID
+from edgepack_fleet.adapters.certificates import (
+    Authority,
+    alt_names,
+    as_pem,
+    common_name,
+    csr_key,
+    half_gone,
+    key_pem,
+    new_authority,
+    serial_of,
+)
+from edgepack_fleet.adapters.hash_directory import HashDirectory
 from edgepack_fleet.adapters.lock import alone
 
 __all__ = ["FLEET", "Issued", "Pki"]
 
 FLEET = "fleet"
 """The name of the fleet itself on the broker; no device gets it."""
-CA_DAYS, SERVER_DAYS, DEVICE_DAYS = 3650, 397, 90
-RENEW_DAYS = 60
-"""Our own certificates are made anew on start when they have fewer days left than this."""
-SKEW = timedelta(minutes=5)
-"""A certificate is valid from a little before now: device clocks are not exact."""
+SERVER_LIFE, DEVICE_LIFE = timedelta(days=397), timedelta(days=90)
+STAND_IN_LIFE = timedelta(minutes=10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +62,20 @@ class Issued:
     """Hexadecimal."""
 
 
+class _Roles(msgspec.Struct, frozen=True):
+    """Which authorities there are, by file name without its end."""
+
+    issuing: str = "ca"
+    trusted: tuple[str, ...] = ("ca",)
+
+
 class Pki:
     """The certificate authority in one directory; made on first use.
 
     Args:
         directory: Where keys and certificates are kept.
         hosts: Names and addresses, beside `localhost`, that the servers are reached under.
-        now: The time certificates count from.
+        now: The time certificates count from; None: the clock's.
     """
 
     def __init__(
@@ -62,27 +84,44 @@ class Pki:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.directory = directory
         self.ca_path = directory / "ca.pem"
+        self.bundle_path = directory / "bundle.pem"
         self.crl_path = directory / "crl.pem"
-        self._now = now or datetime.now(UTC)
-        # Broker and fleet may start at the same moment on a new directory.
-        with alone(directory):
-            self._ca_key, self._ca = self._load_ca()
-            self._ensure("server", _server_names(hosts), ExtendedKeyUsageOID.SERVER_AUTH)
-            self._ensure(FLEET, (), ExtendedKeyUsageOID.CLIENT_AUTH)
-            self._write_crl(self._revoked())
+        self.trust = HashDirectory(directory / "trust")
+        self._names = tuple(sorted({"localhost", "127.0.0.1", "::1", socket.gethostname(), *hosts}))
+        self._clock: Callable[[], datetime] = lambda: now or datetime.now(UTC)
+        self._guard = threading.RLock()
+        with self._alone():
+            self._load()
+            self._write_trust()
+        self.keep_fresh()
 
     @property
     def ca_pem(self) -> str:
-        """The CA certificate as PEM."""
-        return self._ca.public_bytes(serialization.Encoding.PEM).decode()
+        """The certificate of the authority that issues, as PEM."""
+        return as_pem(self._issuing.certificate)
 
     @property
     def ca_sha256(self) -> str:
-        """SHA-256 of the CA certificate's DER, hexadecimal: what an enrolment token pins."""
-        return self._ca.fingerprint(hashes.SHA256()).hex()
+        """SHA-256 of that certificate's DER, hexadecimal: what an enrolment token pins."""
+        return self._issuing.certificate.fingerprint(hashes.SHA256()).hex()
+
+    @property
+    def bundle(self) -> str:
+        """All trusted authorities as PEM: what a device shall believe."""
+        return "".join(as_pem(a.certificate) for a in self._authorities.values())
+
+    @property
+    def authorities(self) -> dict[str, Authority]:
+        """The trusted authorities by name, the oldest first."""
+        return dict(self._authorities)
+
+    @property
+    def issuing(self) -> str:
+        """The name of the authority that issues."""
+        return self._roles.issuing
 
     def pair(self, name: str) -> tuple[Path, Path]:
-        """Return the paths of certificate and key of `server` or `fleet`."""
+        """Return the paths of certificate and key of `server`, `fleet` or an authority."""
         return self.directory / f"{name}.pem", self.directory / f"{name}.key"
 
     def issue(self, csr_pem: str, device: str, now: datetime) -> Issued:
@@ -94,144 +133,134 @@ class Pki:
         """
         if device == FLEET or not DEVICE_ID.fullmatch(device):
             raise UsageError(f"not a device id: {device!r}")
-        certificate = self._sign(
-            device, _csr_key(csr_pem), ExtendedKeyUsageOID.CLIENT_AUTH, (), DEVICE_DAYS, now
+        certificate = self._issue(device, csr_key(csr_pem), DEVICE_LIFE, now)
+        return Issued(device, as_pem(certificate), serial_of(certificate))
+
+    def knows(self, certificate: x509.Certificate, device: str) -> bool:
+        """Return whether CERTIFICATE is one of ours for DEVICE that is not revoked.
+
+        It may have expired: that is judged elsewhere.
+        """
+        return (
+            common_name(certificate) == device
+            and certificate.serial_number not in self.revoked()
+            and any(a.vouches_for(certificate) for a in self._authorities.values())
         )
-        pem = certificate.public_bytes(serialization.Encoding.PEM).decode()
-        return Issued(device, pem, f"{certificate.serial_number:x}")
 
-    def revoke(self, serial: str) -> None:
-        """Put the certificate with SERIAL (hexadecimal) on the revocation list."""
-        with alone(self.directory):
-            self._write_crl(self._revoked() | {int(serial, 16)})
+    @contextlib.contextmanager
+    def stand_in(self, device: str) -> Iterator[tuple[ssl.SSLContext, str]]:
+        """Yield what it takes to be DEVICE on the broker for a moment, and its serial number."""
+        now = self._clock()
+        key = ec.generate_private_key(ec.SECP256R1())
+        certificate = self._issue(device, key.public_key(), STAND_IN_LIFE, now)
+        context = ssl.create_default_context(cafile=str(self.bundle_path))
+        with tempfile.NamedTemporaryFile(dir=self.directory) as file:  # 0600 by default
+            file.write(key_pem(key) + as_pem(certificate).encode())
+            file.flush()
+            context.load_cert_chain(file.name)
+        yield context, serial_of(certificate)
 
-    def _load_ca(self) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
-        key_path = self.directory / "ca.key"
-        if not self.ca_path.exists():
-            # The key first: a certificate without its key is what must never be left behind.
-            key = _new_key(key_path)
-            write_file(self.ca_path, self._self_sign(key))
-        return _read_pair(self.ca_path, key_path)
+    def revoke(self, *serials: str) -> None:
+        """Put the certificates with SERIALS (hexadecimal) on the revocation lists."""
+        wanted = {int(serial, 16) for serial in serials}
+        with self._alone():
+            if not wanted <= (known := self.revoked()):
+                self._write_lists(known | wanted)
 
-    def _self_sign(self, key: ec.EllipticCurvePrivateKey) -> bytes:
-        name = _name(f"edgepack fleet {secrets.token_hex(4)}")
-        usage = _usage(ca=True)
-        certificate = (
-            self._builder(name, name, key.public_key(), CA_DAYS, self._now)
-            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-            .add_extension(usage, critical=True)
-            .sign(key, hashes.SHA256())
+    def revoked(self) -> set[int]:
+        """Return the serial numbers on the revocation lists."""
+        lists = [found for name in self._authorities if (found := self._list(name))]
+        return {entry.serial_number for crl in lists for entry in crl}
+
+    def keep_fresh(self) -> set[str]:
+        """Renew what is past half of its life; return which of `server`, `fleet`, `crl` were.
+
+        A list that goes out of date would lock every device out.
+        """
+        now, renewed = self._clock(), set()
+        with self._alone():
+            if self._ensure("server", self._names, ExtendedKeyUsageOID.SERVER_AUTH, now):
+                renewed.add("server")
+            if self._ensure(FLEET, (), ExtendedKeyUsageOID.CLIENT_AUTH, now):
+                renewed.add("fleet")
+            lists = [self._list(name) for name in self._authorities]
+            if any(crl is None or half_gone(crl, now) for crl in lists):
+                self._write_lists(self.revoked())
+                renewed.add("crl")
+        return renewed
+
+    def _issue(
+        self, name: str, key: ec.EllipticCurvePublicKey, life: timedelta, now: datetime
+    ) -> x509.Certificate:
+        return self._issuing.issue(name, key, ExtendedKeyUsageOID.CLIENT_AUTH, life, now)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        # Broker and fleet may start at the same moment on a new directory.
+        with self._guard, alone(self.directory):
+            yield
+
+    def _load(self) -> None:
+        path = self.directory / "authorities.json"
+        self._roles = (
+            msgspec.json.decode(path.read_bytes(), type=_Roles) if path.exists() else _Roles()
         )
-        return certificate.public_bytes(serialization.Encoding.PEM)
+        if not self.ca_path.exists() and self._roles == _Roles():
+            self._make_authority("ca")
+        self._authorities = {
+            name: Authority(*_read_pair(*self.pair(name))) for name in self._roles.trusted
+        }
+        self._issuing = self._authorities[self._roles.issuing]
 
-    def _ensure(self, name: str, names: tuple[str, ...], usage: x509.ObjectIdentifier) -> None:
-        """Make certificate and key NAME unless there is one that serves a while yet."""
+    def _make_authority(self, name: str) -> None:
+        certificate_path, key_path = self.pair(name)
+        # The key first: a certificate without its key is what must never be left behind.
+        authority = new_authority(_new_key(key_path), self._clock())
+        write_file(certificate_path, as_pem(authority.certificate).encode())
+
+    def _write_trust(self) -> None:
+        write_file(self.bundle_path, self.bundle.encode())
+        for name, authority in self._authorities.items():
+            if (crl := self._list(name)) is not None:
+                self.trust.add_list(crl)
+            self.trust.add_authority(authority.certificate)
+
+    def _ensure(
+        self, name: str, names: tuple[str, ...], usage: x509.ObjectIdentifier, now: datetime
+    ) -> bool:
+        """Make certificate and key NAME unless there are some that serve a while yet."""
         certificate_path, key_path = self.pair(name)
         if certificate_path.exists() and key_path.exists():
-            _, certificate = _read_pair(certificate_path, key_path)
-            left = certificate.not_valid_after_utc - self._now
-            if left > timedelta(days=RENEW_DAYS) and _alt_names(certificate) >= set(names):
-                return
-        key = _new_key(key_path)
-        certificate = self._sign(name, key.public_key(), usage, names, SERVER_DAYS, self._now)
-        write_file(certificate_path, certificate.public_bytes(serialization.Encoding.PEM))
-
-    def _sign(
-        self,
-        common_name: str,
-        key: ec.EllipticCurvePublicKey,
-        usage: x509.ObjectIdentifier,
-        names: tuple[str, ...],
-        days: int,
-        now: datetime,
-    ) -> x509.Certificate:
-        issuer_key = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._ca_key.public_key())
-        builder = (
-            self._builder(_name(common_name), self._ca.subject, key, days, now)
-            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(_usage(ca=False), critical=True)
-            .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
-            .add_extension(issuer_key, critical=False)
-        )
-        if names:
-            alternative = x509.SubjectAlternativeName([_general_name(name) for name in names])
-            builder = builder.add_extension(alternative, critical=False)
-        return builder.sign(self._ca_key, hashes.SHA256())
-
-    def _builder(
-        self,
-        subject: x509.Name,
-        issuer: x509.Name,
-        key: ec.EllipticCurvePublicKey,
-        days: int,
-        now: datetime,
-    ) -> x509.CertificateBuilder:
-        return (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(issuer)
-            .public_key(key)
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - SKEW)
-            .not_valid_after(now + timedelta(days=days))
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
-        )
-
-    def _revoked(self) -> set[int]:
-        if not self.crl_path.exists():
-            return set()
-        crl = x509.load_pem_x509_crl(self.crl_path.read_bytes())
-        return {entry.serial_number for entry in crl}
-
-    def _write_crl(self, serials: set[int]) -> None:
-        # The list never goes out of date by itself: an expired one would lock everybody out.
-        builder = (
-            x509.CertificateRevocationListBuilder()
-            .issuer_name(self._ca.subject)
-            .last_update(self._now - SKEW)
-            .next_update(self._now + timedelta(days=CA_DAYS))
-        )
-        for serial in sorted(serials):
-            builder = builder.add_revoked_certificate(
-                x509.RevokedCertificateBuilder()
-                .serial_number(serial)
-                .revocation_date(self._now - SKEW)
-                .build()
+            key, certificate = _read_pair(certificate_path, key_path)
+            fits = (
+                key.public_key() == certificate.public_key()
+                and alt_names(certificate) >= set(names)
+                and self._issuing.vouches_for(certificate)
             )
-        crl = builder.sign(self._ca_key, hashes.SHA256())
-        write_file(self.crl_path, crl.public_bytes(serialization.Encoding.PEM))
+            if fits and not half_gone(certificate, now):
+                return False
+        new = _new_key(key_path)
+        issued = self._issuing.issue(name, new.public_key(), usage, SERVER_LIFE, now, names)
+        write_file(certificate_path, as_pem(issued).encode())
+        return True
 
+    def _list_path(self, name: str) -> Path:
+        return self.directory / f"crl{name.removeprefix('ca')}.pem"
 
-def _server_names(hosts: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(sorted({"localhost", "127.0.0.1", "::1", socket.gethostname(), *hosts}))
+    def _list(self, name: str) -> x509.CertificateRevocationList | None:
+        path = self._list_path(name)
+        return x509.load_pem_x509_crl(path.read_bytes()) if path.exists() else None
 
-
-def _csr_key(csr_pem: str) -> ec.EllipticCurvePublicKey:
-    try:
-        csr = x509.load_pem_x509_csr(csr_pem.encode())
-        key = csr.public_key()
-        genuine = csr.is_signature_valid
-    except (ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature) as error:
-        raise _bad_csr("it cannot be read") from error
-    if not genuine:
-        raise _bad_csr("it is not signed with its own key")
-    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
-        raise _bad_csr("the key is not EC P-256")
-    return key
-
-
-def _bad_csr(why: str) -> IntegrityError:
-    return IntegrityError("the certificate request is refused", why=why, reason="bad_csr")
+    def _write_lists(self, serials: set[int]) -> None:
+        for name, authority in self._authorities.items():
+            crl = authority.revoke(serials, self._clock(), self._list(name))
+            write_file(self._list_path(name), as_pem(crl).encode())
+            self.trust.add_list(crl)
 
 
 def _new_key(path: Path) -> ec.EllipticCurvePrivateKey:
     key = ec.generate_private_key(ec.SECP256R1())
-    pem = key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )
-    write_file(path, pem, mode=0o600)
+    write_file(path, key_pem(key), mode=0o600)
     return key
 
 
@@ -251,36 +280,3 @@ def _read_pair(
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise IntegrityError(f"{key_path} is not an EC key", reason="pki")
     return key, certificate
-
-
-def _alt_names(certificate: x509.Certificate) -> set[str]:
-    try:
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
-        return set()
-    return {str(name.value) for name in names}
-
-
-def _name(common_name: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
-
-
-def _general_name(name: str) -> x509.GeneralName:
-    try:
-        return x509.IPAddress(ip_address(name))
-    except ValueError:
-        return x509.DNSName(name)
-
-
-def _usage(*, ca: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not ca,
-        key_cert_sign=ca,
-        crl_sign=ca,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        encipher_only=False,
-        decipher_only=False,
-    )

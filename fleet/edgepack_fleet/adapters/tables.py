@@ -49,6 +49,20 @@ class DeviceRow(Base):
     enrolled: Mapped[float]
     certificate_serial: Mapped[str]
     """Hexadecimal."""
+    certificate: Mapped[str] = mapped_column(default="")
+    """PEM; empty for a device that enrolled before it was kept."""
+    pending_certificate: Mapped[str] = mapped_column(default="")
+    """PEM of a newer one that the device has not been seen with yet."""
+    report_key: Mapped[str] = mapped_column(default="")
+    """PEM of the public key that signs its reports; empty: it has none."""
+    enrol_token: Mapped[str] = mapped_column(default="")
+    """Id of the token it enrolled with."""
+    trusts: Mapped[str] = mapped_column(default="")
+    """SHA-256 of the bundle of authorities it says it believes."""
+    revoked: Mapped[float | None]
+    """Unix seconds; nothing of a revoked device is taken, and nothing is said to it."""
+    fenced: Mapped[float | None]
+    """When its open session on the broker was ended."""
     inventory: Mapped[dict[str, Any]]
     online: Mapped[bool] = mapped_column(default=False)
     conn: Mapped[str] = mapped_column(default="")
@@ -155,6 +169,8 @@ class EventRow(Base):
     received: Mapped[float] = mapped_column(index=True)
     type: Mapped[str]
     body: Mapped[dict[str, Any]]
+    verified: Mapped[bool] = mapped_column(default=False)
+    """Whether it was signed with the device's report key."""
 
 
 class OutboxRow(Base):

@@ -9,7 +9,7 @@ __all__ = ["fleet"]
 COMMANDS = {
     "serve": ("edgepack_fleet.cli.serve", "Serve the fleet: REST, pages, enrolment, devices."),
     "broker": ("edgepack_fleet.cli.serve", "Run mosquitto with the fleet's configuration."),
-    "devices": ("edgepack_fleet.cli.devices", "List and show devices."),
+    "devices": ("edgepack_fleet.cli.devices", "List, show and revoke devices."),
     "groups": ("edgepack_fleet.cli.devices", "List, create and show groups."),
     "releases": ("edgepack_fleet.cli.rollouts", "List and show published releases."),
     "rollouts": ("edgepack_fleet.cli.rollouts", "Send a release to a group, wave by wave."),

@@ -13,7 +13,7 @@ __all__ = ["devices", "groups"]
 
 @click.group()
 def devices() -> None:
-    """List and show devices."""
+    """List, show and revoke devices."""
 
 
 @devices.command("list")
@@ -44,7 +44,7 @@ def show_device(
     show.facts(
         [
             ("device", found["id"]),
-            ("state", "online" if found["online"] else "offline"),
+            ("state", _state(found)),
             ("group", found["group"]),
             ("desired", found["desired"]),
             ("reported", found["bundle"]),
@@ -54,8 +54,28 @@ def show_device(
             ("inferences", found["inferences"]),
             ("errors", found["errors"]),
             ("last seen", show.moment(found["last_seen"])),
+            ("certificate until", show.moment(found["certificate_expires"])),
+            ("reports", "signed" if found["signs_reports"] else "not signed"),
         ]
     )
+
+
+@devices.command("revoke")
+@click.argument("device")
+@connection_options
+def revoke_device(
+    device: str, url: str | None, token: str | None, data: Path | None, as_json: bool
+) -> None:
+    """Shut a device out for good, and end its open session.
+
+    It goes on inferring with the model it has. To take it back, enrol it anew.
+    """
+    done = Client(url, token, data).post("devices", device, "revoke")
+    if as_json:
+        show.document("revoked", done)
+        return
+    click.echo(f"{done['device']} is revoked")
+    click.echo(_SESSIONS[done["session"]], err=True)
 
 
 @click.group()
@@ -104,10 +124,24 @@ def show_group(
         show.facts([(k, found[k]) for k in ("id", "devices", "online", "release")])
 
 
+_SESSIONS = {
+    "ended": "its session on the broker is ended, and it cannot come back",
+    "unreachable": "the broker does not answer; its session is ended as soon as it does",
+    "list_ignored": "its session is ended, but the broker does not read the revocation list: "
+    "start it with the configuration of `edgepack fleet broker`",
+}
+
+
+def _state(device: dict[str, Any]) -> str:
+    if device["revoked"]:
+        return "revoked"
+    return "online" if device["online"] else "offline"
+
+
 def _row(device: dict[str, Any]) -> tuple[Any, ...]:
     return (
         device["id"],
-        "online" if device["online"] else "offline",
+        _state(device),
         device["group"],
         device["desired"],
         device["bundle"],

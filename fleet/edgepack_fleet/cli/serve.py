@@ -89,14 +89,15 @@ def broker(data: Path, hosts: tuple[str, ...], listen: str, print_config: bool) 
     from edgepack_fleet.adapters.pki import Pki
 
     data = own(data.absolute())
-    files = mosquitto.prepare(data, Pki(data / "pki", hosts), mosquitto.parse_address(listen))
+    pki = Pki(data / "pki", hosts)
+    files = mosquitto.prepare(data, pki, mosquitto.parse_address(listen))
     if print_config:
         click.echo(files.config.read_text(), nl=False)
         return
     mosquitto.find_mosquitto()
     click.echo(f"mosquitto on {files.address}, configured by {files.config}", err=True)
     sys.stderr.flush()
-    mosquitto.start(files)
+    mosquitto.start(files, pki)
 
 
 @click.command()

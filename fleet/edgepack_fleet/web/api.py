@@ -94,6 +94,16 @@ def show_device(fleet: Fleet, device: str) -> schemas.Device:
     return found
 
 
+@router.post("/devices/{device}/revoke")
+def revoke_device(
+    fleet: Fleet, device: str, role: Annotated[Role, Operator]
+) -> schemas.RevokedDevice:
+    """Revoke a device for good: it is refused at once, and its open session is ended."""
+    done = fleet.revocation.revoke(device, by=role)
+    fleet.poke()
+    return schemas.RevokedDevice(device=done.device, revoked=done.at, session=done.session)
+
+
 @router.get("/groups", dependencies=[Viewer])
 def list_groups(fleet: Fleet) -> schemas.Groups:
     """List all groups."""

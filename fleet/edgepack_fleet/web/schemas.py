@@ -28,6 +28,7 @@ __all__ = [
     "Push",
     "Release",
     "Releases",
+    "RevokedDevice",
     "Rollout",
     "Rollouts",
     "Session",
@@ -73,6 +74,11 @@ class Device(Model):
     inventory: dict[str, Any]
     enrolled: float = Field(description="Unix seconds")
     last_seen: float | None = Field(description="Unix seconds; null: never")
+    revoked: float | None = Field(description="Unix seconds; null: it is not")
+    signs_reports: bool = Field(
+        description="Whether it signs what it reports with a key of its own"
+    )
+    certificate_expires: float | None = Field(description="Unix seconds; null: not known")
     job: Job | None
     inferences: int
     errors: int
@@ -82,6 +88,17 @@ class Devices(Model):
     """All devices."""
 
     devices: list[Device]
+
+
+class RevokedDevice(Model):
+    """A device that was revoked."""
+
+    device: str
+    revoked: float = Field(description="Unix seconds")
+    session: Literal["ended", "list_ignored", "unreachable"] = Field(
+        description="`unreachable`: the broker does not answer, it is tried again; "
+        "`list_ignored`: ended, but the broker does not read the revocation list"
+    )
 
 
 class NewGroup(Model):

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from cryptography import x509
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
@@ -142,10 +143,19 @@ def _device(
         inventory=row.inventory,
         enrolled=row.enrolled,
         last_seen=row.seen or None,
+        revoked=row.revoked,
+        signs_reports=bool(row.report_key),
+        certificate_expires=_expires(row.certificate),
         job=_job(job) if job else None,
         inferences=row.inferences,
         errors=row.errors,
     )
+
+
+def _expires(pem: str) -> float | None:
+    if not pem:
+        return None
+    return x509.load_pem_x509_certificate(pem.encode()).not_valid_after_utc.timestamp()
 
 
 def _target(row: DeviceRow, job: JobRow | None) -> str | None:
