@@ -10,6 +10,12 @@ threads: null                      # threads of the runtime; null: the runtime c
 runtimes: [openvino, onnx]         # allowed runtimes, best first; []: all that are installed
 allow_local_install: false         # take approved bundles from a person at the device
 broker: null                       # HOST:PORT, if the broker is reached by another way
+transfer:                          # how the files of a model come
+  via: auto                        # auto | mqtt | https; auto: HTTPS if offered, else MQTT
+  metered: wait                    # wait | allow: what to do on a link that costs by the byte
+  metered_interfaces: ["wwan*"]    # interfaces that do, beside those the system says so of
+  max_kbps: null                   # kilobits per second that files may take; null: all there is
+  min_kbps: 8                      # slower than this over two minutes counts as no link; 0: never
 log_level: info                    # debug | info | warning | error
 """
 
@@ -30,6 +36,7 @@ __all__ = [
     "DEFAULT_PATH",
     "Config",
     "TelemetryConfig",
+    "TransferConfig",
     "address",
     "load_config",
     "read_config",
@@ -52,6 +59,25 @@ class TelemetryConfig(_Section, frozen=True, kw_only=True):
     interval_s: _Seconds = 30.0
 
 
+class TransferConfig(_Section, frozen=True, kw_only=True):
+    """How the files of a model come."""
+
+    via: Literal["auto", "mqtt", "https"] = "auto"
+    metered: Literal["wait", "allow"] = "wait"
+    metered_interfaces: tuple[str, ...] = ("wwan*", "wwp*", "ppp*", "rmnet*")
+    max_kbps: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    min_kbps: Annotated[float, msgspec.Meta(ge=0)] = 8.0
+
+    def __post_init__(self) -> None:
+        """Refuse a cap that every download would be too slow under.
+
+        Raises:
+            ValueError: `max_kbps` is not above `min_kbps`.
+        """
+        if self.max_kbps is not None and self.max_kbps <= self.min_kbps:
+            raise ValueError(f"max_kbps {self.max_kbps:g} is not above min_kbps {self.min_kbps:g}")
+
+
 class Config(_Section, frozen=True, kw_only=True):
     """The settings of one agent; the defaults are those of the system service."""
 
@@ -65,6 +91,7 @@ class Config(_Section, frozen=True, kw_only=True):
     runtimes: tuple[str, ...] = ()
     allow_local_install: bool = False
     broker: str | None = None
+    transfer: TransferConfig = TransferConfig()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @property

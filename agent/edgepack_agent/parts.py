@@ -18,19 +18,24 @@ from edgepack.trust import TrustError
 from edgepack_agent.adapters.control import ControlServer
 from edgepack_agent.adapters.download import Downloads, disk_errors
 from edgepack_agent.adapters.floors import Floors
+from edgepack_agent.adapters.https import Https, Links
 from edgepack_agent.adapters.identity import Identity, load_identity
 from edgepack_agent.adapters.install import Installer
 from edgepack_agent.adapters.inventory import read_inventory
 from edgepack_agent.adapters.jobs import Desk
 from edgepack_agent.adapters.journal import Journal
 from edgepack_agent.adapters.mqtt import Heard, Link, LinkChanged
+from edgepack_agent.adapters.network import Metering
 from edgepack_agent.adapters.notify import Notifier
 from edgepack_agent.adapters.outbox import Outbox
+from edgepack_agent.adapters.pacing import Cap
 from edgepack_agent.adapters.reports import Reports
+from edgepack_agent.adapters.route import Route
 from edgepack_agent.adapters.slots import Slots
 from edgepack_agent.adapters.trust import TrustClient
 from edgepack_agent.adapters.worker import Worker
-from edgepack_agent.config import Config, address
+from edgepack_agent.config import Config, TransferConfig, address
+from edgepack_agent.core.pace import Limits
 from edgepack_agent.core.state import Event, Model
 from edgepack_agent.serving import Serving, open_sockets
 
@@ -38,6 +43,10 @@ __all__ = ["Parts", "assemble"]
 
 MAX_WAITING = 256
 """Happenings that wait before messages are dropped."""
+KILOBIT = 125.0
+"""Bytes."""
+SLOW_S, STALL_S = 120.0, 60.0
+"""Seconds over which a download must keep its minimum rate, and that it may stand still."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,15 +130,12 @@ def assemble(config: Config) -> Parts:
         if isinstance(happening, LinkChanged) or happenings.qsize() < MAX_WAITING:
             post(happening)
 
-    link = Link(identity, broker or (identity.broker_host, identity.broker_port), birth, hear)
-    trust = TrustClient(
-        data / "trust",
-        identity.device,
-        link.transfers,
-        identity.image_root,
-        identity.director_root,
-        floors,
-    )
+    fleet = broker or (identity.broker_host, identity.broker_port)
+    link = Link(identity, fleet, birth, hear)
+    links = Links(lambda: post(desk.ask))
+    desk = Desk(link.say, post, links.take)
+    route = _route(config.transfer, link, Https(links, identity.tls), fleet[0])
+    trust = _trust(data, identity, link, floors)
     return Parts(
         config=config,
         lock=lock,
@@ -141,14 +147,37 @@ def assemble(config: Config) -> Parts:
         slots=slots,
         floors=floors,
         link=link,
-        desk=Desk(link.say, post),
+        desk=desk,
         reports=Reports(outbox, config.telemetry.level, link.say),
-        installer=Installer(trust, downloads, slots, link.transfers, inventory),
+        installer=Installer(trust, downloads, slots, route, inventory),
         worker=Worker(post),
         serving=Serving(config, open_sockets(config), slots.path, post),
         control=control,
         notifier=Notifier(),
         inventory=inventory,
+    )
+
+
+def _trust(data: Path, identity: Identity, link: Link, floors: Floors) -> TrustClient:
+    return TrustClient(
+        data / "trust",
+        identity.device,
+        link.transfers,
+        identity.image_root,
+        identity.director_root,
+        floors,
+    )
+
+
+def _route(config: TransferConfig, link: Link, https: Https, host: str) -> Route:
+    metering = Metering(lambda: [host], config.metered_interfaces, wait=config.metered == "wait")
+    return Route(
+        {"mqtt": link.transfers, "https": https},
+        config.via,
+        lambda: https.ready,
+        metering,
+        Limits(config.min_kbps * KILOBIT, SLOW_S, STALL_S),
+        Cap(config.max_kbps * KILOBIT if config.max_kbps else None),
     )
 
 

@@ -154,6 +154,9 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     probation_s: Count = 5
     """Seconds the new model must stay healthy before it is committed."""
     timeout_s: Count = 3600
+    link: Text = ""
+    """Where the model's files are over HTTPS, for a while, with `{sha256}` for the digest; only in
+    the answer to `JobGet`."""
 
 
 class JobUpdate(Message, frozen=True, kw_only=True):

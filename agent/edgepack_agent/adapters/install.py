@@ -17,6 +17,7 @@ from edgepack.oci import CHUNKS, MAX_DOCUMENT, OciManifest
 from edgepack.trust import Approved as ApprovedModel
 from edgepack.trust import DeviceFacts, TrustError, model_target
 from edgepack_agent.adapters.download import BlobSource, Cancelled, DiskFullError, Downloads
+from edgepack_agent.adapters.route import Route
 from edgepack_agent.adapters.slots import DamagedBlobError, Slots, read_image
 from edgepack_agent.adapters.trust import TrustClient
 from edgepack_agent.core.state import (
@@ -54,7 +55,7 @@ class Installer:
         trust: Says what may be installed.
         downloads: The blobs.
         slots: The slots built from them.
-        source: Where blocks come from.
+        route: Where blocks come from.
         inventory: Says what this device is, now.
     """
 
@@ -63,11 +64,13 @@ class Installer:
         trust: TrustClient,
         downloads: Downloads,
         slots: Slots,
-        source: BlobSource,
+        route: Route,
         inventory: Callable[[], Inventory],
     ) -> None:
         self._trust, self._downloads, self._slots = trust, downloads, slots
-        self._source, self._inventory = source, inventory
+        self._route, self._inventory = route, inventory
+        self._budget: tuple[str, _Budget] = "", _Budget(0)
+        """Of the model that was last worked on: trying again does not refill it."""
 
     def approve(self, job: Job) -> Event:
         """Ask both repositories whether JOB's model may run here."""
@@ -80,16 +83,29 @@ class Installer:
     def download(self, model: Model, cancelled: Cancelled) -> Event:
         """Complete every blob of MODEL, and its exam."""
         _check_size("the list of the model's files", model.size, MAX_DOCUMENT)
-        self._fetch(model.sha256, model.size, cancelled)
+        try:
+            self._download(model, cancelled)
+        except EdgepackError as error:
+            if error.reason in {"byte_budget", "cancelled"}:
+                self._budget = "", _Budget(0)
+            raise
+        self._budget = "", _Budget(0)
+        return Downloaded()
+
+    def _download(self, model: Model, cancelled: Cancelled) -> None:
+        source = self._route.open(cancelled)
+        self._fetch(source, model.sha256, model.size, cancelled)
         image = read_image(self._downloads, model)
         wanted = dict(image.blobs())
         if model.exam:
             wanted[model.exam.sha256] = model.exam.size
-        budget = _Budget(self._room(image, wanted))
-        chunks = self._chunks(image, cancelled, budget)
+        missing = self._room(image, wanted)
+        if self._budget[0] != model.sha256:
+            self._budget = model.sha256, _Budget(missing)
+        spend = self._budget[1].spend
+        chunks = self._chunks(source, image, cancelled, spend)
         for sha256, size in wanted.items():
-            self._fetch(sha256, size, cancelled, budget.spend, chunks.get(sha256, ()))
-        return Downloaded()
+            self._fetch(source, sha256, size, cancelled, spend, chunks.get(sha256, ()))
 
     def stage(self, slot: Slot) -> Event:
         """Build SLOT and look whether what is in it can run here."""
@@ -129,18 +145,23 @@ class Installer:
         return self._trust.approve_local(wanted, self._facts())
 
     def _chunks(
-        self, image: OciManifest, cancelled: Cancelled, budget: "_Budget"
+        self,
+        source: BlobSource,
+        image: OciManifest,
+        cancelled: Cancelled,
+        progress: Callable[[int], None],
     ) -> dict[str, tuple[str, ...]]:
         """Return the signed digests of the chunks of every large file: they come first."""
         layer = image.layer(CHUNKS)
         if layer is None:  # then it is no image that `read_oci_manifest` returns
             return {}
         _check_size("the chunk list", layer.size, MAX_LIST)
-        self._fetch(layer.sha256, layer.size, cancelled, budget.spend)
+        self._fetch(source, layer.sha256, layer.size, cancelled, progress)
         return read_chunks(self._downloads.checked(layer.sha256).read_bytes())
 
     def _fetch(
         self,
+        source: BlobSource,
         sha256: str,
         size: int,
         cancelled: Cancelled,
@@ -148,7 +169,7 @@ class Installer:
         chunks: tuple[str, ...] = (),
     ) -> None:
         self._downloads.fetch(
-            sha256, size, self._source, chunks=chunks, cancelled=cancelled, progress=progress
+            sha256, size, source, chunks=chunks, cancelled=cancelled, progress=progress
         )
 
     def _room(self, image: OciManifest, wanted: dict[str, int]) -> int:

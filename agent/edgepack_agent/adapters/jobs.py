@@ -58,6 +58,7 @@ class Desk:
     Args:
         say: Sends a payload about a kind; False: the link is down.
         post: Takes what the fleet says, as events of the machine.
+        link: Takes the link to the files of the job's model.
         clock: Monotonic seconds.
     """
 
@@ -65,9 +66,10 @@ class Desk:
         self,
         say: Callable[[str, bytes], bool],
         post: Callable[[Event], None],
+        link: Callable[[str], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._say, self._post, self._clock = say, post, clock
+        self._say, self._post, self._link, self._clock = say, post, link, clock
         self._seen: messages.Job | None = None
         self._word: _Word | None = None
         self._get: _Asked | None = None
@@ -150,6 +152,7 @@ class Desk:
         if reply.job is None:
             self._post(JobGone())
             return
+        self._link(reply.job.link)
         self._post(JobSeen(_job(reply.job)))
         self._speak()
 
