@@ -32,6 +32,7 @@ from trust_rig import Clock, World
 
 EDGEPACK = Path(sys.executable).with_name("edgepack")
 INVENTORY = messages.Inventory(arch="x86_64", runtimes={"onnx": "1.23.2"})
+ANYWHERE = Address("127.0.0.1", 0)
 T = TypeVar("T")
 M = TypeVar("M")
 
@@ -101,9 +102,9 @@ class Mosquitto:
 
 
 @contextlib.contextmanager
-def mosquitto(data: Path) -> Iterator[Mosquitto]:
+def mosquitto(data: Path, address: Address = ANYWHERE) -> Iterator[Mosquitto]:
     """Yield a running broker for the fleet of DATA."""
-    files = prepare(data, Pki(data / "pki"), Address("127.0.0.1", 0))
+    files = prepare(data, Pki(data / "pki"), address)
     broker = Mosquitto(files.config, files.address)
     try:
         broker.start()

@@ -4,6 +4,7 @@ Points a device at a model and cannot invent one: the device believes it only as
 image repository agrees. Decides nothing; the fleet's rollouts do.
 """
 
+import logging
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -38,6 +39,8 @@ TARGETS_LIFE = timedelta(days=7)
 KEEP = 3
 """Versions of a role that stay, for devices in the middle of reading."""
 
+log = logging.getLogger(__name__)
+
 
 class Director:
     """The repositories of all devices in DIRECTORY.
@@ -52,10 +55,12 @@ class Director:
     ) -> None:
         self._roots = MetadataDirectory(directory / "root")
         self._devices = directory / "devices"
-        self._root_key = online_signer(directory / "keys" / "root.pem")
+        self._root_key = directory / "keys" / "root.pem"
         self._key = online_signer(directory / "keys" / "online.pem")
         self._clock = clock
         self._lock = threading.Lock()
+        self._signed: set[str] = set()
+        """Devices whose files this process has signed."""
         self._renew_root(self._clock())
 
     def root(self) -> bytes:
@@ -98,7 +103,10 @@ class Director:
             repository = self._repository(device)
             targets = repository.current().get("targets")
             signed = parse(targets, Targets).signed if targets else None
-            if signed is None or stale(signed.expires, TARGETS_LIFE, now):
+            # At first sight everything is signed anew: what is here may be a restored backup, and
+            # the device may have seen later versions than it.
+            first = device not in self._signed
+            if signed is None or first or stale(signed.expires, TARGETS_LIFE, now):
                 wanted = [target_info(file) for file in signed.targets.values()] if signed else []
                 self._sign(device, repository, wanted[0] if wanted else None)
             else:
@@ -117,17 +125,23 @@ class Director:
         repository.write(f"{targets.version}.targets.json", data)
         seal(repository, {"targets": data}, OnlineKeys(self._key, self._key), now)
         repository.prune("targets", KEEP)
+        self._signed.add(device)
 
     def _renew_root(self, now: datetime) -> None:
         versions = self._roots.versions("root")
         last = self._roots.read(f"{versions[-1]}.root.json") if versions else None
         if last and not stale(parse(last, Root).signed.expires, ROOT_LIFE, now):
             return
+        if last and not self._root_key.exists():
+            expires = parse(last, Root).signed.expires
+            log.warning("the director's root expires on %s; bring %s back", expires, self._root_key)
+            return
         root = Root(versions[-1] + 1 if versions else 1, expires=now + ROOT_LIFE)
-        root.add_key(self._root_key.public_key, "root")
+        key = online_signer(self._root_key)
+        root.add_key(key.public_key, "root")
         for role in ("targets", "snapshot", "timestamp"):
             root.add_key(self._key.public_key, role)
-        self._roots.write(f"{root.version}.root.json", sign(root, self._root_key))
+        self._roots.write(f"{root.version}.root.json", sign(root, key))
 
     def _repository(self, device: str) -> MetadataDirectory:
         if not DEVICE_ID.fullmatch(device):

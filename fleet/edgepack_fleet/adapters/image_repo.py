@@ -71,6 +71,8 @@ class ImageRepo:
         keys = directory / "keys"
         self._keys = {role: online_signer(keys / f"{role}.pem") for role in OnlineKeys.__slots__}
         self._lock = threading.Lock()
+        self._signed = False
+        """Whether this process has signed snapshot and timestamp."""
 
     def online_keys(self) -> dict[str, Any]:
         """Return our public keys for a publisher's root, as TUF writes them, by role."""
@@ -95,6 +97,7 @@ class ImageRepo:
             for name, data in accepted.files.items():
                 self._metadata.write(name, data)
             snapshot = seal(self._metadata, accepted.roles, self._online(), self._clock())
+            self._signed = True
         models = [t.model for t in accepted.added if not t.path.endswith("/exam.npz")]
         return PublishResult(tuple(sorted({model.release for model in models})), snapshot)
 
@@ -120,8 +123,16 @@ class ImageRepo:
         return [ReleaseInfo(*release, tuple(variants)) for release, variants in found.items()]
 
     def keep_fresh(self, now: datetime | None = None) -> bool:
-        """Sign snapshot and timestamp again if one is past its half-life; return whether."""
+        """Sign snapshot and timestamp again if one is past its half-life; return whether.
+
+        The first time in any case: what is here may be a restored backup, and devices may have
+        seen later versions than it.
+        """
         with self._lock:
+            if not self._signed and self._metadata.timestamp() is not None:
+                self._signed = True
+                seal(self._metadata, self._metadata.current(), self._online(), now or self._clock())
+                return True
             return keep_fresh(self._metadata, self._online(), now or self._clock())
 
     def _current(self) -> Current:
