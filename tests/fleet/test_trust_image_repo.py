@@ -398,7 +398,7 @@ def test_a_crash_at_any_write_leaves_the_old_repository(
     with pytest.raises(OSError, match="power cut"):
         ready.publish(path)
     again = World(ready.path, ready.clock)
-    written = again.image.metadata("timestamp.json") != before
+    written = again.image_files.read("timestamp.json") != before
     assert written == (flushes == WRITES - 1)  # only the name's own flush is after the fact
     found = [release.version for release in again.image.releases()]
     assert found == (["1.0.0", "1.1.0"] if written else ["1.0.0"])
