@@ -40,7 +40,9 @@ def as_json(document: dict[str, Any]) -> str:
 def messages_schema() -> dict[str, Any]:
     """Return the JSON Schema of every message, under `$defs`."""
     names = [
-        n for n in messages.__all__ if n[0].isupper() and n not in {"MAX_MESSAGE", "JobStatus"}
+        n
+        for n in messages.__all__
+        if n[0].isupper() and n not in {"DAYS", "MAX_MESSAGE", "JobStatus"}
     ]
     _, schemas = msgspec.json.schema_components([getattr(messages, n) for n in names])
     return {"$schema": DRAFT, "title": "edgepack messages v1", "$defs": {

@@ -9,6 +9,9 @@ sources: [{name: door, source: "dir:/srv/door", every_s: 1}]
 threads: null                      # threads of the runtime; null: the runtime chooses
 runtimes: [openvino, onnx]         # allowed runtimes, best first; []: all that are installed
 allow_local_install: false         # take approved bundles from a person at the device
+update:                            # when updates are welcome
+  windows: [{days: [sat, sun], from: "22:00", to: "04:00", zone: Europe/Berlin}]   # []: always
+  min_battery: 20                  # percent below which they wait for power; 0: they do not
 broker: null                       # HOST:PORT, if the broker is reached by another way
 transfer:                          # how the files of a model come
   via: auto                        # auto | mqtt | https; auto: HTTPS if offered, else MQTT
@@ -27,9 +30,11 @@ from typing import Annotated, Any, Literal, get_args
 import msgspec
 
 from edgepack.errors import UsageError
+from edgepack.messages import Window
 from edgepack_agent.adapters.config_files import Files, bad_config, read_files
 from edgepack_agent.core.layers import Layer
 from edgepack_agent.core.telemetry import Level
+from edgepack_agent.core.window import zone
 from edgepack_agent.runner.wire import Source
 
 __all__ = [
@@ -37,6 +42,7 @@ __all__ = [
     "Config",
     "TelemetryConfig",
     "TransferConfig",
+    "UpdateConfig",
     "address",
     "load_config",
     "read_config",
@@ -78,6 +84,25 @@ class TransferConfig(_Section, frozen=True, kw_only=True):
             raise ValueError(f"max_kbps {self.max_kbps:g} is not above min_kbps {self.min_kbps:g}")
 
 
+class UpdateConfig(_Section, frozen=True, kw_only=True):
+    """When updates are welcome."""
+
+    windows: tuple[Window, ...] = ()
+    min_battery: Annotated[float, msgspec.Meta(ge=0, le=100)] = 20.0
+
+    def __post_init__(self) -> None:
+        """Refuse windows in zones that are not known here.
+
+        Raises:
+            ValueError: there is one.
+        """
+        for window in self.windows:
+            try:
+                zone(window.zone)
+            except UsageError as error:
+                raise ValueError(f"{error.what}: {error.why}; {error.fix}") from error
+
+
 class Config(_Section, frozen=True, kw_only=True):
     """The settings of one agent; the defaults are those of the system service."""
 
@@ -90,6 +115,7 @@ class Config(_Section, frozen=True, kw_only=True):
     threads: Annotated[int, msgspec.Meta(ge=1, le=256)] | None = None
     runtimes: tuple[str, ...] = ()
     allow_local_install: bool = False
+    update: UpdateConfig = UpdateConfig()
     broker: str | None = None
     transfer: TransferConfig = TransferConfig()
     log_level: Literal["debug", "info", "warning", "error"] = "info"

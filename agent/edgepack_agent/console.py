@@ -8,11 +8,13 @@ import os
 
 from edgepack.errors import EdgepackError, UsageError
 from edgepack_agent.adapters.control import Asked
+from edgepack_agent.core.deferral import MAX_LOCK_S, Lock, Moment, Rules, hold
 from edgepack_agent.core.state import (
     CancelAsked,
     Event,
     Failed,
     Outcome,
+    PinAsked,
     RollbackAsked,
     State,
 )
@@ -21,6 +23,8 @@ from edgepack_agent.parts import Parts
 from edgepack_agent.status import describe, failure
 
 __all__ = ["Console"]
+
+MAX_TEXT = 200
 
 
 class Console:
@@ -40,6 +44,10 @@ class Console:
             "sync": self._sync,
             "rollback": self._roll_back,
             "install": self._install,
+            "lock": self._lock,
+            "unlock": self._unlock,
+            "pin": self._pin,
+            "unpin": self._unpin,
         }
 
     def asked(self, asked: Asked) -> None:
@@ -82,6 +90,8 @@ class Console:
                 parts.identity,
                 parts.config,
                 connected=parts.link.connected,
+                lock=parts.locks.lock(),
+                now=parts.now(),
             )
         )
 
@@ -110,6 +120,7 @@ class Console:
                 fix="set allow_local_install: true in its configuration",
                 reason="not_allowed",
             )
+        self._check_welcome()
         if file is None:
             raise UsageError("no bundle was handed in", reason="no_file")
         if self._engine.state.phase != "idle" or self._parts.worker.busy:
@@ -117,6 +128,57 @@ class Console:
         self._wait(asked)
         name = local_name()
         self._engine.work(lambda _: self._parts.installer.take(file, name, PROBATION_S))
+
+    def _check_welcome(self) -> None:
+        """Check that nobody at this device has spoken against installing.
+
+        Raises:
+            UsageError: somebody has (`pinned`, `lock`).
+        """
+        why = self._engine.state.pinned
+        if why:
+            fix = "edgepack-agent unpin"
+            raise UsageError("the device is pinned to its model", why=why, fix=fix, reason="pinned")
+        moment = Moment(self._parts.now(), self._parts.locks.lock(), self._parts.locks.inhibitors())
+        if found := hold(moment, Rules()):
+            fix = "edgepack-agent unlock"
+            raise UsageError("updates are locked here", why=found.text, fix=fix, reason="lock")
+
+    def _lock(self, asked: Asked) -> None:
+        for_s, text = asked.args.get("for_s", 0), str(asked.args.get("reason", ""))[:MAX_TEXT]
+        if not isinstance(for_s, int | float) or not 0 < for_s <= MAX_LOCK_S:
+            raise UsageError(
+                "a lock needs an end",
+                why=f"it may last up to {MAX_LOCK_S:.0f} seconds",
+                fix="edgepack-agent lock --for 2h",
+                reason="bad_duration",
+            )
+        now = self._parts.now()
+        self._parts.locks.set(Lock(now, float(for_s), text))
+        self._engine.reconsider()
+        asked.reply.set_result({"locked": True, "until": round(now.wall + for_s), "reason": text})
+
+    def _unlock(self, asked: Asked) -> None:
+        self._parts.locks.clear()
+        self._engine.reconsider()
+        left = list(self._parts.locks.inhibitors())
+        asked.reply.set_result({"locked": bool(left), "inhibitors": left})
+
+    def _pin(self, asked: Asked) -> None:
+        if self._engine.state.current is None:
+            raise UsageError("there is no model to stay with", reason="no_model")
+        why = str(asked.args.get("reason", ""))[:MAX_TEXT]
+        self._engine.on(PinAsked(why or "by a person at the device"))
+        self._tell_pinned(asked)
+
+    def _unpin(self, asked: Asked) -> None:
+        self._engine.on(PinAsked(""))
+        self._tell_pinned(asked)
+
+    def _tell_pinned(self, asked: Asked) -> None:
+        state = self._engine.state
+        bundle = state.current.model.release if state.current else None
+        asked.reply.set_result({"bundle": bundle, "pinned": state.pinned or None})
 
     def _begin(self, asked: Asked, event: Event) -> None:
         self._wait(asked)

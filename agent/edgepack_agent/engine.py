@@ -21,6 +21,11 @@ class Engine(Protocol):
         """Where the update is."""
         ...
 
+    @property
+    def entered(self) -> int:
+        """How many phases have been entered."""
+        ...
+
     def on(self, event: Event) -> None:
         """Take an event."""
         ...
@@ -35,6 +40,10 @@ class Engine(Protocol):
 
     def while_here(self, seconds: float, action: Callable[[], None]) -> None:
         """Do ACTION in SECONDS, unless another phase has been entered by then."""
+        ...
+
+    def reconsider(self) -> None:
+        """Look now whether this is a good moment for an update."""
         ...
 
 

@@ -6,6 +6,7 @@ What may fail for a person (a taken port, an unreadable identity) fails here, be
 import fcntl
 import os
 import queue
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -15,6 +16,7 @@ from typing import Any
 from edgepack.errors import UsageError
 from edgepack.messages import Inventory
 from edgepack.trust import TrustError
+from edgepack_agent.adapters.clock import read_stamp
 from edgepack_agent.adapters.control import ControlServer
 from edgepack_agent.adapters.download import Downloads, disk_errors
 from edgepack_agent.adapters.floors import Floors
@@ -24,11 +26,13 @@ from edgepack_agent.adapters.install import Installer
 from edgepack_agent.adapters.inventory import read_inventory
 from edgepack_agent.adapters.jobs import Desk
 from edgepack_agent.adapters.journal import Journal
+from edgepack_agent.adapters.lock import Locks
 from edgepack_agent.adapters.mqtt import Heard, Link, LinkChanged
 from edgepack_agent.adapters.network import Metering
 from edgepack_agent.adapters.notify import Notifier
 from edgepack_agent.adapters.outbox import Outbox
 from edgepack_agent.adapters.pacing import Cap
+from edgepack_agent.adapters.power import read_power
 from edgepack_agent.adapters.reports import Reports
 from edgepack_agent.adapters.route import Route
 from edgepack_agent.adapters.slots import Slots
@@ -36,7 +40,8 @@ from edgepack_agent.adapters.trust import TrustClient
 from edgepack_agent.adapters.worker import Worker
 from edgepack_agent.config import Config, TransferConfig, address
 from edgepack_agent.core.pace import Limits
-from edgepack_agent.core.state import Event, Model
+from edgepack_agent.core.deferral import Power
+from edgepack_agent.core.state import Event, Model, Stamp
 from edgepack_agent.serving import Serving, open_sockets
 
 __all__ = ["Parts", "assemble"]
@@ -72,6 +77,9 @@ class Parts:
     control: ControlServer
     notifier: Notifier
     inventory: Callable[[], Inventory]
+    locks: Locks
+    now: Callable[[], Stamp] = read_stamp
+    power: Callable[[], Power] = read_power
 
     def raise_floor(self, line: str, epoch: int) -> None:
         """Raise the epoch floor of the model LINE: a model of EPOCH was committed.
@@ -155,6 +163,7 @@ def assemble(config: Config) -> Parts:
         control=control,
         notifier=Notifier(),
         inventory=inventory,
+        locks=Locks(data / "lock.json", config.run_dir / "inhibit", time.time),
     )
 
 

@@ -6,7 +6,8 @@ from edgepack_agent.adapters.identity import Identity
 from edgepack_agent.adapters.inventory import rss_mb
 from edgepack_agent.adapters.outbox import Outbox
 from edgepack_agent.config import Config
-from edgepack_agent.core.state import Outcome, Slot, State
+from edgepack_agent.core.deferral import Lock
+from edgepack_agent.core.state import Hold, Outcome, Slot, Stamp, State
 from edgepack_agent.serving import Serving
 
 __all__ = ["describe", "failure"]
@@ -30,6 +31,8 @@ def describe(
     config: Config,
     *,
     connected: bool,
+    lock: Lock | None,
+    now: Stamp,
 ) -> dict[str, Any]:
     """Return everything a person at the device may want to know."""
     seat, current = serving.answering(), serving.current
@@ -48,6 +51,9 @@ def describe(
         "runner": {"pid": seat.runner.pid if seat and seat.runner else None},
         "trouble": current.trouble if current else "",
         "job": {"id": state.job.id, "release": state.job.release} if state.job else None,
+        "deferred": _hold(state.hold) if state.phase == "deferred" else None,
+        "lock": _lock(lock, now),
+        "pinned": state.pinned or None,
         "unreported": _outcome(state.outcome),
         "outbox": {"boot": outbox.boot, "rows": len(outbox)},
         "api": {"socket": str(config.api_socket), "listen": config.listen},
@@ -74,6 +80,15 @@ def _score(result: Outcome) -> str:
 
 def _slot(slot: Slot | None) -> dict[str, str] | None:
     return {"slot": slot.name, "bundle": slot.model.release} if slot else None
+
+
+def _hold(hold: Hold | None) -> dict[str, Any] | None:
+    return {"reason": hold.reason, "until": hold.until, "message": hold.text} if hold else None
+
+
+def _lock(lock: Lock | None, now: Stamp) -> dict[str, Any] | None:
+    left = lock.left(now) if lock else 0.0
+    return {"until": round(now.wall + left), "reason": lock.text} if lock and left > 0 else None
 
 
 def _outcome(outcome: Outcome | None) -> dict[str, Any] | None:

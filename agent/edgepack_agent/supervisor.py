@@ -8,7 +8,6 @@ and handled by one thread; what takes long is done by the worker and comes back 
 import logging
 import os
 import queue
-import random
 import time
 from collections.abc import Callable
 from typing import Any
@@ -21,32 +20,35 @@ from edgepack_agent.adapters.memory import give_back
 from edgepack_agent.adapters.mqtt import Heard, LinkChanged
 from edgepack_agent.adapters.worker import Done
 from edgepack_agent.console import Console
-from edgepack_agent.core.machine import deadline, transition
+from edgepack_agent.core.age import aged
+from edgepack_agent.core.machine import transition
 from edgepack_agent.core.state import (
     Approve,
     Booted,
     Check,
     Confirm,
     Confirmed,
+    Consider,
     Download,
     Drain,
     Effect,
     Event,
+    Halt,
     InstallAsked,
     Load,
     Log,
     Publish,
-    Retry,
+    Recheck,
     Revert,
     Reverted,
     Stage,
     State,
     Switch,
     Tell,
-    TimerFired,
     TryLater,
 )
 from edgepack_agent.parts import Parts
+from edgepack_agent.patience import Patience
 from edgepack_agent.serving import Spoke
 from edgepack_agent.timers import Timers
 from edgepack_agent.watch import Watch
@@ -58,7 +60,6 @@ log = logging.getLogger(__name__)
 TICK_S = 5.0
 RETRY_S = 5.0
 INVENTORY_S = 600.0
-_NEEDS_LINK = frozenset({"checking", "downloading"})
 _Happening = Event | Heard | LinkChanged | Spoke | Done[Event] | Asked | Callable[[], None]
 
 
@@ -81,12 +82,16 @@ class Supervisor:
         """Events of this phase that wait for a disk that can be written."""
         self._console = Console(parts, self)
         self._watch = Watch(parts, self, clock)
+        self._patience = Patience(parts, self, clock)
         self._running = True
         self._effects: dict[type[Any], Callable[[Any], None]] = {
             Tell: lambda e: parts.desk.tell(e.outcome, e.phase),
             Publish: self._publish,
             Approve: lambda e: self.work(lambda _: parts.installer.approve(e.job)),
-            TryLater: lambda _: self.later(random.uniform(0.2, RETRY_S), self._retry),  # noqa: S311
+            TryLater: lambda _: self._patience.try_later(),
+            Consider: lambda _: self._patience.consider(),
+            Recheck: self._patience.recheck,
+            Halt: lambda _: parts.worker.cancel(),
             Download: lambda e: self.work(lambda stop: parts.installer.download(e.model, stop)),
             Stage: lambda e: self.work(lambda _: parts.installer.stage(e.slot)),
             Load: self._load,
@@ -102,6 +107,11 @@ class Supervisor:
     def state(self) -> State:
         """Where the update is."""
         return self._state
+
+    @property
+    def entered(self) -> int:
+        """How many phases have been entered."""
+        return self._entered
 
     # -- the loop
 
@@ -178,6 +188,7 @@ class Supervisor:
         """Event -> transition -> persist -> effects."""
         before = self._state
         after, effects = transition(before, event)
+        after = aged(before, after, self._parts.now(), booted=isinstance(event, Booted))
         try:
             self._parts.journal.save(after)
         except EdgepackError:
@@ -207,7 +218,7 @@ class Supervisor:
     def _phase_changed(self, state: State) -> None:
         self._entered += 1
         self._unsaved.clear()
-        self._expect_end()
+        self._patience.entered(state)
         self._console.phase_changed(state)
         if state.phase == "idle":
             give_back()
@@ -215,21 +226,13 @@ class Supervisor:
 
     # -- timers
 
-    def _expect_end(self) -> None:
-        """Say how long the phase may last; again, if that did not end it."""
-        state, seconds = self._state, deadline(self._state)
-        if seconds is not None:
-            self.while_here(seconds, lambda: self._too_long(state))
-
-    def _too_long(self, state: State) -> None:
-        entered = self._entered
-        self.on(TimerFired(state.phase))
-        if self._entered == entered:
-            self._expect_end()
-
     def later(self, seconds: float, action: Callable[[], None]) -> None:
         """Do ACTION in SECONDS."""
         self._timers.later(seconds, action)
+
+    def reconsider(self) -> None:
+        """Look now whether this is a good moment for an update."""
+        self._patience.looked_at()
 
     def while_here(self, seconds: float, action: Callable[[], None]) -> None:
         """Do ACTION in SECONDS, unless another phase has been entered by then."""
@@ -237,6 +240,7 @@ class Supervisor:
         self.later(seconds, lambda: action() if self._entered == entered else None)
 
     def _tick(self) -> None:
+        self._patience.tick()
         if self._parts.link.connected:
             self._parts.desk.tick()
             self._parts.reports.send()
@@ -253,10 +257,6 @@ class Supervisor:
         # Writing what is there already proves that loop and journal make progress.
         self._parts.journal.probe()
         self._parts.notifier.alive()
-
-    def _retry(self) -> None:
-        if self._state.phase in _NEEDS_LINK and not self._parts.worker.busy:
-            self.on(Retry())
 
     # -- effects
 
@@ -325,7 +325,7 @@ class Supervisor:
         if up:
             self._tell_inventory()
             self._parts.reports.send()
-            self._retry()
+            self._patience.retry()
         self._parts.notifier.status(self._summary())
 
     # -- begin and end

@@ -12,6 +12,7 @@ import msgspec
 from edgepack.errors import IntegrityError
 
 __all__ = [
+    "DAYS",
     "MAX_MESSAGE",
     "Ack",
     "BlobRequest",
@@ -30,6 +31,7 @@ __all__ = [
     "MetaRequest",
     "Rejected",
     "Telemetry",
+    "Window",
     "decode",
     "decode_batch",
     "encode",
@@ -44,6 +46,10 @@ Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}(?![\s\S])")]
 Text = Annotated[str, msgspec.Meta(max_length=4096)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 """As large as every database and every JSON reader of ours can take."""
+
+Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
+DAYS: tuple[Day, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+TimeOfDay = Annotated[str, msgspec.Meta(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9](?![\s\S])")]
 
 JobStatus = Literal[
     "QUEUED", "IN_PROGRESS", "SUCCEEDED", "FAILED", "TIMED_OUT", "REJECTED", "CANCELED"
@@ -139,6 +145,24 @@ class JobGet(Message, frozen=True, kw_only=True):
     token: Id
 
 
+class Window(
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    forbid_unknown_fields=True,
+    rename={"start": "from", "end": "to"},
+):
+    """When updates are welcome: from one time of day to another, on each of `days`, in `zone`."""
+
+    days: Annotated[tuple[Day, ...], msgspec.Meta(min_length=1, max_length=7)] = DAYS
+    """Days on which it begins."""
+    start: TimeOfDay
+    end: TimeOfDay
+    """If it is not later than `from`, it is on the next day."""
+    zone: Annotated[str, msgspec.Meta(min_length=1, max_length=64)] = "UTC"
+    """Name in the IANA list."""
+
+
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """One update for one device. The server's copy is the truth."""
 
@@ -154,9 +178,16 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     probation_s: Count = 5
     """Seconds the new model must stay healthy before it is committed."""
     timeout_s: Count = 3600
+    """Seconds it may come no step further before it is given up."""
     link: Text = ""
     """Where the model's files are over HTTPS, for a while, with `{sha256}` for the digest; only in
     the answer to `JobGet`."""
+    total_s: Count = 86400
+    """Seconds the work may take in all, deferral not counted."""
+    max_defer_s: Count = 7 * 86400
+    """Seconds it may be deferred in all."""
+    windows: tuple[Window, ...] = ()
+    """When it may be done, beside the device's own windows; empty: at any time."""
 
 
 class JobUpdate(Message, frozen=True, kw_only=True):

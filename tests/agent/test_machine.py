@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from edgepack_agent.core import state as s
-from edgepack_agent.core.machine import MAX_BOOTS, PHASES, TABLE, deadline, transition
+from edgepack_agent.core.deadlines import MAX_TRIES, deadline
+from edgepack_agent.core.machine import MAX_BOOTS, PHASES, TABLE, transition
+from edgepack_agent.core.phases import MAX_STEPS
 
 EXAM = s.Exam("e" * 64, 10, 0.9)
 
@@ -33,6 +35,9 @@ OUTCOMES = st.builds(
     st.sampled_from(["SUCCEEDED", "FAILED", "REJECTED", "CANCELED"]),
     st.just("why"),
 )
+HOLDS = st.builds(
+    s.Hold, st.sampled_from(["window", "lock", "metered", "power"]), st.none() | st.floats(0, 1e10)
+)
 STATES = st.builds(
     s.State,
     phase=st.sampled_from(PHASES),
@@ -46,11 +51,16 @@ STATES = st.builds(
     boots=st.integers(0, 5),
     repairs=st.integers(0, 5),
     exposed=st.booleans(),
+    hold=st.none() | HOLDS,
+    pinned=st.sampled_from(["", "exhibition"]),
+    tries=st.integers(0, 5),
+    steps=st.integers(0, 30),
 )
 EVENTS = st.one_of(
     st.sampled_from([
         s.Booted(), s.CancelAsked(), s.Unreachable(), s.Retry(), s.Downloaded(), s.Damaged(),
-        s.Staged(), s.Loaded(), s.Accepting(), s.Confirmed(), s.Reverted(), s.JobGone(),
+        s.Staged(), s.Loaded(), s.Accepting(), s.Confirmed(), s.Reverted(), s.JobGone(), s.Clear(),
+        s.Died(),
     ]),
     st.builds(s.JobSeen, JOBS),
     st.builds(s.JobTaken, st.sampled_from(["job-1", "job-2"])),
@@ -62,7 +72,10 @@ EVENTS = st.one_of(
     st.builds(s.Failed, st.sampled_from(["FAILED", "REJECTED"]), st.just("why")),
     st.builds(s.Checked, st.booleans(), st.none() | st.floats(0, 1)),
     st.builds(s.Judged, st.booleans(), st.just("why")),
-    st.builds(s.TimerFired, st.sampled_from(PHASES)),
+    st.builds(s.TimerFired, st.sampled_from(PHASES), st.booleans()),
+    st.builds(s.Held, HOLDS),
+    st.builds(s.Troubled, st.just("storage")),
+    st.builds(s.PinAsked, st.sampled_from(["", "exhibition"])),
 )  # fmt: skip
 
 
@@ -121,7 +134,8 @@ RUNS_1 = s.State(current=s.Slot("a", model(1)))
 
 
 def begun(version: int = 2) -> tuple[s.Event, ...]:
-    return s.JobSeen(job(version)), s.JobTaken(f"job-{version}"), s.Approved(model(version))
+    taken = s.JobTaken(f"job-{version}")
+    return s.JobSeen(job(version)), taken, s.Clear(), s.Approved(model(version))
 
 
 def test_a_good_model_is_committed_reported_and_the_old_one_kept() -> None:
@@ -130,7 +144,7 @@ def test_a_good_model_is_committed_reported_and_the_old_one_kept() -> None:
     assert state.current == s.Slot("b", model(2))
     assert state.previous == s.Slot("a", model(1))
     assert state.outcome == s.Outcome("job-2", "SUCCEEDED")
-    kinds = [type(effect) for effect in effects if not isinstance(effect, s.Tell)]
+    kinds = [type(e) for e in effects if not isinstance(e, s.Tell | s.Consider)]
     assert kinds == [
         s.Approve, s.Download, s.Stage, s.Load, s.Check, s.Switch, s.Drain, s.Publish, s.Confirm,
     ]  # fmt: skip
@@ -296,6 +310,7 @@ class Device(RuleBasedStateMachine):
         self.versions += 1
         self.on(s.JobSeen(job(self.versions)))
         self.on(s.JobTaken(f"job-{self.versions}"))
+        self.on(s.Clear())
 
     @precondition(lambda self: self.state.phase == "idle" and self.state.previous)
     @rule()
@@ -307,6 +322,7 @@ class Device(RuleBasedStateMachine):
     def the_step_ends(self, good: bool) -> None:
         self.do_all()
         steps: dict[str, s.Event] = {
+            "deferred": s.Clear(),
             "checking": s.Approved(model(self.versions)),
             "downloading": s.Downloaded(),
             "verifying": s.Staged() if good else s.Damaged(),
@@ -368,6 +384,7 @@ class Device(RuleBasedStateMachine):
             self.the_step_ends(good=True)
             if self.state.phase == "offered":
                 self.on(s.JobTaken(self.state.job.id if self.state.job else ""))
+                self.on(s.Clear())
         self.do_all()
         assert self.state.phase == "idle"
         assert self.state.current in (old, wanted) or (
@@ -385,3 +402,131 @@ def test_states_survive_the_journal_unchanged() -> None:
     state, _ = walk(RUNS_1, *begun(), *GOOD[:3], s.Checked(golden=True, score=0.1))
     state = replace(state, outcome=s.Outcome("j", "FAILED", "x", {"score": 0.1}))
     assert msgspec.json.decode(msgspec.json.encode(state), type=s.State) == state
+
+
+# -- waiting for a better moment, trouble that passes, pins
+
+LOCKED = s.Held(s.Hold("lock", 5e9, "exhibition"))
+OFFERED = (s.JobSeen(job(2)), s.JobTaken("job-2"))
+
+
+def test_a_bad_moment_defers_and_the_fleet_is_told_why_and_until_when() -> None:
+    state, effects = walk(RUNS_1, *OFFERED, LOCKED)
+    assert state.phase == "deferred"
+    told = s.Outcome("job-2", "IN_PROGRESS", "lock", {"until": 5e9, "message": "exhibition"})
+    assert s.Tell(told, "deferred") in effects
+    assert s.Recheck(LOCKED.hold) in effects
+    same, effects = walk(state, LOCKED)
+    assert same == state, "nothing is written while it goes on"
+    assert effects == [s.Recheck(LOCKED.hold)]
+    state, effects = walk(state, s.Clear())
+    assert state.phase == "checking"
+    assert s.Approve(job(2)) in effects
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_a_moment_that_turns_bad_stops_what_is_under_way(count: int) -> None:
+    before = (*begun(), *GOOD)[: 3 + count]
+    state, effects = walk(RUNS_1, *before, LOCKED)
+    assert state.phase == "deferred"
+    assert effects.index(s.Halt()) < effects.index(s.Recheck(LOCKED.hold))
+    assert not any(isinstance(effect, s.Revert) for effect in effects), "what came is kept"
+    state, _ = walk(state, s.Clear(), s.Approved(model(2)), *GOOD, s.OutcomeTaken("job-2"))
+    assert state.current == s.Slot("b", model(2))
+
+
+@pytest.mark.parametrize("count", range(3, 7))
+def test_what_has_begun_to_load_goes_through(count: int) -> None:
+    before, _ = walk(RUNS_1, *begun(), *GOOD[: count - 1])
+    assert transition(before, LOCKED)[0] == before
+
+
+def test_deferral_ends_by_its_deadline_by_cancel_and_by_a_newer_job() -> None:
+    waiting, _ = walk(RUNS_1, *OFFERED, LOCKED)
+    late, _ = walk(waiting, s.TimerFired("deferred", total=True), s.Reverted())
+    assert late.outcome
+    assert (late.outcome.status, late.outcome.reason) == ("FAILED", "deferred_too_long")
+    assert "lock" in late.outcome.detail["message"]
+    for end in (s.JobGone(), s.CancelAsked(), s.JobSeen(job(3))):
+        state, _ = walk(waiting, end, s.Reverted())
+        assert (state.phase, state.current, state.hold) == ("idle", RUNS_1.current, None)
+
+
+def test_trouble_that_may_pass_is_tried_again_a_few_times() -> None:
+    state, _ = walk(RUNS_1, *begun())
+    for _ in range(MAX_TRIES):
+        state, effects = walk(state, s.Troubled("storage"))
+        assert (state.phase, effects) == ("downloading", [s.TryLater()])
+        state, effects = walk(state, s.Retry())
+        assert effects == [s.Download(model(2))]
+    state, _ = walk(state, s.Troubled("storage"), s.Reverted())
+    assert state.outcome
+    assert (state.outcome.status, state.outcome.reason) == ("FAILED", "storage")
+    assert state.tries == 0
+
+
+def test_a_job_that_takes_too_long_in_all_ends_but_not_one_that_is_judged() -> None:
+    state, _ = walk(RUNS_1, *begun(), s.TimerFired("downloading", total=True), s.Reverted())
+    assert state.outcome
+    assert (state.outcome.status, state.outcome.reason) == ("FAILED", "job_timeout")
+
+
+def test_a_pinned_device_rejects_jobs_until_it_is_not() -> None:
+    pinned, _ = walk(RUNS_1, s.PinAsked("exhibition"))
+    state, effects = walk(pinned, s.JobSeen(job(2)))
+    no = s.Outcome("job-2", "REJECTED", "pinned", {"message": "exhibition"})
+    assert (state.phase, state.outcome, state.pinned) == ("idle", no, "exhibition")
+    assert s.Tell(no, "idle") in effects
+    state, _ = walk(state, s.OutcomeTaken("job-2"), s.PinAsked(""), s.JobSeen(job(3)))
+    assert state.phase == "offered"
+
+
+@pytest.mark.parametrize("count", range(1, 8))
+def test_a_pin_ends_what_is_under_way(count: int) -> None:
+    state, _ = walk(RUNS_1, *begun(), *GOOD[: count - 1])
+    state, _ = walk(state, s.PinAsked("exhibition"))
+    if count < 7:
+        state, _ = walk(state, s.Reverted())
+        assert state.outcome
+        assert (state.outcome.status, state.outcome.reason) == ("REJECTED", "pinned")
+        assert state.current == RUNS_1.current
+    assert state.pinned == "exhibition"
+
+
+def test_a_job_that_goes_round_in_circles_is_ended() -> None:
+    state, _ = walk(RUNS_1, *begun())
+    state = replace(state, steps=MAX_STEPS)
+    state, _ = walk(state, s.Downloaded(), s.Reverted())
+    assert state.outcome
+    assert state.outcome.reason == "restart_loop"
+    assert state.current == RUNS_1.current
+
+
+def test_a_failed_download_does_not_cost_the_way_back() -> None:
+    """Both use the same slot, and nothing of the new model is in it yet."""
+    two, _ = walk(RUNS_1, *begun(), *GOOD, s.OutcomeTaken("job-2"))
+    assert two.previous == s.Slot("a", model(1))
+    state, effects = walk(two, *begun(3), s.Failed("FAILED", "disk_full"))
+    assert state.candidate == s.Slot("a", model(3))
+    assert s.Revert(None) in effects
+    assert state.previous == s.Slot("a", model(1))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(EVENTS, max_size=60))
+def test_whatever_happens_a_job_writes_little_and_commits_once(events: list[s.Event]) -> None:
+    state, commits, stores = RUNS_1, 0, 0
+    for event in (*begun(), *events):
+        after, effects = transition(state, event)
+        if after.job is None or state.job is None or after.job.id != state.job.id:
+            commits = stores = 0
+        commits += sum(isinstance(e, s.Confirm) for e in effects if state.phase != "committed")
+        moment = isinstance(event, s.Held | s.Clear | s.PinAsked | s.OutcomeTaken)
+        fetching = state.phase in {"deferred", "checking", "offered"}
+        stores += after != state and not moment and not fetching
+        assert commits <= 1
+        assert stores <= MAX_STEPS + MAX_TRIES + 6
+        assert after.current is not None
+        assert after.boots <= MAX_BOOTS
+        assert (deadline(after) is None) == (after.phase == "idle")
+        state = after

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,17 @@ from edgepack.topics import BLOCK_SIZE
 from edgepack_agent.adapters.download import DiskFullError, Downloads
 from edgepack_agent.adapters.journal import Journal
 from edgepack_agent.adapters.slots import DamagedBlobError, Slots
-from edgepack_agent.core.state import Model, Slot, State
+from edgepack_agent.core.machine import transition
+from edgepack_agent.core.state import (
+    Booted,
+    Job,
+    Model,
+    Outcome,
+    Revert,
+    Reverted,
+    Slot,
+    State,
+)
 from edgepack_agent.runner.slot import open_slot
 
 HERE = Path(__file__).parents[1]
@@ -115,17 +126,45 @@ def test_a_damaged_journal_is_put_aside_and_said_so(tmp_path: Path, damage: byte
     assert Journal(path).state.ended == "job-2"
 
 
-def test_a_phase_that_nobody_knows_counts_as_a_lost_journal(tmp_path: Path) -> None:
+SLOT_A = Slot("a", Model("digits@1.0.0", "models/1", "1" * 64, 10))
+SLOT_B = Slot("b", Model("digits@2.0.0", "models/2", "2" * 64, 10))
+
+
+def rewritten(path: Path, change: str) -> Journal:
+    """Change the body of the journal in PATH by the SQL expression CHANGE and open it again."""
+    with sqlite3.connect(path) as database:
+        database.execute(f"UPDATE state SET body = {change}")
+    database.close()
+    return Journal(path)
+
+
+def test_a_phase_that_nobody_knows_is_rolled_back_and_costs_no_model(tmp_path: Path) -> None:
+    path, job = tmp_path / "journal.db", Job("job-1", "digits@2.0.0", "models/2")
+    journal = Journal(path)
+    state = State(phase="probation", current=SLOT_A, previous=None, job=job, candidate=SLOT_B)
+    journal.save(replace(state, pinned="exhibition", ended="job-0"))
+    journal.close()
+    found = rewritten(path, "replace(body, 'probation', 'shadow')")
+    assert not found.lost
+    assert (found.state.phase, found.state.current) == ("rolling_back", SLOT_A)
+    assert (found.state.candidate, found.state.pinned) == (SLOT_B, "exhibition")
+    after, effects = transition(found.state, Booted())
+    assert Revert(SLOT_B) in effects
+    after, _ = transition(after, Reverted())
+    assert (after.phase, after.current, after.ended) == ("idle", SLOT_A, "job-1")
+    assert after.outcome == Outcome("job-1", "FAILED", "unknown_state")
+    found.close()
+
+
+def test_a_journal_whose_current_model_cannot_be_read_counts_as_lost(tmp_path: Path) -> None:
     path = tmp_path / "journal.db"
     journal = Journal(path)
-    journal.save(State(ended="job-1"))
+    journal.save(State(current=SLOT_A))
     journal.close()
-    with sqlite3.connect(path) as database:
-        database.execute("UPDATE state SET body = replace(body, 'idle', 'shadow')")
-    database.close()
-    reopened = Journal(path)
+    reopened = rewritten(path, "replace(body, 'sha256', 'sha-256')")
     assert reopened.lost
     assert reopened.state == State()
+    reopened.close()
 
 
 def test_a_journal_that_cannot_be_written_is_an_error_with_a_reason(tmp_path: Path) -> None:

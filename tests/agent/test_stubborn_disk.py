@@ -14,7 +14,7 @@ from edgepack_agent.adapters.identity import write_identity
 from edgepack_agent.adapters.outbox import Outbox
 from edgepack_agent.config import Config
 from edgepack_agent.console import Console
-from edgepack_agent.core import machine
+from edgepack_agent.core import deadlines
 from edgepack_agent.core.state import Job, Model, Slot, State
 from edgepack_agent.parts import Parts, assemble
 from edgepack_agent.runner.slot import open_slot
@@ -71,7 +71,7 @@ def job(slot: Slot) -> Job:
 def test_a_commit_is_tried_until_the_floor_can_be_written(
     parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(machine._SECONDS, "committed", 0.1)
+    monkeypatch.setitem(deadlines._SECONDS, "committed", 0.1)
     slot = slot_a(parts, epoch=3)
     parts.journal.save(State(phase="committed", current=slot, job=job(slot)))
     tries: list[int] = []

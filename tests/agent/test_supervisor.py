@@ -1,6 +1,7 @@
 """Real agents on a real fleet and broker: updates, refusals, sudden ends, people at the device."""
 
 import contextlib
+import json
 import os
 import random
 import shutil
@@ -10,10 +11,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from agent_rig import Device, Site, digits_release, rss_mb, site
+from agent_rig import AGENT, Device, Site, digits_release, rss_mb, site
 from edgepack.bundle import open_bundle
 from edgepack.errors import EdgepackError
 from fleet_rig import wait
@@ -323,6 +325,62 @@ def test_without_permission_nobody_installs_from_a_file(calm: Calm) -> None:
     with pytest.raises(EdgepackError, match="dance"):
         device.ask("dance")
     assert device.ask("sync") == {"connected": True}
+
+
+def told(device: Device, *words: str) -> dict[str, Any]:
+    """Run a command of the agent's own and return what it prints."""
+    line = [AGENT, "--config", device.config, *words, "--json"]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout))
+
+
+def test_a_locked_device_defers_says_so_and_goes_on_when_it_is_unlocked(calm: Calm) -> None:
+    place, device = calm.place, calm.device
+    until = told(device, "lock", "--for", "1h", "--reason", "exhibition")["until"]
+    assert until > time.time() + 3500
+    place.publish("5.0.0", lie=True)
+    rollout = place.roll_out("5.0.0")
+    wait("the deferral", lambda: device.status().get("phase") == "deferred")
+    held = device.status()["deferred"]
+    assert (held["reason"], held["message"]) == ("lock", "exhibition")
+    wait("the fleet to know", lambda: place.job(rollout).state == "deferred")
+    job = place.job(rollout)
+    assert (job.status, job.reason) == ("IN_PROGRESS", "lock")
+    device.kill()
+    device.start()
+    wait("the same after a restart", lambda: device.status().get("phase") == "deferred")
+    assert device.status()["lock"]["reason"] == "exhibition"
+    assert told(device, "unlock")["locked"] is False
+    assert place.ended(rollout) == "paused"
+    assert place.job(rollout).reason == "golden_mismatch"
+
+
+def test_a_deferred_job_can_be_cancelled(calm: Calm) -> None:
+    place, device = calm.place, calm.device
+    inhibitor = device.home / "run" / "inhibit" / "surgery"
+    inhibitor.touch()
+    place.publish("5.1.0")
+    rollout = place.roll_out("5.1.0")
+    wait("the deferral", lambda: device.status().get("phase") == "deferred")
+    assert "surgery" in device.status()["deferred"]["message"]
+    place.service.rollouts.cancel(rollout)
+    wait("the end of it", lambda: device.status().get("phase") == "idle")
+    inhibitor.unlink()
+    assert device.serving() == "digits@1.0.0"
+
+
+def test_a_pinned_device_stays_with_its_model(calm: Calm) -> None:
+    place, device = calm.place, calm.device
+    assert told(device, "pin", "--reason", "exhibition")["pinned"] == "exhibition"
+    place.publish("5.2.0")
+    rollout = place.roll_out("5.2.0")
+    assert place.ended(rollout) == "paused"
+    job = place.job(rollout)
+    assert (job.status, job.reason) == ("REJECTED", "pinned")
+    assert device.status()["pinned"] == "exhibition"
+    assert told(device, "unpin")["pinned"] is None
+    assert device.serving() == "digits@1.0.0"
 
 
 def test_a_second_agent_on_the_same_device_is_refused(calm: Calm) -> None:

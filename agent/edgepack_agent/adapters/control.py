@@ -36,6 +36,7 @@ class Asked:
 
     command: str
     file: int | None = None
+    args: dict[str, Any] = field(default_factory=dict)
     reply: "Future[Reply]" = field(default_factory=Future)
 
 
@@ -79,12 +80,13 @@ class ControlServer:
             return {"error": {"code": 2, "reason": "not_allowed", "message": "not your agent"}}
         data, files, _, _ = socket.recv_fds(peer, MAX_LINE, 1)
         try:
-            command = json.loads(data)["cmd"]
-        except (ValueError, KeyError, TypeError):
+            document = json.loads(data)
+            command, args = str(document["cmd"]), dict(document.get("args", {}))
+        except (ValueError, KeyError, TypeError, AttributeError):
             for file in files:
                 os.close(file)
             return {"error": {"code": 2, "reason": "bad_command", "message": "not a command"}}
-        asked = Asked(str(command), files[0] if files else None)
+        asked = Asked(command, files[0] if files else None, args)
         self._post(asked)
         try:
             return asked.reply.result(ANSWER_S)
@@ -92,7 +94,13 @@ class ControlServer:
             return {"error": {"code": 7, "reason": "no_answer", "message": "the agent is busy"}}
 
 
-def call(path: Path, command: str, file: int | None = None, timeout_s: float = ANSWER_S) -> Reply:
+def call(
+    path: Path,
+    command: str,
+    file: int | None = None,
+    timeout_s: float = ANSWER_S,
+    args: dict[str, Any] | None = None,
+) -> Reply:
     """Send COMMAND to the agent that listens on PATH, and return its reply.
 
     Args:
@@ -100,6 +108,7 @@ def call(path: Path, command: str, file: int | None = None, timeout_s: float = A
         command: What to do.
         file: A descriptor to pass along.
         timeout_s: Seconds to wait for the reply.
+        args: What the command is to know.
 
     Raises:
         UnreachableError: no agent runs there.
@@ -109,7 +118,7 @@ def call(path: Path, command: str, file: int | None = None, timeout_s: float = A
         with socket.socket(socket.AF_UNIX) as peer:
             peer.settimeout(timeout_s)
             peer.connect(str(path))
-            line = json.dumps({"cmd": command}).encode() + b"\n"
+            line = json.dumps({"cmd": command, "args": args or {}}).encode() + b"\n"
             socket.send_fds(peer, [line], [file] if file is not None else [])
             with peer.makefile("rb") as answers:
                 reply: Reply = json.loads(answers.readline() or b"null") or {}

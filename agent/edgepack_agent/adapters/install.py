@@ -20,6 +20,7 @@ from edgepack_agent.adapters.download import BlobSource, Cancelled, DiskFullErro
 from edgepack_agent.adapters.route import Route
 from edgepack_agent.adapters.slots import DamagedBlobError, Slots, read_image
 from edgepack_agent.adapters.trust import TrustClient
+from edgepack_agent.core.reasons import kind_of
 from edgepack_agent.core.state import (
     Approved,
     Damaged,
@@ -27,11 +28,15 @@ from edgepack_agent.core.state import (
     Event,
     Exam,
     Failed,
+    Held,
+    Hold,
     InstallAsked,
     Job,
     Model,
     Slot,
     Staged,
+    Status,
+    Troubled,
     Unreachable,
 )
 
@@ -71,6 +76,8 @@ class Installer:
         self._route, self._inventory = route, inventory
         self._budget: tuple[str, _Budget] = "", _Budget(0)
         """Of the model that was last worked on: trying again does not refill it."""
+        self.received = 0
+        """Bytes that have arrived since the agent began: a download that grows comes on."""
 
     def approve(self, job: Job) -> Event:
         """Ask both repositories whether JOB's model may run here."""
@@ -102,7 +109,12 @@ class Installer:
         missing = self._room(image, wanted)
         if self._budget[0] != model.sha256:
             self._budget = model.sha256, _Budget(missing)
-        spend = self._budget[1].spend
+        budget = self._budget[1]
+
+        def spend(count: int) -> None:
+            self.received += count
+            budget.spend(count)
+
         chunks = self._chunks(source, image, cancelled, spend)
         for sha256, size in wanted.items():
             self._fetch(source, sha256, size, cancelled, spend, chunks.get(sha256, ()))
@@ -197,21 +209,22 @@ class _Budget:
 
 
 def as_event(error: Exception) -> Event:
-    """Return what ERROR, raised by a step, means for the update."""
-    if isinstance(error, UnreachableError):
-        return Unreachable(error.reason)
+    """Return what ERROR, raised by a step, means for the update; see `core.reasons`."""
     if isinstance(error, DamagedBlobError):
         return Damaged()
-    if isinstance(error, EdgepackError):
-        final = isinstance(error, IntegrityError) and error.reason not in _PASSING
-        detail = {"message": f"{error.what}{': ' if error.why else ''}{error.why}"}
-        return Failed("REJECTED" if final else "FAILED", error.reason, detail)
-    log.error("a step of the update failed", exc_info=error)
-    return Failed("FAILED", "internal_error", {"message": type(error).__name__})
-
-
-_PASSING = frozenset({"digest_mismatch", "bad_block", "blob_missing", "clock", "storage"})
-"""Reasons that another try, at another time, may not meet."""
+    if not isinstance(error, EdgepackError):
+        log.error("a step of the update failed", exc_info=error)
+        return Troubled("internal_error", {"message": type(error).__name__})
+    message = f"{error.what}{': ' if error.why else ''}{error.why}"
+    kind = kind_of(error.reason, integrity=isinstance(error, IntegrityError))
+    if kind == "defer":
+        return Held(Hold(error.reason, None, message))
+    if isinstance(error, UnreachableError):
+        return Unreachable(error.reason)
+    if kind == "retry":
+        return Troubled(error.reason, {"message": message})
+    status: Status = "REJECTED" if kind == "reject" else "FAILED"
+    return Failed(status, error.reason, {"message": message})
 
 
 def _check_size(what: str, size: int, limit: int) -> None:

@@ -202,4 +202,13 @@ class Desk:
 
 
 def _job(job: messages.Job) -> Job:
-    return Job(job.job, job.release, job.target, float(job.probation_s), float(job.timeout_s))
+    return Job(
+        job.job,
+        job.release,
+        job.target,
+        probation_s=float(job.probation_s),
+        timeout_s=float(job.timeout_s),
+        total_s=float(job.total_s),
+        max_defer_s=float(job.max_defer_s),
+        windows=job.windows,
+    )

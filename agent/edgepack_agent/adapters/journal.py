@@ -8,15 +8,17 @@ import contextlib
 import logging
 import sqlite3
 from pathlib import Path
+from typing import Any, TypeVar
 
 import msgspec
 
 from edgepack.errors import EdgepackError
-from edgepack_agent.core.state import State
+from edgepack_agent.core.state import Job, Outcome, Slot, State
 
 __all__ = ["Journal", "open_database"]
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 _TABLE = "CREATE TABLE IF NOT EXISTS state (id INTEGER PRIMARY KEY CHECK (id = 1), body BLOB)"
 _SAVE = "INSERT INTO state VALUES (1, ?) ON CONFLICT (id) DO UPDATE SET body = excluded.body"
@@ -80,7 +82,43 @@ class Journal:
 
     def _load(self) -> State:
         row = self._database.execute("SELECT body FROM state").fetchone()
-        return msgspec.json.decode(row[0], type=State) if row else State()
+        if not row:
+            return State()
+        try:
+            return msgspec.json.decode(row[0], type=State)
+        except msgspec.ValidationError as error:
+            log.warning("the journal holds a state that is not known here: %s", error)
+            return _salvaged(msgspec.json.decode(row[0]))
+
+
+def _salvaged(raw: Any) -> State:
+    """Return what is certain of the state RAW of another agent: what runs; the rest goes back.
+
+    Raises:
+        msgspec.ValidationError: not even that is.
+    """
+    if not isinstance(raw, dict):
+        raise msgspec.ValidationError("the state is not an object")
+    current = msgspec.convert(raw.get("current"), Slot | None)
+    job = _known(raw.get("job"), Job)
+    name = job.id if job else ""
+    return State(
+        phase="rolling_back",
+        current=current,
+        previous=_known(raw.get("previous"), Slot),
+        job=job,
+        candidate=_known(raw.get("candidate"), Slot),
+        result=Outcome(name, "FAILED", "unknown_state") if job else None,
+        outcome=_known(raw.get("outcome"), Outcome),
+        ended=_known(raw.get("ended"), str) or "",
+        pinned=_known(raw.get("pinned"), str) or "",
+    )
+
+
+def _known(raw: Any, kind: type[T]) -> T | None:
+    with contextlib.suppress(msgspec.ValidationError):
+        return msgspec.convert(raw, kind)
+    return None
 
 
 def open_database(path: Path, *schema: str) -> tuple[sqlite3.Connection, bool]:

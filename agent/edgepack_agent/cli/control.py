@@ -1,5 +1,7 @@
-"""`edgepack-agent status | install | rollback | sync`: commands for an agent that runs."""
+"""`edgepack-agent status | install | rollback | lock | pin | sync`: what an agent is told."""
 
+import re
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from edgepack.errors import UsageError
 from edgepack_agent.adapters.control import call
 from edgepack_agent.config import load_config
 
-__all__ = ["install", "rollback", "status", "sync"]
+__all__ = ["install", "lock", "pin", "rollback", "status", "sync", "unlock", "unpin"]
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 
@@ -66,11 +68,99 @@ def sync(config: Path | None, as_json: bool) -> None:
         click.echo("asked the fleet" if found["connected"] else "no link; will be done later")
 
 
+@click.command()
+@click.option(
+    "--for",
+    "duration",
+    default="2h",
+    show_default=True,
+    metavar="TIME",
+    help="How long, e.g. 90s, 30m, 2h, 1d; 7d at most.",
+)
+@click.option("--reason", default="", help="Told to the fleet.")
+@_json
+@click.pass_obj
+def lock(config: Path | None, duration: str, reason: str, as_json: bool) -> None:
+    """Say "not now": updates from the fleet wait until the time is over, or `unlock`.
+
+    What has already begun to load goes through; it takes seconds.
+    """
+    found = _ask(config, "lock", for_s=_seconds(duration), reason=reason)
+    _print_lock(found, as_json=as_json)
+
+
+@click.command()
+@_json
+@click.pass_obj
+def unlock(config: Path | None, as_json: bool) -> None:
+    """Take `lock` back."""
+    _print_lock(_ask(config, "unlock"), as_json=as_json)
+
+
+@click.command()
+@click.option("--reason", default="", help="Told to the fleet.")
+@_json
+@click.pass_obj
+def pin(config: Path | None, reason: str, as_json: bool) -> None:
+    """Stay with the model that runs: jobs of the fleet are rejected until `unpin`."""
+    _print_pinned(_ask(config, "pin", reason=reason), as_json=as_json)
+
+
+@click.command()
+@_json
+@click.pass_obj
+def unpin(config: Path | None, as_json: bool) -> None:
+    """Take `pin` back: the next job of the fleet is taken."""
+    _print_pinned(_ask(config, "unpin"), as_json=as_json)
+
+
+def _ask(config: Path | None, command: str, **args: Any) -> dict[str, Any]:
+    return call(load_config(config).control_socket, command, timeout_s=15, args=args)
+
+
+def _seconds(text: str) -> float:
+    found = re.fullmatch(r"(\d{1,6})([smhd]?)", text.strip())
+    if found is None:
+        raise UsageError(
+            f"{text!r} is no duration", fix="say 90s, 30m, 2h or 1d", reason="bad_duration"
+        )
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[found[2] or "s"]
+
+
+def _print_lock(found: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print_json({"schema": "edgepack.agent.lock/v1"} | found)
+    elif "until" in found:
+        at = datetime.fromtimestamp(found["until"]).astimezone()
+        click.echo(f"updates wait until {at:%Y-%m-%d %H:%M %Z}")
+    elif found["locked"]:
+        click.echo(f"still inhibited by {', '.join(found['inhibitors'])}")
+    else:
+        click.echo("updates are welcome")
+
+
+def _print_pinned(found: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print_json({"schema": "edgepack.agent.pin/v1"} | found)
+    elif found["pinned"]:
+        click.echo(f"this device stays with {found['bundle']}")
+    else:
+        click.echo("this device takes the models of its fleet")
+
+
 def _print_bundle(found: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         print_json({"schema": "edgepack.agent.bundle/v1"} | found)
     else:
         click.echo(f"this device runs {found['bundle']}")
+
+
+def _waits(found: dict[str, Any]) -> str:
+    held, pinned, lock = found["deferred"], found["pinned"], found["lock"]
+    words = [f"waits: {held['reason']}"] if held else []
+    words += [f"pinned: {pinned}"] if pinned else []
+    words += [f"locked: {lock['reason']}"] if lock else []
+    return f" ({'; '.join(words)})" if words else ""
 
 
 def _rows(found: dict[str, Any]) -> list[tuple[str, Any]]:
@@ -81,7 +171,7 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, Any]]:
         ("bundle", found["bundle"] or "none"),
         ("serving", found["serving"] or f"nothing {found['trouble']}"),
         ("previous", previous["bundle"] if previous else "none"),
-        ("update", f"{found['phase']} {job['release'] if job else ''}"),
+        ("update", f"{found['phase']} {job['release'] if job else ''}{_waits(found)}"),
         ("outbox", f"{found['outbox']['rows']} rows not confirmed yet"),
         ("memory", f"{found['rss_mb']} MB"),
     ]

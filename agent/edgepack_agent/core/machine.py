@@ -1,7 +1,7 @@
 """The whole update story: `transition(state, event) -> (state, effects)`. Does none of it.
 
-    idle -> offered -> checking -> downloading -> verifying -> staged -> self_test -> switching
-         -> probation -> committed -> idle
+    idle -> offered -> deferred -> checking -> downloading -> verifying -> staged -> self_test
+         -> switching -> probation -> committed -> idle
     any  -> rolling_back -> idle
 
 Three rules hold it together. The state is persisted *before* the effects run, and effects may
@@ -16,54 +16,57 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, get_args
 
+from edgepack_agent.core.deadlines import MAX_TRIES, TOO_LATE
+from edgepack_agent.core.phases import NEEDS, Step, enter, fail, fresh, telling
 from edgepack_agent.core.state import (
     Accepting,
-    Approve,
     Approved,
     Booted,
     CancelAsked,
-    Check,
     Checked,
-    Confirm,
+    Clear,
     Confirmed,
+    Consider,
     Damaged,
     Died,
-    Download,
     Downloaded,
-    Drain,
-    Effect,
     Event,
     Failed,
+    Halt,
+    Held,
     InstallAsked,
     Job,
     JobGone,
     JobSeen,
     JobTaken,
     Judged,
-    Load,
     Loaded,
     Log,
     Outcome,
     OutcomeTaken,
     Phase,
-    Publish,
+    PinAsked,
+    Recheck,
     Retry,
-    Revert,
     Reverted,
     RollbackAsked,
     Slot,
-    Stage,
     Staged,
     State,
-    Status,
-    Switch,
-    Tell,
     TimerFired,
+    Troubled,
     TryLater,
     Unreachable,
 )
 
-__all__ = ["MAX_BOOTS", "MAX_DEATHS", "MAX_REPAIRS", "PHASES", "TABLE", "deadline", "transition"]
+__all__ = [
+    "MAX_BOOTS",
+    "MAX_DEATHS",
+    "MAX_REPAIRS",
+    "PHASES",
+    "TABLE",
+    "transition",
+]
 
 PHASES: tuple[Phase, ...] = get_args(Phase)
 MAX_BOOTS = 3
@@ -71,7 +74,6 @@ MAX_BOOTS = 3
 MAX_DEATHS = 1
 """Ends of its runner that a candidate may see: one can be the box's fault."""
 MAX_REPAIRS = 2
-Step = tuple[State, tuple[Effect, ...]]
 Rule = Callable[[State, Any], Step]
 
 
@@ -85,128 +87,30 @@ def transition(state: State, event: Event) -> Step:
     return rule(state, event)
 
 
-def deadline(state: State) -> float | None:
-    """Return the seconds that STATE's phase may last; None: for ever, which only idle may."""
-    job = state.job
-    if state.phase in {"checking", "downloading"}:
-        return job.timeout_s if job else 0.0
-    if state.phase == "probation":
-        return (job.probation_s if job else 0.0) + 60.0
-    return _SECONDS.get(state.phase)
-
-
-_SECONDS: dict[Phase, float] = {
-    "offered": 60.0,
-    "verifying": 900.0,
-    "staged": 180.0,
-    "self_test": 300.0,
-    "switching": 30.0,
-    "committed": 30.0,
-    "rolling_back": 30.0,
-}
-_TOO_LATE: dict[Phase, tuple[Status, str]] = {
-    "checking": ("FAILED", "unreachable"),
-    "downloading": ("FAILED", "unreachable"),
-    "verifying": ("FAILED", "staging_timeout"),
-    "staged": ("REJECTED", "load_timeout"),
-    "self_test": ("REJECTED", "self_test_timeout"),
-    "switching": ("FAILED", "switch_timeout"),
-    "probation": ("FAILED", "no_verdict"),
-}
-
-
-# -- entering a phase: the new state, and all that the phase needs
-
-
-def _enter(phase: Phase, state: State, *effects: Effect, **changes: Any) -> Step:
-    entered: State = replace(state, phase=phase, **changes)
-    return entered, (*_progress(entered), *effects, *_NEEDS[phase](entered))
-
-
-def _progress(state: State) -> tuple[Effect, ...]:
-    """Keep the fleet informed; what it must not miss is an `Outcome` instead."""
-    if state.job is None or state.job.local or state.phase in {"idle", "committed", "rolling_back"}:
-        return ()
-    return (Tell(Outcome(state.job.id, "IN_PROGRESS"), state.phase),)
-
-
-def _needs_approval(state: State) -> tuple[Effect, ...]:
-    return (Approve(state.job),) if state.job else ()
-
-
-def _needs_commit(state: State) -> tuple[Effect, ...]:
-    slot = state.current
-    if slot is None:
-        return ()
-    detail = {"override": True} if state.job and state.job.local else {}
-    event = Publish("activated", slot.model.release, slot.model.digest, "", detail)
-    return (event, Confirm(slot))
-
-
-def _needs_revert(state: State) -> tuple[Effect, ...]:
-    discard = state.candidate if state.candidate != state.previous else None
-    result = state.result
-    if result is None:
-        return (Revert(discard),)
-    kinds = {"REJECTED": "rejected", "CANCELED": "cancelled"}
-    kind = "rolled_back" if state.exposed else kinds.get(result.status, "failed")
-    active = state.current.model if state.current else None
-    tried = {"release": state.job.release} if state.job else {}
-    event = Publish(
-        kind,
-        active.release if active else None,
-        active.digest if active else None,
-        result.reason,
-        tried | result.detail,
-    )
-    return (event, Revert(discard))
-
-
-def _needs_telling(state: State) -> tuple[Effect, ...]:
-    return (Tell(state.outcome, "idle"),) if state.outcome else ()
-
-
-def _with_candidate(ask: Callable[[Slot], Effect]) -> Callable[[State], tuple[Effect, ...]]:
-    return lambda state: (ask(state.candidate),) if state.candidate else ()
-
-
-_NEEDS: dict[Phase, Callable[[State], tuple[Effect, ...]]] = {
-    "idle": _needs_telling,
-    "offered": lambda _: (),
-    "checking": _needs_approval,
-    "downloading": _with_candidate(lambda slot: Download(slot.model)),
-    "verifying": _with_candidate(Stage),
-    "staged": _with_candidate(Load),
-    "self_test": _with_candidate(lambda slot: Check(slot.model.exam)),
-    "switching": lambda _: (Switch(),),
-    "probation": lambda state: (Drain(state.job.probation_s if state.job else 0.0),),
-    "committed": _needs_commit,
-    "rolling_back": _needs_revert,
-}
-
-
 # -- the rules, in the order of the story
 
 
 def _offer(state: State, event: JobSeen) -> Step:
     if state.outcome and state.outcome.job == event.job.id:
-        return state, _needs_telling(state)
+        return state, NEEDS["idle"](state)
     if event.job.id == state.ended:
         return state, (Log(f"job {event.job.id} has ended here"),)
     if state.current and state.current.model.path == event.job.target:
         return _already_there(state, event.job)
-    return _enter("offered", _fresh(state), job=event.job, outcome=None)
+    if state.pinned:
+        return _stays(fresh(state), event.job)
+    return enter("offered", fresh(state), job=event.job, outcome=None)
 
 
 def _already_there(state: State, job: Job) -> Step:
     done = Outcome(job.id, "SUCCEEDED", "already_active")
-    return _enter("idle", _fresh(state), outcome=done, ended=job.id)
+    return enter("idle", fresh(state), outcome=done, ended=job.id)
 
 
-def _fresh(state: State) -> State:
-    return replace(
-        state, job=None, candidate=None, result=None, boots=0, repairs=0, deaths=0, exposed=False
-    )
+def _stays(state: State, job: Job) -> Step:
+    """Refuse JOB: this device is pinned to the model it has."""
+    no = Outcome(job.id, "REJECTED", "pinned", {"message": state.pinned})
+    return enter("idle", state, outcome=no, ended=job.id)
 
 
 def _same_or_cancel(state: State, event: JobSeen) -> Step:
@@ -216,17 +120,59 @@ def _same_or_cancel(state: State, event: JobSeen) -> Step:
 
 
 def _offer_again(state: State, event: JobSeen) -> Step:
-    return _enter("offered", state, job=event.job)
+    return enter("offered", state, job=event.job)
 
 
 def _taken(state: State, event: JobTaken) -> Step:
-    if state.job and state.job.id == event.job:
-        return _enter("checking", state)
-    return state, ()
+    mine = state.job is not None and state.job.id == event.job
+    return state, (Consider(),) if mine else ()
+
+
+def _cleared(state: State, _event: Clear) -> Step:
+    return enter("checking", state, hold=None)
+
+
+def _held(state: State, event: Held) -> Step:
+    """Wait; what is under way is stopped, what it has fetched is kept."""
+    if state.job is None or state.job.local:
+        return fail(state, "FAILED", event.hold.reason, {"message": event.hold.text})
+    return enter("deferred", state, Halt(), candidate=None, hold=event.hold)
+
+
+def _held_on(state: State, event: Held) -> Step:
+    after = replace(state, hold=event.hold)
+    said = telling(after) if after != state else ()
+    return after, (*said, Recheck(event.hold))
+
+
+def _look_again(state: State, _event: Event) -> Step:
+    return state, (Consider(),)
+
+
+def _pin(state: State, event: PinAsked) -> Step:
+    return replace(state, pinned=event.why), ()
+
+
+def _pin_offered(state: State, event: PinAsked) -> Step:
+    pinned = replace(state, pinned=event.why)
+    return _stays(fresh(pinned), state.job) if event.why and state.job else (pinned, ())
+
+
+def _pin_under_way(state: State, event: PinAsked) -> Step:
+    pinned = replace(state, pinned=event.why)
+    if not event.why or state.job is None or state.job.local:
+        return pinned, ()
+    return fail(pinned, "REJECTED", "pinned", {"message": event.why})
+
+
+def _troubled(state: State, event: Troubled) -> Step:
+    if state.tries >= MAX_TRIES:
+        return fail(state, "FAILED", event.reason, event.detail)
+    return replace(state, tries=state.tries + 1), (TryLater(),)
 
 
 def _not_taken(state: State, _event: Event) -> Step:
-    return _enter("idle", _fresh(state))
+    return enter("idle", fresh(state))
 
 
 def _gone(state: State, event: JobGone) -> Step:
@@ -236,20 +182,20 @@ def _gone(state: State, event: JobGone) -> Step:
 
 
 def _cancel_asked(state: State, _event: CancelAsked) -> Step:
-    return _fail(state, "FAILED", "cancelled_locally")
+    return fail(state, "FAILED", "cancelled_locally")
 
 
 def _cancel(state: State, reason: str) -> Step:
-    return _fail(state, "CANCELED", reason)
+    return fail(state, "CANCELED", reason)
 
 
 def _install(state: State, event: InstallAsked) -> Step:
     slot = _free_slot(state, event)
-    return _enter("downloading", _fresh(state), job=event.job, candidate=slot)
+    return enter("downloading", fresh(state), job=event.job, candidate=slot)
 
 
 def _approved(state: State, event: Approved) -> Step:
-    return _enter("downloading", state, candidate=_free_slot(state, event))
+    return enter("downloading", state, candidate=_free_slot(state, event))
 
 
 def _free_slot(state: State, event: Approved | InstallAsked) -> Slot:
@@ -259,48 +205,48 @@ def _free_slot(state: State, event: Approved | InstallAsked) -> Slot:
 def _go_back(state: State, event: RollbackAsked) -> Step:
     if state.previous is None:
         return state, (Log("there is no previous model to go back to"),)
-    return _enter("staged", _fresh(state), job=event.job, candidate=state.previous)
+    return enter("staged", fresh(state), job=event.job, candidate=state.previous)
 
 
 def _downloaded(state: State, _event: Downloaded) -> Step:
     # The slot is about to be overwritten: what was in it is no longer there to go back to.
     taken = state.candidate.name if state.candidate else None
     kept = state.previous if state.previous and state.previous.name != taken else None
-    return _enter("verifying", state, previous=kept)
+    return enter("verifying", state, previous=kept)
 
 
 def _damaged(state: State, _event: Damaged) -> Step:
     if state.repairs >= MAX_REPAIRS:
-        return _fail(state, "FAILED", "digest_mismatch")
-    return _enter("downloading", state, repairs=state.repairs + 1)
+        return fail(state, "FAILED", "digest_mismatch")
+    return enter("downloading", state, repairs=state.repairs + 1)
 
 
 def _staged(state: State, _event: Staged) -> Step:
-    return _enter("staged", state)
+    return enter("staged", state)
 
 
 def _loaded(state: State, _event: Loaded) -> Step:
-    return _enter("self_test", state)
+    return enter("self_test", state)
 
 
 def _checked(state: State, event: Checked) -> Step:
     if not event.golden:
-        return _fail(state, "REJECTED", "golden_mismatch", event.detail)
+        return fail(state, "REJECTED", "golden_mismatch", event.detail)
     exam = state.candidate.model.exam if state.candidate else None
     if exam and (event.score is None or event.score < exam.min_score):
-        return _fail(state, "REJECTED", "acceptance_below_limit", event.detail)
-    return _enter("switching", state, exposed=True)
+        return fail(state, "REJECTED", "acceptance_below_limit", event.detail)
+    return enter("switching", state, exposed=True)
 
 
 def _accepting(state: State, _event: Accepting) -> Step:
-    return _enter("probation", state)
+    return enter("probation", state)
 
 
 def _judged(state: State, event: Judged) -> Step:
     if not event.good:
-        return _fail(state, "FAILED", event.reason, event.detail)
+        return fail(state, "FAILED", event.reason, event.detail)
     back = state.current if state.current != state.candidate else state.previous
-    return _enter("committed", state, current=state.candidate, previous=back)
+    return enter("committed", state, current=state.candidate, previous=back)
 
 
 def _confirmed(state: State, _event: Confirmed) -> Step:
@@ -316,20 +262,25 @@ def _finish(state: State, done: Outcome | None) -> Step:
     local = state.job is None or state.job.local
     told = None if local or done is None or done.status == "CANCELED" else done
     ended = state.ended if local or state.job is None else state.job.id
-    return _enter("idle", _fresh(state), outcome=told or state.outcome, ended=ended)
-
-
-def _fail(state: State, status: Status, reason: str, detail: dict[str, Any] | None = None) -> Step:
-    job = state.job.id if state.job else ""
-    return _enter("rolling_back", state, result=Outcome(job, status, reason, detail or {}))
+    return enter("idle", fresh(state), outcome=told or state.outcome, ended=ended)
 
 
 def _failed(state: State, event: Failed) -> Step:
-    return _fail(state, event.status, event.reason, event.detail)
+    return fail(state, event.status, event.reason, event.detail)
 
 
-def _too_late(state: State, _event: TimerFired) -> Step:
-    return _fail(state, *_TOO_LATE[state.phase])
+def _troubled_late(state: State, event: Troubled) -> Step:
+    return fail(state, "FAILED", event.reason, event.detail)
+
+
+def _too_late(state: State, event: TimerFired) -> Step:
+    if event.total and state.phase != "deferred":
+        return fail(state, "FAILED", "job_timeout")
+    return fail(state, *TOO_LATE[state.phase], _waited_for(state))
+
+
+def _waited_for(state: State) -> dict[str, Any]:
+    return {"message": f"waited for: {state.hold.reason}"} if state.hold else {}
 
 
 def _pause(state: State, _event: Unreachable) -> Step:
@@ -337,21 +288,21 @@ def _pause(state: State, _event: Unreachable) -> Step:
 
 
 def _again(state: State, _event: Event) -> Step:
-    return state, _NEEDS[state.phase](state)
+    return state, NEEDS[state.phase](state)
 
 
 def _resume_loaded(state: State, _event: Booted) -> Step:
     """Begin again with loading: what a runner knew is gone, what is on disk is not."""
     if state.boots >= MAX_BOOTS:
-        return _fail(state, "FAILED", "restart_loop")
-    return _enter("staged", state, boots=state.boots + 1)
+        return fail(state, "FAILED", "restart_loop")
+    return enter("staged", state, boots=state.boots + 1)
 
 
 def _died(state: State, event: Died) -> Step:
     """Load it once more: one death may be the box's fault, a second one is the model's."""
     if state.deaths >= MAX_DEATHS:
-        return _fail(state, "FAILED", "runner_exited", event.detail)
-    return _enter("staged", state, deaths=state.deaths + 1)
+        return fail(state, "FAILED", "runner_exited", event.detail)
+    return enter("staged", state, deaths=state.deaths + 1)
 
 
 def _told(state: State, event: OutcomeTaken) -> Step:
@@ -378,23 +329,39 @@ _STORY: tuple[tuple[Phase, type[Any], Rule], ...] = (
     ("offered",      Booted,        _not_taken),
     ("offered",      JobSeen,       _offer_again),
     ("offered",      JobTaken,      _taken),
+    ("offered",      Clear,         _cleared),
+    ("offered",      Held,          _held),
+    ("offered",      Failed,        _failed),
     ("offered",      JobGone,       _not_taken),
     ("offered",      TimerFired,    _not_taken),
+    ("offered",      PinAsked,      _pin_offered),
+
+    ("deferred",     Booted,        _look_again),
+    ("deferred",     Clear,         _cleared),
+    ("deferred",     Held,          _held_on),
+    ("deferred",     Retry,         _look_again),
 
     ("checking",     Booted,        _again),
     ("checking",     Approved,      _approved),
     ("checking",     Unreachable,   _pause),
+    ("checking",     Troubled,      _troubled),
+    ("checking",     Held,          _held),
     ("checking",     Retry,         _again),
 
     ("downloading",  Booted,        _again),
     ("downloading",  Downloaded,    _downloaded),
     ("downloading",  Damaged,       _damaged),
     ("downloading",  Unreachable,   _pause),
+    ("downloading",  Troubled,      _troubled),
+    ("downloading",  Held,          _held),
     ("downloading",  Retry,         _again),
 
     ("verifying",    Booted,        _again),
     ("verifying",    Staged,        _staged),
     ("verifying",    Damaged,       _damaged),
+    ("verifying",    Troubled,      _troubled),
+    ("verifying",    Held,          _held),
+    ("verifying",    Retry,         _again),
 
     ("staged",       Booted,        _resume_loaded),
     ("staged",       Loaded,        _loaded),
@@ -426,11 +393,13 @@ _STORY: tuple[tuple[Phase, type[Any], Rule], ...] = (
     ("rolling_back", JobGone,       _nothing),
     ("rolling_back", Failed,        _nothing),
     ("rolling_back", Died,          _nothing),
+    ("rolling_back", Troubled,      _nothing),
     ("rolling_back", TimerFired,    _again),
 )  # fmt: skip
 
 _UNDER_WAY: tuple[Phase, ...] = (
-    "checking", "downloading", "verifying", "staged", "self_test", "switching", "probation",
+    "deferred", "checking", "downloading", "verifying", "staged", "self_test", "switching",
+    "probation",
 )  # fmt: skip
 """Phases in which a candidate can be given up, all in the same way."""
 _GIVING_UP: tuple[tuple[type[Any], Rule], ...] = (
@@ -440,10 +409,18 @@ _GIVING_UP: tuple[tuple[type[Any], Rule], ...] = (
     (CancelAsked, _cancel_asked),
     (TimerFired,  _too_late),
     (JobTaken,    _nothing),
+    (PinAsked,    _pin_under_way),
+    (Troubled,    _troubled_late),
+)  # fmt: skip
+_ANYWHERE: tuple[tuple[type[Any], Rule], ...] = (
+    (OutcomeTaken, _told),
+    (PinAsked,     _pin),
+    (Clear,        _nothing),
+    (Held,         _nothing),
 )  # fmt: skip
 
 TABLE: dict[tuple[Phase, type[Any]], Rule] = (
-    {(phase, OutcomeTaken): _told for phase in PHASES}
+    {(phase, event): rule for phase in PHASES for event, rule in _ANYWHERE}
     | {(phase, event): rule for phase in _UNDER_WAY for event, rule in _GIVING_UP}
     | {(phase, event): rule for phase, event, rule in _STORY}
 )

@@ -1,65 +1,26 @@
 """What an update is in, hears and asks for: State | Event | Effect. Decides nothing.
 
 All of it is frozen and holds no file, socket or clock. `State` is what the journal keeps; an
-event carries facts into the machine, an effect is a request to whoever runs it. `deferred` and
-`shadow` will be phases of their own between those that stand here.
+event carries facts into the machine, an effect is a request to whoever runs it.
 """
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from edgepack.messages import Window
+
 __all__ = [
-    "Accepting",
-    "Approve",
-    "Approved",
-    "Booted",
-    "CancelAsked",
-    "Check",
-    "Checked",
-    "Confirm",
-    "Confirmed",
-    "Damaged",
-    "Died",
-    "Download",
-    "Downloaded",
-    "Drain",
-    "Effect",
-    "Event",
-    "Exam",
-    "Failed",
-    "InstallAsked",
-    "Job",
-    "JobGone",
-    "JobSeen",
-    "JobTaken",
-    "Judged",
-    "Load",
-    "Loaded",
-    "Log",
-    "Model",
-    "Outcome",
-    "OutcomeTaken",
-    "Phase",
-    "Publish",
-    "Retry",
-    "Revert",
-    "Reverted",
-    "RollbackAsked",
-    "Slot",
-    "SlotName",
-    "Stage",
-    "Staged",
-    "State",
-    "Status",
-    "Switch",
-    "Tell",
-    "TimerFired",
-    "TryLater",
-    "Unreachable",
-]
+    "Accepting", "Approve", "Approved", "Booted", "CancelAsked", "Check", "Checked", "Clear",
+    "Confirm", "Confirmed", "Consider", "Damaged", "Died", "Download", "Downloaded", "Drain",
+    "Effect", "Event", "Exam", "Failed", "Halt", "Held", "Hold", "InstallAsked", "Job", "JobGone",
+    "JobSeen", "JobTaken", "Judged", "Load", "Loaded", "Log", "Model", "Outcome", "OutcomeTaken",
+    "Phase", "PinAsked", "Publish", "Recheck", "Retry", "Revert", "Reverted", "RollbackAsked",
+    "Slot", "SlotName", "Stage", "Staged", "Stamp", "State", "Status", "Switch", "Tell",
+    "TimerFired", "Troubled", "TryLater", "Unreachable",
+]  # fmt: skip
 
 Phase = Literal[
-    "idle", "offered", "checking", "downloading", "verifying", "staged",
+    "idle", "offered", "deferred", "checking", "downloading", "verifying", "staged",
     "self_test", "switching", "probation", "committed", "rolling_back",
 ]  # fmt: skip
 SlotName = Literal["a", "b"]
@@ -109,7 +70,13 @@ class Job:
     target: str
     probation_s: float = 5.0
     timeout_s: float = 3600.0
+    """Seconds that checking and downloading may come no step further."""
     local: bool = False
+    total_s: float = 86400.0
+    """Seconds the work may take in all, deferral not counted."""
+    max_defer_s: float = 7 * 86400.0
+    """Seconds it may be deferred in all."""
+    windows: tuple[Window, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +87,24 @@ class Outcome:
     status: Status
     reason: str = ""
     detail: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """A moment: which boot of the device, seconds since then, and the wall clock."""
+
+    boot: str
+    up: float
+    wall: float
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Why an update has to wait, and until which Unix time, as far as that is known."""
+
+    reason: str
+    until: float | None = None
+    text: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +132,18 @@ class State:
     """Times the candidate's runner ended by itself."""
     exposed: bool = False
     """Whether the candidate has answered requests."""
+    hold: Hold | None = None
+    """Why it is deferred."""
+    pinned: str = ""
+    """Why this device stays with the model it has; empty: it does not."""
+    tries: int = 0
+    """Steps of this job that were repeated because of trouble that may pass."""
+    steps: int = 0
+    """Phases entered with a candidate: a job that goes round in circles is ended."""
+    worked_s: float = 0.0
+    deferred_s: float = 0.0
+    stamp: Stamp | None = None
+    """When the two before were true."""
 
 
 # -- events: what happened
@@ -217,6 +214,33 @@ class Unreachable:
     """No answer; worth another try."""
 
     reason: str = "unreachable"
+
+
+@dataclass(frozen=True, slots=True)
+class Troubled:
+    """A step failed in a way that another try may not meet."""
+
+    reason: str
+    detail: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Now is a bad moment."""
+
+    hold: Hold
+
+
+@dataclass(frozen=True, slots=True)
+class Clear:
+    """Nothing speaks against an update now."""
+
+
+@dataclass(frozen=True, slots=True)
+class PinAsked:
+    """A person wants this device to stay with its model; an empty reason: no longer."""
+
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,15 +320,17 @@ class Reverted:
 
 @dataclass(frozen=True, slots=True)
 class TimerFired:
-    """The deadline of a phase has passed."""
+    """The deadline of a phase has passed, or (`total`) that of the whole job."""
 
     phase: Phase
+    total: bool = False
 
 
 Event = (
     Booted | JobSeen | JobTaken | JobGone | OutcomeTaken | InstallAsked | RollbackAsked
     | CancelAsked | Approved | Unreachable | Retry | Failed | Downloaded | Damaged | Staged
     | Loaded | Checked | Died | Accepting | Judged | Confirmed | Reverted | TimerFired
+    | Troubled | Held | Clear | PinAsked
 )  # fmt: skip
 
 
@@ -335,6 +361,23 @@ class Approve:
     """Ask both repositories, and look whether the model fits and there is room."""
 
     job: Job
+
+
+@dataclass(frozen=True, slots=True)
+class Consider:
+    """Look whether now is a good moment, and post `Clear` or `Held`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recheck:
+    """Look again later, when HOLD may be over."""
+
+    hold: Hold
+
+
+@dataclass(frozen=True, slots=True)
+class Halt:
+    """Stop the step that is under way; what it has done so far is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -405,5 +448,5 @@ class Log:
 
 Effect = (
     Tell | Publish | Approve | TryLater | Download | Stage | Load | Check | Switch | Drain
-    | Confirm | Revert | Log
+    | Confirm | Revert | Log | Consider | Recheck | Halt
 )  # fmt: skip

@@ -1,0 +1,56 @@
+"""How long each phase may last, what it is called when it did, and how long to pause. Pure."""
+
+from edgepack_agent.core.state import Phase, State, Status
+
+__all__ = ["MAX_TRIES", "TOO_LATE", "backoff", "deadline"]
+
+MAX_TRIES = 4
+"""Times a job's steps are repeated for trouble that may pass."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0
+_SECONDS: dict[Phase, float] = {
+    "offered": 60.0,
+    "verifying": 900.0,
+    "staged": 180.0,
+    "self_test": 300.0,
+    "switching": 30.0,
+    "committed": 30.0,
+    "rolling_back": 30.0,
+}
+TOO_LATE: dict[Phase, tuple[Status, str]] = {
+    "deferred": ("FAILED", "deferred_too_long"),
+    "checking": ("FAILED", "unreachable"),
+    "downloading": ("FAILED", "unreachable"),
+    "verifying": ("FAILED", "staging_timeout"),
+    "staged": ("REJECTED", "load_timeout"),
+    "self_test": ("REJECTED", "self_test_timeout"),
+    "switching": ("FAILED", "switch_timeout"),
+    "probation": ("FAILED", "no_verdict"),
+}
+"""How a job ends whose phase has lasted too long."""
+
+
+def deadline(state: State) -> float | None:
+    """Return the seconds that STATE's phase may last; None: for ever, which only idle may.
+
+    Checking and downloading may last longer while they come on; see `age.left` for the whole job.
+    """
+    job = state.job
+    if state.phase in {"checking", "downloading"}:
+        return job.timeout_s if job else 0.0
+    if state.phase == "deferred":
+        return max(job.max_defer_s - state.deferred_s, 0.0) if job else 0.0
+    if state.phase == "probation":
+        return (job.probation_s if job else 0.0) + 60.0
+    return _SECONDS.get(state.phase)
+
+
+def backoff(tries: int, luck: float) -> float:
+    """Return the seconds to pause before the next try, after TRIES that came to nothing.
+
+    Args:
+        tries: From 0.
+        luck: In 0..1, drawn anew each time: what happened to all devices at once must not make
+            them all come back at once.
+    """
+    longest = min(FIRST_PAUSE_S * 2.0 ** min(tries, 16), LONGEST_PAUSE_S)
+    return max(longest * luck, FIRST_PAUSE_S / 5)
