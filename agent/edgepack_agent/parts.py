@@ -39,8 +39,8 @@ from edgepack_agent.adapters.slots import Slots
 from edgepack_agent.adapters.trust import TrustClient
 from edgepack_agent.adapters.worker import Worker
 from edgepack_agent.config import Config, TransferConfig, address
-from edgepack_agent.core.pace import Limits
 from edgepack_agent.core.deferral import Power
+from edgepack_agent.core.pace import Limits
 from edgepack_agent.core.state import Event, Model, Stamp
 from edgepack_agent.serving import Serving, open_sockets
 
