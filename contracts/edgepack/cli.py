@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from edgepack.errors import EdgepackError, UnsupportedError
+from edgepack.redact import redact
 
 __all__ = ["FiniteRange", "LazyGroup", "TableGroup", "main", "print_json", "root", "run_command"]
 
@@ -130,7 +131,7 @@ def run_command(command: click.Command, args: Sequence[str] | None = None) -> No
     try:
         command.main(args=args, standalone_mode=False)
     except EdgepackError as error:
-        click.echo(error.diagnostics(), err=True)
+        click.echo(redact(error.diagnostics()), err=True)
         sys.exit(error.exit_code)
     except click.exceptions.Exit as leave:
         sys.exit(leave.exit_code)

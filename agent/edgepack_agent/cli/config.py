@@ -7,9 +7,9 @@ import click
 import msgspec
 
 from edgepack.cli import print_json
+from edgepack.redact import redact
 from edgepack_agent.adapters.config_files import Files
 from edgepack_agent.config import DEFAULT_PATH, Config, read_config
-from edgepack_agent.core.redact import redact
 
 __all__ = ["config"]
 

@@ -4,7 +4,6 @@ Everything it needs is inherited: an open control channel, listening sockets, a 
 """
 
 import asyncio
-import logging
 import os
 import signal
 import socket
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import click
 
+from edgepack_agent.adapters import logs
 from edgepack_agent.runner import kernel
 from edgepack_agent.runner.driver import Driver, Options
 from edgepack_agent.runner.interface import Model
@@ -34,7 +34,7 @@ def main(
     kernel.die_with_parent()
     kernel.be_killed_first()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the supervisor to judge
-    logging.basicConfig(format="runner: %(levelname)s: %(message)s", level=logging.WARNING)
+    logs.begin("warning", "edgepack-runner", plain="runner: %(levelname)s: %(message)s")
 
     def load(statistics: Statistics, progressed: Callable[[], None]) -> Model:
         return LoadedModel(open_slot(slot), threads, statistics, progressed)
