@@ -124,6 +124,7 @@ async def _run(
         "devices": device_url,
         "broker": f"mqtts://{service.settings.broker}",
     }
+    service.links.url = device_url
     servers = [
         _server(main_app(service, device_url), listeners.tls_cert, listeners.tls_key),
         _server(device_app(service), *service.pki.pair("server")),

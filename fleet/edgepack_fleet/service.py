@@ -1,11 +1,10 @@
 """The running fleet: joins database, broker, repositories and decisions. One process, few threads.
 
-`ingest` saves what devices say and answers; `transfer` sends metadata and content; `tick` lets
+`ingest` saves what devices say and answers; `sender` sends metadata and content; `tick` lets
 rollouts decide and empties the outbox. What must survive a kill is in the database before
 anything about it is said; on every connection the state is told again.
 """
 
-import contextlib
 import logging
 import math
 import queue
@@ -35,8 +34,10 @@ from edgepack_fleet.adapters.tables import JobRow, OutboxRow, RolloutRow
 from edgepack_fleet.core.model import SERVING
 from edgepack_fleet.core.variants import Release
 from edgepack_fleet.enrolment import Enrolment
+from edgepack_fleet.links import Belongings, Links
 from edgepack_fleet.revocation import Revocation
 from edgepack_fleet.rollouts import Rollouts
+from edgepack_fleet.sending import Sender
 from edgepack_fleet.transfer import KINDS, Transfer
 from edgepack_fleet.uplink import Uplink
 
@@ -45,8 +46,6 @@ __all__ = ["Service", "Settings"]
 BATCH = 200
 WAITING = 2_000
 """Messages that may wait in memory; beyond it the broker keeps them."""
-ASKED = 500
-"""Requests for content that may wait; beyond it the device has to ask again."""
 JUMP_S = 5.0
 """Seconds by which the clock must have been set for silence to be counted anew."""
 TICK_S, SHORTEST_TICK_S = 1.0, 0.1
@@ -104,23 +103,34 @@ class Service:
             self.database, self.pki, self.director.root, self._public_broker, clock
         )
         self.revocation = Revocation(self.database, self.pki, settings.broker, clock)
-        self.uplink = Uplink(self.database, clock)
+        self.links = Links(
+            fleet_secret(data, create=True),
+            clock,
+            Belongings(self.content, self.images, self.patches),
+            self.revocation.blocks,
+        )
+        self.uplink = Uplink(self.database, clock, self.links.link)
         self.transfer = Transfer(self._image_file, self.director.metadata, self.content)
         self._heard_since: float | None = None
         self._said: queue.Queue[Incoming | _Connected | None] = queue.Queue(WAITING)
-        self._asked: queue.Queue[Incoming | None] = queue.Queue(ASKED)
         self._wake, self._stopping = threading.Event(), threading.Event()
         self._threads = [
             threading.Thread(target=loop, name=f"fleet-{loop.__name__.strip('_')}", daemon=True)
-            for loop in (self._ingest, self._serve_transfers, self._tick)
+            for loop in (self._ingest, self._tick)
         ]
         identity = Identity(self.pki.bundle_path, *self.pki.pair(FLEET))
         self.link = Link(settings.broker, identity, self._received, self._connection)
+        self.sender = Sender(
+            self.transfer,
+            lambda piece: self.link.publish_paced(piece.topic, piece.payload, qos=piece.qos),
+            self.link.acknowledge,
+        )
 
     def start(self) -> None:
         """Connect to the broker and begin to work."""
         for thread in self._threads:
             thread.start()
+        self.sender.start()
         self.link.start()
 
     def stop(self) -> None:
@@ -128,8 +138,7 @@ class Service:
         self._stopping.set()
         self._wake.set()
         self._said.put(None)
-        with contextlib.suppress(queue.Full):  # then nobody waits for more, and the flag is seen
-            self._asked.put_nowait(None)
+        self.sender.stop()
         for thread in self._threads:
             thread.join(10)
         self.link.stop()
@@ -166,11 +175,7 @@ class Service:
             self.link.acknowledge(message)
             return
         # Never wait here: content leaves by the thread that is in this very call.
-        try:
-            self._asked.put_nowait(message)
-        except queue.Full:
-            self.transfer.refused["busy"] += 1
-            self.link.acknowledge(message)
+        self.sender.take(message)
 
     def _connection(self, up: bool) -> None:
         self._heard_since = self._clock() if up else None
@@ -233,15 +238,6 @@ class Service:
             now = self._clock()
             session.add_all([store.hint(device, now) for device in session.scalars(waiting)])
         self._wake.set()
-
-    def _serve_transfers(self) -> None:
-        while (message := self._asked.get()) is not None and not self._stopping.is_set():
-            try:
-                for piece in self.transfer.answer(message):
-                    self.link.publish_paced(piece.topic, piece.payload, qos=piece.qos)
-            except Exception:  # one request must not stop the others
-                log.exception("a request on %s could not be answered", message.topic)
-            self.link.acknowledge(message)
 
     def _tick(self) -> None:
         refreshed = offset = -math.inf

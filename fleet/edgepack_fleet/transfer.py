@@ -90,9 +90,9 @@ class Transfer:
         elif size != request.size or request.start * BLOCK_SIZE >= size:
             yield _head(base, 416, size)
         else:
-            blocks = (size + BLOCK_SIZE - 1) // BLOCK_SIZE
-            for index in range(request.start, min(request.start + request.n, blocks)):
-                block = self._content.read(request.sha256, index * BLOCK_SIZE, BLOCK_SIZE)
+            first, end = request.start * BLOCK_SIZE, (request.start + request.n) * BLOCK_SIZE
+            blocks = self._content.pieces(request.sha256, first, min(end, size), BLOCK_SIZE)
+            for index, block in enumerate(blocks, request.start):
                 yield Piece(f"{base}/{index}", block, 0)
 
 

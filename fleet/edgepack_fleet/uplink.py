@@ -61,6 +61,7 @@ class _Turn:
 
     session: Session
     now: float
+    link: Callable[[str, str], str]
     careful: bool = False
     """Whether every row is saved for itself, because one of them may be refused."""
     refused: Counter[str] = field(default_factory=Counter)
@@ -77,10 +78,16 @@ class Uplink:
     Args:
         database: Where it goes.
         clock: Unix seconds.
+        link: Returns the link to a model's files, for a device and the SHA-256 of the image.
     """
 
-    def __init__(self, database: Database, clock: Callable[[], float]) -> None:
-        self._database, self._clock = database, clock
+    def __init__(
+        self,
+        database: Database,
+        clock: Callable[[], float],
+        link: Callable[[str, str], str] = lambda _device, _image: "",
+    ) -> None:
+        self._database, self._clock, self._link = database, clock, link
         self.refused: Counter[str] = Counter()
         """Messages that were not taken, by cause."""
         self._handlers: dict[str, Callable[[_Turn, DeviceRow, bytes], None]] = {
@@ -123,7 +130,7 @@ class Uplink:
 
     def _save(self, batch: Iterable[Incoming], *, careful: bool = False) -> list[Answer]:
         with self._database.write() as session:
-            turn = _Turn(session, self._clock(), careful)
+            turn = _Turn(session, self._clock(), self._link, careful)
             for message in batch:
                 self._take(turn, message)
             for (device, boot), stream in turn.acks.items():
@@ -308,14 +315,16 @@ def _fresh(turn: _Turn, device: DeviceRow, rows: Sequence[T | _Number]) -> list[
 def _job_get(turn: _Turn, device: DeviceRow, payload: bytes) -> None:
     request = messages.decode(payload, messages.JobGet)
     found = turn.session.execute(
-        select(JobRow, RolloutRow.state)
+        select(JobRow, RolloutRow.state, RolloutRow.variants)
         .join(RolloutRow, RolloutRow.id == JobRow.rollout_id)
         .where(JobRow.device_id == device.id, JobRow.status.in_(store.OPEN))
     ).first()
     job = None
     # What waits in a paused rollout stays there; what has begun may go on.
     if found is not None and (found[0].status == "IN_PROGRESS" or found[1] in SERVING):
-        job = store.job_message(found[0])
+        images = {variant["path"]: variant["sha256"] for variant in found[2]}
+        link = turn.link(device.id, images.get(found[0].target, ""))
+        job = msgspec.structs.replace(store.job_message(found[0]), link=link)
     turn.say(device.id, "job/get/accepted", messages.JobReply(token=request.token, job=job))
 
 

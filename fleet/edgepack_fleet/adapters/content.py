@@ -5,8 +5,9 @@ and right, or not at all.
 """
 
 import errno
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -82,6 +83,16 @@ class ContentStore:
         with self.path(sha256).open("rb") as file:
             file.seek(offset)
             return file.read(-1 if length is None else length)
+
+    def pieces(self, sha256: str, first: int, end: int, length: int) -> Generator[bytes]:
+        """Yield the bytes from FIRST to END of the blob SHA256 in pieces of LENGTH.
+
+        Raises:
+            FileNotFoundError: it is not here.
+        """
+        with self.path(sha256).open("rb", buffering=0) as file:
+            for at in range(first, end, length):
+                yield os.pread(file.fileno(), min(length, end - at), at)
 
     def drop(self, sha256: str) -> None:
         """Remove the blob SHA256, if it is here."""

@@ -122,6 +122,15 @@ class ImageRepo:
                 found.setdefault((model.name, model.version), []).append(variant)
         return [ReleaseInfo(*release, tuple(variants)) for release, variants in found.items()]
 
+    def exams(self) -> set[str]:
+        """Return the SHA-256 of every exam of a model line."""
+        return {
+            file.hashes["sha256"]
+            for role, data in self._metadata.current().items()
+            for path, file in parse(data, Targets).signed.targets.items()
+            if path == exam_path(role.removeprefix("line-"))
+        }
+
     def keep_fresh(self, now: datetime | None = None) -> bool:
         """Sign snapshot and timestamp again if one is past its half-life; return whether.
 

@@ -1,4 +1,4 @@
-"""The device listener: the only door a stranger may knock at. Enrolment and nothing else."""
+"""The device listener: the only door a stranger may knock at. Enrolment, and files by a link."""
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -9,6 +9,7 @@ from starlette.routing import Route
 from edgepack import messages
 from edgepack.messages import EnrollRequest
 from edgepack_fleet.service import Service
+from edgepack_fleet.web.blobs import blob_response
 from edgepack_fleet.web.problems import install, problem
 
 __all__ = ["device_app"]
@@ -37,11 +38,17 @@ def device_app(service: Service) -> Starlette:
         service.poke()
         return Response(messages.encode(reply), media_type="application/json")
 
+    async def blob(request: Request) -> Response:
+        sha256 = request.path_params["sha256"]
+        await run_in_threadpool(service.links.check, sha256, request.query_params)
+        return await blob_response(service.content, sha256, request.headers.get("range"))
+
     app = Starlette(
         routes=[
             Route("/enroll/ca", ca),
             Route("/enroll/image-root", image_root),
             Route("/enroll", enroll, methods=["POST"]),
+            Route("/blobs/{sha256}", blob),
         ]
     )
     install(app)
