@@ -10,9 +10,7 @@ from functools import lru_cache
 
 from edgepack.errors import IntegrityError
 from edgepack.oci import read_oci_manifest
-from edgepack_fleet.adapters.content import ContentStore
-from edgepack_fleet.adapters.image_repo import ImageRepo
-from edgepack_fleet.adapters.patches import Patches
+from edgepack.offers import Offers
 from edgepack_fleet.enrolment import RefusedError
 
 __all__ = ["LINK_S", "Belongings", "Links"]
@@ -80,10 +78,21 @@ class Links:
 
 
 class Belongings:
-    """Knows which blobs belong to an image: its files, patches to them, and all exams."""
+    """Knows which blobs belong to an image: its files, patches to them, and all exams.
 
-    def __init__(self, content: ContentStore, images: ImageRepo, patches: Patches) -> None:
-        self._content, self._images, self._patches = content, images, patches
+    Args:
+        read: Returns a blob by its SHA-256.
+        exams: Returns the SHA-256 of every exam.
+        offers: Returns the patches that are offered to a blob, by SHA-256 and size.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[str], bytes],
+        exams: Callable[[], set[str]],
+        offers: Callable[[str, int], Offers],
+    ) -> None:
+        self._image, self._exams, self._offers = read, exams, offers
         self._files = lru_cache(_IMAGES)(self._read)
 
     def __call__(self, image: str, sha256: str) -> bool:
@@ -95,12 +104,12 @@ class Belongings:
         return (
             sha256 == image
             or sha256 in files
-            or sha256 in self._images.exams()
+            or sha256 in self._exams()
             or any(self._patched(sha256, *file) for file in files.items())
         )
 
     def _read(self, image: str) -> dict[str, int]:
-        return read_oci_manifest(self._content.read(image)).blobs()
+        return read_oci_manifest(self._image(image)).blobs()
 
     def _patched(self, patch: str, target: str, size: int) -> bool:
-        return any(offer.patch == patch for offer in self._patches.offers(target, size).offers)
+        return any(offer.patch == patch for offer in self._offers(target, size).offers)

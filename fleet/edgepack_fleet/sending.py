@@ -10,11 +10,11 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import Generic, TypeVar
 
 from edgepack import topics
 from edgepack_fleet.adapters.mqtt import Incoming
 from edgepack_fleet.core.turns import Turn, Turns
-from edgepack_fleet.transfer import Piece, Transfer
 
 __all__ = ["Sender"]
 
@@ -25,31 +25,35 @@ AT_A_TIME = 8
 """Blocks of one device before the next one has its turn."""
 
 log = logging.getLogger(__name__)
+P = TypeVar("P")
 
 
 @dataclass(frozen=True, slots=True)
-class _Answer:
+class _Answer(Generic[P]):
     message: Incoming
-    pieces: Iterator[Piece]
+    pieces: Iterator[P]
 
 
-class Sender:
+class Sender(Generic[P]):
     """Answers requests in a thread of its own.
 
     Args:
-        transfer: Knows the answers.
+        answer: Knows the answers, piece by piece.
         send: Sends a piece, when there is room for it; only this thread calls it.
         acknowledge: Tells the broker that a request is done with.
+        busy: Called for every request that has to be forgotten.
     """
 
     def __init__(
         self,
-        transfer: Transfer,
-        send: Callable[[Piece], None],
+        answer: Callable[[Incoming], Iterator[P]],
+        send: Callable[[P], None],
         acknowledge: Callable[[Incoming], None],
+        busy: Callable[[], None],
     ) -> None:
-        self._transfer, self._send, self._acknowledge = transfer, send, acknowledge
-        self._turns: Turns[_Answer] = Turns(PER_DEVICE, IN_ALL)
+        self._answer, self._send = answer, send
+        self._acknowledge, self._busy = acknowledge, busy
+        self._turns: Turns[_Answer[P]] = Turns(PER_DEVICE, IN_ALL)
         self._changed, self._stopping = threading.Condition(), False
         self._thread = threading.Thread(target=self._run, name="fleet-sender", daemon=True)
 
@@ -70,12 +74,12 @@ class Sender:
         uplink = topics.parse_up(message.topic)
         if uplink is None:
             return
-        answer = _Answer(message, self._transfer.answer(message))
+        answer = _Answer(message, self._answer(message))
         with self._changed:
             gone = self._turns.put(uplink.device, answer, small=uplink.kind == "meta")
             self._changed.notify_all()
         for refused in gone:
-            self._transfer.refused["busy"] += 1
+            self._busy()
             self._acknowledge(refused.message)
 
     def _run(self) -> None:
@@ -91,7 +95,7 @@ class Sender:
                 with self._changed:
                     self._turns.back(turn)
 
-    def _go_on(self, turn: Turn[_Answer]) -> bool:
+    def _go_on(self, turn: Turn[_Answer[P]]) -> bool:
         """Send some pieces of the answer; return whether that was all of it."""
         sent = 0
         for piece in islice(turn.item.pieces, AT_A_TIME):
@@ -99,7 +103,7 @@ class Sender:
             sent += 1
         return sent < AT_A_TIME
 
-    def _next(self) -> Turn[_Answer] | None:
+    def _next(self) -> Turn[_Answer[P]] | None:
         with self._changed:
             self._changed.wait_for(lambda: self._stopping or len(self._turns))
             return None if self._stopping else self._turns.take()

@@ -106,7 +106,7 @@ class Service:
         self.links = Links(
             fleet_secret(data, create=True),
             clock,
-            Belongings(self.content, self.images, self.patches),
+            Belongings(self.content.read, self.images.exams, self.patches.offers),
             self.revocation.blocks,
         )
         self.uplink = Uplink(self.database, clock, self.links.link)
@@ -121,9 +121,10 @@ class Service:
         identity = Identity(self.pki.bundle_path, *self.pki.pair(FLEET))
         self.link = Link(settings.broker, identity, self._received, self._connection)
         self.sender = Sender(
-            self.transfer,
+            self.transfer.answer,
             lambda piece: self.link.publish_paced(piece.topic, piece.payload, qos=piece.qos),
             self.link.acknowledge,
+            lambda: self.transfer.refused.update(["busy"]),
         )
 
     def start(self) -> None:

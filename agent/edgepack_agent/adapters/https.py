@@ -147,17 +147,17 @@ class Https:
         connection = http.client.HTTPSConnection(
             link.host, link.port, timeout=CONNECT_S, context=self._context()
         )
-        try:
+        with contextlib.ExitStack() as stack:
+            stack.callback(connection.close)
             with _told(link):
                 peer, response = _ask(connection, link.target(sha256), first, end)
+            stack.callback(response.close)
             _check(response, sha256, size, first, end)
             body = _Body(peer, response, pacer)
             for at in range(first, end, BLOCK_SIZE):
                 with _told(link):
                     block = body.read(min(BLOCK_SIZE, end - at))
                 yield block
-        finally:
-            connection.close()
 
 
 class _ExpiredError(UnreachableError):
