@@ -7,6 +7,7 @@ may kill at any time. Models are the small digits classifiers.
 import contextlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from cryptography.hazmat.primitives.asymmetric import ec
 from sqlalchemy import select
 
@@ -45,10 +47,27 @@ def _trained(home: Path, wrong: float) -> Path:
     return digits_onnx(home / f"model-{wrong}.onnx", wrong, batch=1)
 
 
-def digits_release(home: Path, version: str, *, lie: bool = False) -> Path:
-    """Write a signed digits bundle of VERSION below HOME; LIE: its golden vectors are wrong."""
+@cache
+def _padded(home: Path, version: str, wrong: float, padding: int) -> Path:
+    model = onnx.load(_trained(home, wrong))
+    model.doc_string = random.Random(version).randbytes(padding // 2).hex()
+    path = home / f"padded-{version}-{wrong}.onnx"
+    onnx.save(model, path)
+    return path
+
+
+def digits_release(home: Path, version: str, *, lie: bool = False, padding: int = 0) -> Path:
+    """Write a signed digits bundle of VERSION below HOME.
+
+    Args:
+        home: Where its files go.
+        version: Says how good it is (see `WRONG`).
+        lie: Its golden vectors are wrong.
+        padding: Bytes that make its model longer, and another one than that of other versions.
+    """
     home.mkdir(parents=True, exist_ok=True)
-    model = _trained(home, WRONG.get(version, 0.0))
+    wrong = WRONG.get(version, 0.0)
+    model = _padded(home, version, wrong, padding) if padding else _trained(home, wrong)
     inputs = digits_data()[1].head(8).inputs
     outputs = np.concatenate([raw(model, i) for i in inputs])
     np.savez(home / "inputs.npz", **{INPUT: inputs})
@@ -150,7 +169,7 @@ class Site:
         publisher(self.service.settings.data).publish(bundle, exam=path, min_score=0.9)
         return bundle
 
-    def device(self, name: str = "cam", **changes: Any) -> Device:
+    def device(self, name: str = "cam", *, group: str = "lab", **changes: Any) -> Device:
         """Enrol a device past HTTP and write its configuration."""
         home = self.root / name
         home.mkdir()
@@ -166,16 +185,16 @@ class Site:
             "log_level": "debug",
         }
         device.config.write_text(json.dumps(settings | changes))
-        self._enrol(device)
+        self._enrol(device, group)
         self.devices.append(device)
         return device
 
-    def _enrol(self, device: Device) -> None:
+    def _enrol(self, device: Device, group: str) -> None:
         service, key = self.service, ec.generate_private_key(ec.SECP256R1())
         with service.database.write() as session:
-            if session.get(GroupRow, "lab") is None:
-                session.add(GroupRow(id="lab", created=0.0))
-        token = service.enrolment.create_token("lab", 60, 1)
+            if session.get(GroupRow, group) is None:
+                session.add(GroupRow(id=group, created=0.0))
+        token = service.enrolment.create_token(group, 60, 1)
         request = messages.EnrollRequest(secret=token.secret, csr=csr(key), name=device.name)
         reply = service.enrolment.enroll(request)
         image_root = self.root / "home" / "metadata" / "1.root.json"

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from edgepack.durable import sweep
 from edgepack.errors import UsageError
 from edgepack.messages import Inventory
 from edgepack.trust import TrustError
@@ -119,6 +120,7 @@ def assemble(config: Config) -> Parts:
     post = happenings.put
     data = config.data_dir
     lock = _lock(data)
+    sweep(data)
     control = ControlServer(config.control_socket, post)
     journal, outbox = Journal(data / "journal.db"), Outbox(data / "outbox.db")
     downloads = Downloads(data / "blobs", data / "parts")

@@ -18,7 +18,7 @@ from edgepack.messages import (
     decode_batch,
     encode_batch,
 )
-from edgepack_agent.adapters.outbox import BATCH, RESEND_S, WINDOW, Outbox
+from edgepack_agent.adapters.outbox import BATCH, REMEMBERED, RESEND_S, WINDOW, Outbox
 from edgepack_fleet.core.stream import Stream, absorb
 
 
@@ -259,3 +259,24 @@ def test_a_new_boot_begins_its_own_numbers_and_keeps_the_old_rows(tmp_path: Path
     with sqlite3.connect(tmp_path / "outbox.db") as database:
         assert database.execute("SELECT count(*) FROM rows").fetchone() == (0,)
     database.close()
+
+
+def test_an_event_that_is_told_once_is_told_once_for_good(tmp_path: Path) -> None:
+    box, fleet = Outbox(tmp_path / "outbox.db"), Fleet()
+    for name in ("job-1", "job-1", "job-2"):
+        box.add_event(1.0, "activated", once=name)
+    box.add_event(1.0, "failed", once="job-1")
+    fleet.take(box)
+    box.close()
+    again = Outbox(tmp_path / "outbox.db")
+    again.add_event(2.0, "activated", once="job-2")
+    assert len(again) == 3
+    for number in range(REMEMBERED + 5):
+        again.add_event(3.0, "activated", once=f"more-{number}")
+    again.add_event(4.0, "activated", once=f"more-{number}")
+    assert len(again) == 3 + REMEMBERED + 5
+    (kept,) = (
+        sqlite3.connect(tmp_path / "outbox.db").execute("SELECT count(*) FROM said").fetchone()
+    )
+    assert kept == REMEMBERED
+    again.close()

@@ -139,3 +139,11 @@ def test_numbers_that_no_database_holds_end_nothing(parts: Parts) -> None:
     with pytest.raises(IntegrityError):
         decode(json.dumps(reply).encode(), JobReply)
     close(parts)
+
+
+def test_what_a_cut_left_half_written_goes_at_the_next_start(parts: Parts) -> None:
+    left = parts.config.data_dir / ".part-abc"
+    left.write_bytes(b"half")
+    close(parts)
+    close(assemble(parts.config))
+    assert not left.exists()

@@ -277,6 +277,13 @@ class Disk:
         _change(each.seen, change)
         each.pending.append(change)
 
+    def forget(self) -> None:
+        """Forget files without a name, which no crash can bring back."""
+        places = (*self._seen.values(), *self._durable.values())
+        named = {inode for names in places for inode in names.values()}
+        named |= {inode for change in self._pending for _, _, inode in change.changes if inode}
+        self._files = {inode: each for inode, each in self._files.items() if inode in named}
+
     def _settle_all(self) -> None:
         for change in self._pending:
             _rename_in(self._durable, change)

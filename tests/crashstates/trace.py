@@ -12,11 +12,21 @@ import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["Kind", "Op", "TraceError", "available", "read_ops", "settled", "strace"]
+__all__ = [
+    "Kind",
+    "Op",
+    "Reader",
+    "TraceError",
+    "available",
+    "joined",
+    "read_ops",
+    "settled",
+    "strace",
+]
 
 Kind = Literal[
     "create", "mkdir", "symlink", "link", "rename", "unlink",
@@ -42,6 +52,7 @@ class Op:
         offset: Of a `write`.
         data: Of a `write`.
         size: Of `resize` and `extend`; the mode of `create` and `chmod`.
+        sure: Whether it was seen to be done; its process may have been killed before.
     """
 
     kind: Kind
@@ -50,6 +61,7 @@ class Op:
     offset: int = 0
     data: bytes = b""
     size: int = 0
+    sure: bool = True
 
     def __str__(self) -> str:
         more = f" -> {self.other}" if self.other else ""
@@ -72,8 +84,8 @@ def strace(record: Path, *options: str) -> list[str]:
     The command stays our child; strace watches it from aside and ends after it (see `settled`).
     """
     return [
-        "strace", "-D", "-f", "--seccomp-bpf", "-q", "-y", "-xx", "-z", "-s", "100000000",
-        "-e", "signal=none", "-e", f"trace={_CHANGING}", "-o", str(record), *options,
+        "strace", "-D", "-f", "--seccomp-bpf", "-q", "-y", "-xx", "-s", "100000000",
+        "-e", "signal=kill,segv,abrt", "-e", f"trace={_CHANGING}", "-o", str(record), *options,
     ]  # fmt: skip
 
 
@@ -89,7 +101,7 @@ def settled(record: Path, pid: int, seconds: float = 20.0) -> None:
 def read_ops(record: Path, tree: Path) -> list[Op]:
     """Return what RECORD says about the TREE, which must be an absolute path without links."""
     with record.open("rb") as file:
-        return list(_Reader(str(tree)).read(line.decode("ascii") for line in file))
+        return list(Reader(str(tree)).read(line.decode("ascii") for line in file))
 
 
 _LINE = re.compile(r"^\d+ +(\w+)\((.*)\) += (-?\d+|\?)(?:<(\S*?)>)?")
@@ -103,16 +115,23 @@ def _decode(text: str) -> bytes:
     return bytes.fromhex(text.replace("\\x", ""))
 
 
-def _joined(lines: Iterable[str]) -> Iterator[str]:
-    """Yield whole lines: strace breaks one in two to tell the end of another thread."""
-    begun = ""
+def joined(lines: Iterable[str]) -> Iterator[str]:
+    """Yield whole lines: strace breaks one in two to tell of another thread in between.
+
+    A call whose process was killed in the middle of it ends with `= ?`.
+    """
+    begun: dict[str, str] = {}
     for line in lines:
-        if begun and not line.startswith(")"):
-            raise TraceError(f"a call that was not finished: {begun[:120]}")
-        whole, broken, _ = (begun + line).partition(_BROKEN)
-        begun = whole if broken else ""
-        if not broken:
-            yield whole
+        pid, _, rest = line.partition(" ")
+        rest = rest.lstrip()
+        if rest.endswith(_BROKEN):
+            begun[pid] = line[: -len(_BROKEN)]
+        elif rest.startswith("<... "):
+            yield begun.pop(pid) + rest.partition(" resumed>")[2]
+        else:
+            if rest.startswith("+++") and pid in begun:
+                yield begun.pop(pid) + ") = ?"
+            yield line
 
 
 def _umask() -> int:
@@ -121,30 +140,36 @@ def _umask() -> int:
     return int(found[1], 8) if found else 0o022
 
 
-class _Reader:
-    """Reads one record."""
+class Reader:
+    """Reads a record, or one that is still being written, about one TREE."""
 
     def __init__(self, tree: str) -> None:
         self._tree = tree
-        self._needle = "".join(f"\\x{byte:02x}" for byte in tree.encode())
+        self.needle = "".join(f"\\x{byte:02x}" for byte in tree.encode())
         self._offsets: dict[tuple[str, str], int] = {}
 
     def read(self, lines: Iterable[str]) -> Iterator[Op]:
-        for line in _joined(lines):
-            match = _LINE.match(line)
-            if match is None:
-                if "+++" not in line:
-                    raise TraceError(f"not a line of strace: {line[:120]}")
-            elif self._needle in line or match[1] in {"sync", "syncfs"}:
-                yield from self._call(match[1], match[2], match[3], match[4])
+        """Yield the operations that LINES are about."""
+        for line in joined(lines):
+            yield from self.take(line)
+
+    def take(self, line: str) -> Iterator[Op]:
+        """Yield the operations that one whole LINE is about."""
+        match = _LINE.match(line)
+        if match is None:
+            if "+++" not in line and "---" not in line:
+                raise TraceError(f"not a line of strace: {line[:120]}")
+        elif match[3] != "-1" and (self.needle in line or match[1] in {"sync", "syncfs"}):
+            ops = self._call(match[1], match[2], match[3], match[4])
+            yield from ops if match[3] != "?" else (replace(op, sure=False) for op in ops)
 
     def _call(self, name: str, args: str, result: str, opened: str | None) -> Iterator[Op]:
         if name == "openat":
             yield from self._open(args, result, opened)
         elif name in {"write", "pwrite64", "writev"}:
-            yield from self._write(name, args)
+            yield from self._write(name, args, result)
         elif name == "lseek":
-            self._seek(args, int(result))
+            self._seek(args, result)
         elif name in _SIMPLE:
             yield from getattr(self, _SIMPLE[name])(args)
         elif name == "mmap":
@@ -154,7 +179,7 @@ class _Reader:
 
     def _open(self, args: str, result: str, opened: str | None) -> Iterator[Op]:
         # Where it ended up, along links.
-        path = _decode(opened or "").decode()
+        path = _decode(opened).decode() if opened else self._paths(args)[0]
         self._offsets[result, path] = 0
         flags, _, mode = args.rpartition(", ")
         if "O_CREAT" not in args:
@@ -168,19 +193,22 @@ class _Reader:
         if "O_TRUNC" in flags:
             yield Op("resize", self._inner(path))
 
-    def _write(self, name: str, args: str) -> Iterator[Op]:
+    def _write(self, name: str, args: str, result: str) -> Iterator[Op]:
         handle, path = self._handle(args)
         data = b"".join(_decode(text) for text in _TEXT.findall(args))
+        if self._inside(path) and result not in {"?", str(len(data))}:
+            raise TraceError(f"{len(data)} bytes are known of {result} that were written to {path}")
         if name == "pwrite64":
             offset = int(args.rpartition(", ")[2])
         else:
             offset = self._offsets.get((handle, path), 0)
             self._offsets[handle, path] = offset + len(data)
-        if self._inside(path) and data:
+        if self._inside(path) and (data or result == "?"):
             yield Op("write", self._inner(path), offset=offset, data=data)
 
-    def _seek(self, args: str, result: int) -> None:
-        self._offsets[self._handle(args)] = result
+    def _seek(self, args: str, result: str) -> None:
+        if result != "?":
+            self._offsets[self._handle(args)] = int(result)
 
     def _map(self, args: str) -> None:
         if "MAP_SHARED" in args and "PROT_WRITE" in args:

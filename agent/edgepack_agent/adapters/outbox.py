@@ -39,6 +39,9 @@ _BOX = """CREATE TABLE IF NOT EXISTS box (
 _ROWS = """CREATE TABLE IF NOT EXISTS rows (
     place INTEGER PRIMARY KEY, boot TEXT NOT NULL, seq INTEGER NOT NULL, kind TEXT NOT NULL,
     body BLOB NOT NULL, wired INTEGER NOT NULL, UNIQUE (boot, seq))"""
+_SAID = "CREATE TABLE IF NOT EXISTS said (place INTEGER PRIMARY KEY, what TEXT NOT NULL UNIQUE)"
+REMEMBERED = 100
+"""Events told `once` that are remembered."""
 _Key = tuple[str, int]
 
 
@@ -69,7 +72,7 @@ class Outbox:
         max_rows: int = MAX_ROWS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._database, self.lost_database = open_database(path, _BOX, _ROWS)
+        self._database, self.lost_database = open_database(path, _BOX, _ROWS, _SAID)
         self._max_rows, self._clock = max_rows, clock
         self._sent: dict[_Key, float] = {}
         with self._transaction() as database:
@@ -85,9 +88,20 @@ class Outbox:
         with self._transaction() as database:
             database.execute("UPDATE box SET boot = ?, next = 0", (self.boot,))
 
-    def add_event(self, ts: float, kind: str, **facts: Any) -> None:
-        """Keep an event of type KIND at TS (Unix seconds); FACTS are other fields of `Event`."""
-        self._add("evt", lambda seq, _: Event(boot=self.boot, seq=seq, ts=ts, type=kind, **facts))
+    def add_event(self, ts: float, kind: str, *, once: str = "", **facts: Any) -> None:
+        """Keep an event.
+
+        Args:
+            ts: When it happened, Unix seconds.
+            kind: Its type.
+            once: What it is about, if it must be told only once; a repetition is dropped.
+            facts: Other fields of `Event`.
+        """
+
+        def make(seq: int, _lost: int) -> Event:
+            return Event(boot=self.boot, seq=seq, ts=ts, type=kind, **facts)
+
+        self._add("evt", make, f"{kind} {once}" if once else "")
 
     def add_telemetry(self, make: Callable[[int, int], Telemetry]) -> None:
         """Keep the row that MAKE returns for its number and the rows lost so far."""
@@ -128,9 +142,13 @@ class Outbox:
         """Close the file."""
         self._database.close()
 
-    def _add(self, kind: Kind, make: Callable[[int, int], Event | Telemetry]) -> None:
+    def _add(
+        self, kind: Kind, make: Callable[[int, int], Event | Telemetry], once: str = ""
+    ) -> None:
         self._make_room()
         with self._transaction() as database:
+            if once and not _is_new(database, once):
+                return
             seq, lost = database.execute("SELECT next, lost FROM box").fetchone()
             row = make(seq, lost)
             database.execute(
@@ -201,6 +219,15 @@ def _disk_errors() -> Iterator[None]:
         raise EdgepackError(
             "the outbox cannot be used", why=str(error), reason="storage"
         ) from error
+
+
+def _is_new(database: sqlite3.Connection, what: str) -> bool:
+    """Say whether WHAT was never said before, and remember it with what the transaction adds."""
+    if not database.execute("INSERT OR IGNORE INTO said (what) VALUES (?)", (what,)).rowcount:
+        return False
+    oldest = "(SELECT max(place) FROM said) - ?"
+    database.execute(f"DELETE FROM said WHERE place <= {oldest}", (REMEMBERED,))  # noqa: S608
+    return True
 
 
 def _new_boot() -> str:

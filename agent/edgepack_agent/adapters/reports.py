@@ -57,6 +57,7 @@ class Reports:
         self._outbox.add_event(
             self._wall(),
             event.type,
+            once=event.once,
             bundle=event.bundle,
             digest=event.digest,
             reason=event.reason,

@@ -71,7 +71,7 @@ def _needs_commit(state: State) -> tuple[Effect, ...]:
     if slot is None:
         return ()
     detail = {"override": True} if state.job and state.job.local else {}
-    event = Publish("activated", slot.model.release, slot.model.digest, "", detail)
+    event = Publish("activated", slot.model.release, slot.model.digest, "", detail, _once(state))
     return (event, Confirm(slot))
 
 
@@ -91,8 +91,14 @@ def _needs_revert(state: State) -> tuple[Effect, ...]:
         active.digest if active else None,
         result.reason,
         tried | result.detail,
+        _once(state),
     )
     return (event, Revert(discard))
+
+
+def _once(state: State) -> str:
+    """Return what the event of the end of STATE's job is told once about."""
+    return state.job.id if state.job else ""
 
 
 def _needs_telling(state: State) -> tuple[Effect, ...]:

@@ -354,6 +354,8 @@ class Publish:
     digest: str | None
     reason: str = ""
     detail: dict[str, Any] = field(default_factory=dict)
+    once: str = ""
+    """What it is told only once about: an effect may run again after a cut."""
 
 
 @dataclass(frozen=True, slots=True)
