@@ -21,12 +21,22 @@ from tuf.api.exceptions import RepositoryError, UnsignedMetadataError
 from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
 
 from edgepack.durable import write_file
-from edgepack.trust import DEVICE, ISSUED, MIN_EPOCH, TargetInfo, TrustError
+from edgepack.trust import (
+    DEVICE,
+    EXPORT,
+    ISSUED,
+    MIN_EPOCH,
+    ON_REVOKED,
+    TargetInfo,
+    TrustError,
+)
 
 __all__ = [
     "DEVICE",
+    "EXPORT",
     "ISSUED",
     "MIN_EPOCH",
+    "ON_REVOKED",
     "MetadataDirectory",
     "OnlineKeys",
     "keep_fresh",
@@ -209,6 +219,8 @@ def seal(
     keys: OnlineKeys,
     now: datetime,
     life: timedelta = TIMESTAMP_LIFE,
+    *,
+    export: bool = False,
 ) -> int:
     """Make ROLES, whose files are in DIRECTORY, the repository's current state.
 
@@ -218,15 +230,16 @@ def seal(
         keys: Sign the two.
         now: The time, UTC.
         life: How long the timestamp is believed.
+        export: DIRECTORY is a mirror, see `EXPORT`; both live for LIFE, neither longer.
 
     Returns:
         Version of the new snapshot.
     """
     last = directory.timestamp()
-    issued = {ISSUED: int(now.timestamp())}
+    issued = {ISSUED: int(now.timestamp())} | ({EXPORT: True} if export else {})
     version = version_after(last.snapshot_meta.version if last else 0, now)
     meta = {f"{role}.json": _meta(data) for role, data in roles.items()}
-    expires = now + max(SNAPSHOT_LIFE, life)
+    expires = now + (life if export else max(SNAPSHOT_LIFE, life))
     snapshot = Snapshot(version, expires=expires, meta=meta, unrecognized_fields=issued)
     data = sign(snapshot, keys.snapshot)
     directory.write(f"{version}.snapshot.json", data)

@@ -25,8 +25,10 @@ from edgepack.manifest import Count, Manifest, Name, Precision, Semver
 
 __all__ = [
     "DEVICE",
+    "EXPORT",
     "ISSUED",
     "MIN_EPOCH",
+    "ON_REVOKED",
     "Approved",
     "DeviceFacts",
     "DirectorWord",
@@ -34,7 +36,9 @@ __all__ = [
     "ExamTarget",
     "ImageWord",
     "ModelCustom",
+    "OnRevoked",
     "Reason",
+    "Standing",
     "TargetInfo",
     "TrustError",
     "cross_check",
@@ -50,10 +54,15 @@ __all__ = [
 
 DEVICE = "x-edgepack-device"
 """Field of the director's targets: the one device they are for."""
+EXPORT = "x-edgepack-export"
+"""Field of a snapshot and timestamp that were signed offline for a mirror: true. Devices count
+their versions apart, and take them from a mirror only."""
 ISSUED = "x-edgepack-issued"
 """Field of what is signed online: when, in Unix seconds. Raises a device's time floor."""
 MIN_EPOCH = "x-edgepack-min-epoch"
 """Field of a line's role: the lowest epoch its publisher still wants to see running."""
+ON_REVOKED = "x-edgepack-on-revoked"
+"""Field of a line's role: `keep` or `stop`, what a device does with a model below that epoch."""
 
 MAX_MODEL_BYTES = 4 * 1024 * 1024
 """Size of a model's OCI manifest; what it lists may be far larger."""
@@ -79,6 +88,10 @@ Reason = Literal[
     "wrong_hardware",
     "wrong_runtime",
 ]
+
+OnRevoked = Literal["keep", "stop"]
+"""What a device does with a model that was revoked while it ran: go on until there is another,
+or serve nothing rather than that."""
 
 _Score = Annotated[str, msgspec.Meta(pattern=r"^(?:0(?:\.[0-9]{1,6})?|1(?:\.0{1,6})?)$")]
 _VARIANT = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,126}[a-z0-9])?")
@@ -162,6 +175,23 @@ class TargetInfo:
         if isinstance(custom, ExamCustom):
             return custom
         raise TrustError("bad_custom", f"{self.path} is not an exam")
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What the publisher of a model line says about models of it that are installed."""
+
+    line: str
+    min_epoch: int = 0
+    on_revoked: OnRevoked = "keep"
+
+    def revokes(self, epoch: int) -> bool:
+        """Return whether a model of EPOCH must not be installed, nor gone back to."""
+        return epoch < self.min_epoch
+
+    def stops(self, epoch: int) -> bool:
+        """Return whether a model of EPOCH that serves now must stop."""
+        return self.revokes(epoch) and self.on_revoked == "stop"
 
 
 @dataclass(frozen=True, slots=True)

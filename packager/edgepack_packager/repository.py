@@ -26,6 +26,7 @@ from edgepack_packager.adapters.exam import read_exam
 from edgepack_packager.adapters.patch_workshop import Progress
 from edgepack_packager.adapters.published import Published, current_roles
 from edgepack_packager.adapters.publisher_home import (
+    EXPORT_KEY,
     ONLINE,
     ROOT_KEYS,
     PublisherHome,
@@ -92,7 +93,9 @@ def init(
         signers = create_keys(part, passphrase, local=online is None)
         keys = {name: signer.public_key for name, signer in signers.items()} | awake
         roots = [keys[name] for name in ROOT_KEYS]
-        root = first_root(roots, {role: keys[role] for role in ("targets", *ONLINE)}, now)
+        mirrors = [keys[EXPORT_KEY]] if EXPORT_KEY in keys else []
+        others = {"targets": [keys["targets"]]}
+        root = first_root(roots, others | {r: [keys[r], *mirrors] for r in ONLINE}, now)
         data = sign(root, *(signers[name] for name in ROOT_KEYS))
         metadata = part / "metadata"
         metadata.mkdir()

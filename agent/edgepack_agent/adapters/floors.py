@@ -4,6 +4,10 @@ Three kinds of floor, each of which only rises: the version of every metadata ro
 of every model line, and time. A role's floor is kept under the keys it was signed with, so
 that a root that changes these keys also lifts a floor that a thief drove too high.
 
+It also keeps the last word of a line's publisher about models that are installed, so that a
+revocation holds after a reboot and without a network. That word may change either way: it
+comes from metadata whose version cannot go back.
+
 Kept in two copies, written one after the other and merged on reading: losing one costs nothing.
 """
 
@@ -11,12 +15,13 @@ import json
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from edgepack.durable import write_file
 from edgepack.manifest import Count
-from edgepack.trust import TrustError
+from edgepack.trust import OnRevoked, Standing, TrustError
 
 __all__ = ["BUILD_TIME", "SKEW", "Floors"]
 
@@ -26,10 +31,18 @@ SKEW = timedelta(hours=1)
 """How far the clocks of device and fleet may differ before it is called an error."""
 
 
-class _State(msgspec.Struct, kw_only=True):
+class _Line(msgspec.Struct, frozen=True, kw_only=True):
+    min_epoch: Count = 0
+    on_revoked: OnRevoked = "keep"
+
+
+class _State(msgspec.Struct, frozen=True, kw_only=True):
     v: int = 1
+    seq: Count = 0
+    """Counts the writes: of two copies that differ, the higher is the later."""
     roles: dict[str, Count] = {}
     epochs: dict[str, Count] = {}
+    lines: dict[str, _Line] = {}
     time: Count = BUILD_TIME
 
 
@@ -50,20 +63,36 @@ class Floors:
 
     def epoch(self, line: str) -> int:
         """Return the lowest epoch a model of LINE may have on this device."""
-        return self._state.epochs.get(line, 0)
+        return max(self._state.epochs.get(line, 0), self.standing(line).min_epoch)
 
-    def raise_seen(self, roles: Mapping[str, int], issued: int) -> None:
-        """Remember the versions of verified ROLES, and ISSUED, the newest signed Unix time.
+    def standing(self, line: str) -> Standing:
+        """Return what the publisher of LINE said last, as far as this device has heard."""
+        said = self._state.lines.get(line, _Line())
+        return Standing(line, said.min_epoch, said.on_revoked)
+
+    def raise_seen(
+        self, roles: Mapping[str, int], issued: int, standing: Standing | None = None
+    ) -> None:
+        """Remember what verified metadata says.
+
+        Args:
+            roles: Version of every role.
+            issued: The newest signed time, Unix seconds.
+            standing: Word of a line's publisher; None: none was read.
 
         Raises:
             OSError: the floors cannot be written; they are as they were.
         """
-        state = _State(
+        lines = dict(self._state.lines)
+        if standing is not None:
+            lines[standing.line] = _Line(
+                min_epoch=standing.min_epoch, on_revoked=standing.on_revoked
+            )
+        self._save(
             roles={**self._state.roles, **{r: max(v, self.role(r)) for r, v in roles.items()}},
-            epochs=self._state.epochs,
+            lines=lines,
             time=max(self._state.time, issued),
         )
-        self._save(state)
 
     def confirm(self, line: str, epoch: int) -> None:
         """Raise the epoch floor of LINE, after a model of EPOCH was committed.
@@ -71,8 +100,8 @@ class Floors:
         Raises:
             OSError: the floors cannot be written; they are as they were.
         """
-        epochs = {**self._state.epochs, line: max(epoch, self.epoch(line))}
-        self._save(_State(roles=self._state.roles, epochs=epochs, time=self._state.time))
+        confirmed = max(epoch, self._state.epochs.get(line, 0))
+        self._save(epochs={**self._state.epochs, line: confirmed})
 
     def check_clock(self, now: datetime, issued: int = 0) -> None:
         """Check that NOW can be the time, given the floor and ISSUED, a signed Unix time.
@@ -93,8 +122,10 @@ class Floors:
                 fix="set the clock; updates wait until then, inference goes on",
             )
 
-    def _save(self, state: _State) -> None:
+    def _save(self, **changes: Any) -> None:
+        state = msgspec.structs.replace(self._state, **changes)
         if state != self._state:
+            state = msgspec.structs.replace(state, seq=state.seq + 1)
             for path in self._files:
                 write_file(path, json.dumps(msgspec.to_builtins(state), sort_keys=True).encode())
             self._state = state
@@ -110,7 +141,10 @@ def _merged(files: tuple[Path, ...]) -> _State:
             why=f"neither {files[0]} nor its copy can be read",
             fix="enrol the device again",
         )
+    newest = max(states, key=lambda state: state.seq, default=_State())
     return _State(
+        seq=newest.seq,
+        lines=newest.lines,
         roles=_highest([state.roles for state in states]),
         epochs=_highest([state.epochs for state in states]),
         time=max([BUILD_TIME, *(state.time for state in states)]),

@@ -1,10 +1,11 @@
-"""One repository as a device sees it: python-tuf's updater over a channel. Judges no model.
+"""One TUF repository as a device reads it: channels, cache, updater. Decides about no model.
 
-A repository keeps its verified metadata in a directory, asks a channel for what is new, and says
-what went wrong in our words. Nothing here knows how many repositories there are.
+python-tuf's updater does the verifying; here it gets our channel instead of HTTP, our clock,
+smaller limits and durable files. Everything in the cache can be deleted at any time.
 """
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,9 +20,17 @@ from tuf.ngclient import Updater, UpdaterConfig
 from tuf.ngclient.fetcher import FetcherInterface
 
 from edgepack.durable import sync_directory
-from edgepack.trust import ISSUED, Reason, TrustError, line_role
+from edgepack.trust import EXPORT, ISSUED, Reason, TrustError, line_role
 
-__all__ = ["CONFIG", "MetadataChannel", "Repository", "in_our_words"]
+__all__ = [
+    "CONFIG",
+    "CacheChannel",
+    "DirectoryChannel",
+    "MetadataChannel",
+    "Repository",
+    "in_our_words",
+    "is_export",
+]
 
 CONFIG = UpdaterConfig(
     max_root_rotations=64,
@@ -51,17 +60,70 @@ class MetadataChannel(Protocol):
         ...
 
 
+class DirectoryChannel:
+    """The image repository in a directory, as `edgepack repo publish --repo DIR` writes it."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory / "metadata"
+
+    def metadata(self, repo: str, name: str, max_length: int) -> bytes | None:
+        """Return the file NAME; None if there is none, or REPO is not the image repository."""
+        path = self._directory / name
+        if repo != "image" or not path.is_file():
+            return None
+        with path.open("rb") as file:
+            return file.read(max_length + 1)
+
+
+class CacheChannel:
+    """What a device has fetched before, in its cache DIRECTORY, for a site without a network."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def metadata(self, repo: str, name: str, max_length: int) -> bytes | None:
+        """Return the cached file NAME; None if there is none."""
+        role = _role(name)
+        cached = f"root_history/{name}" if role == Root.type else f"{role}.json"
+        path = self._directory / cached
+        return path.read_bytes()[: max_length + 1] if path.is_file() else None
+
+
+def is_export(channel: MetadataChannel) -> bool:
+    """Return whether CHANNEL leads to a mirror with a timestamp of its own; unverified."""
+    data = channel.metadata("image", "timestamp.json", CONFIG.timestamp_max_length)
+    return _marked(data or b"")
+
+
 class Repository(Updater):
-    """python-tuf's updater with the clock passed in, and its verified roles to look at."""
+    """python-tuf's updater with the clock passed in, and its verified roles to look at.
+
+    Args:
+        name: `image` or `director`.
+        directory: Its cache; made if it is missing.
+        channel: Where metadata comes from.
+        root: The first root.
+        now: The time, UTC.
+        export: Snapshot and timestamp have to be a mirror's own, or must not be.
+        also: Other caches of the same repository, whose roots count too.
+    """
 
     def __init__(
-        self, name: str, directory: Path, channel: MetadataChannel, root: bytes, now: datetime
+        self,
+        name: str,
+        directory: Path,
+        channel: MetadataChannel,
+        root: bytes,
+        now: datetime,
+        *,
+        export: bool = False,
+        also: tuple[Path, ...] = (),
     ) -> None:
-        self._name, self._path = name, directory
+        self._name, self._path, self._suffix = name, directory, "+export" if export else ""
         directory.mkdir(parents=True, exist_ok=True)
         for leftover in directory.glob("tmp*"):
             leftover.unlink()
-        fetcher = _Fetcher(name, channel)
+        fetcher = _Fetcher(name, channel, export=export, also=also)
         with _bad_root_if_broken(name):
             super().__init__(
                 str(directory), "tuf:/", fetcher=fetcher, config=CONFIG, bootstrap=root
@@ -93,10 +155,15 @@ class Repository(Updater):
         roles: list[tuple[Root | Targets, str]] = [(targets, line) for line in lines]
         roles += [(root, role) for role in (Timestamp.type, Snapshot.type, Targets.type)]
         return {f"{self._name}/root@": root.version} | {
-            f"{self._name}/{role}@{_key_digest(delegator, role)}": self._trusted_set[role].version
+            self._floor(delegator, role): self._trusted_set[role].version
             for delegator, role in roles
             if self._trusted_set.contains(role, delegator.type)
         }
+
+    def _floor(self, delegator: Root | Targets, role: str) -> str:
+        """Return under which name a floor of ROLE is kept."""
+        apart = self._suffix if role in _SEALS else ""
+        return f"{self._name}/{role}@{_key_digest(delegator, role)}{apart}"
 
     def sync(self) -> None:
         """Make the cache durable, which python-tuf leaves to the operating system."""
@@ -110,23 +177,56 @@ class Repository(Updater):
 class _Fetcher(FetcherInterface):
     """Lets an updater fetch by file name from a channel, with its limit, and raise at once."""
 
-    def __init__(self, repo: str, channel: MetadataChannel) -> None:
-        self._repo, self._channel = repo, channel
+    def __init__(
+        self, repo: str, channel: MetadataChannel, *, export: bool, also: tuple[Path, ...]
+    ) -> None:
+        self._repo, self._channel, self._export, self._also = repo, channel, export, also
 
     def download_bytes(self, url: str, max_length: int) -> bytes:
         """Return the metadata file at URL, of MAX_LENGTH bytes at most."""
         name = unquote(url.rpartition("/")[2])
+        role = _role(name)
         data = self._channel.metadata(self._repo, name, max_length)
+        if data is None and role == Root.type:
+            data = self._known_root(name)
         if data is None:
             raise tuf_errors.DownloadHTTPError(f"there is no {self._repo} {name}", 404)
         if len(data) > max_length:
             raise tuf_errors.DownloadLengthMismatchError(
                 f"{self._repo} {name} is longer than {max_length} bytes"
             )
+        if role in _SEALS and _marked(data) != self._export:
+            raise TrustError(
+                "mismatch",
+                "an exported mirror and a fleet's repository are mixed",
+                why=f"the {role} {'is not' if self._export else 'is'} signed for a mirror",
+            )
         return data
+
+    def _known_root(self, name: str) -> bytes | None:
+        """Return the root NAME that came another way: an older mirror may not have it."""
+        paths = (cache / "root_history" / name for cache in self._also)
+        return next((path.read_bytes() for path in paths if path.is_file()), None)
 
     def _fetch(self, url: str) -> Iterator[bytes]:
         raise tuf_errors.DownloadError(f"only metadata is fetched here, not {url}")
+
+
+_SEALS = (Timestamp.type, Snapshot.type)
+
+
+def _role(name: str) -> str:
+    """Return the role whose metadata the file NAME holds."""
+    return name.removesuffix(".json").rpartition(".")[2]
+
+
+def _marked(data: bytes) -> bool:
+    """Return whether DATA says that it is signed for a mirror. If it is nothing, it does not."""
+    try:
+        signed = json.loads(data)["signed"]
+        return isinstance(signed, dict) and signed.get(EXPORT) is True
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False
 
 
 def _key_digest(delegator: Root | Targets, role: str) -> str:
@@ -153,13 +253,18 @@ def _bad_root_if_broken(repo: str) -> Iterator[None]:
 
 
 @contextmanager
-def in_our_words() -> Iterator[None]:
-    """Turn python-tuf's errors, and a failing disk, into TrustErrors with a reason."""
+def in_our_words(*, mirror: bool = False) -> Iterator[None]:
+    """Turn python-tuf's errors, and a failing disk, into TrustErrors with a reason.
+
+    Args:
+        mirror: It is a mirror that is read, so that the advice is about one.
+    """
     try:
         yield
     except (tuf_errors.RepositoryError, tuf_errors.DownloadError) as error:
         _, reason, what = next(words for words in _WORDS if isinstance(error, words[0]))
-        raise TrustError(reason, what, why=str(error), fix=_FIX.get(reason, "")) from error
+        fixes = _FIX | _MIRROR_FIX if mirror else _FIX
+        raise TrustError(reason, what, why=str(error), fix=fixes.get(reason, "")) from error
     except OSError as error:
         raise TrustError("storage", "the metadata cannot be kept", why=str(error)) from error
 
@@ -176,4 +281,9 @@ _WORDS: tuple[tuple[type[Exception], Reason, str], ...] = (
 """python-tuf's errors, the narrow before the wide, with our reason and words."""
 _FIX: dict[Reason, str] = {
     "metadata_expired": "the publisher or the fleet must sign again; inference goes on",
+}
+_MIRROR_FIX: dict[Reason, str] = {
+    "metadata_expired": "export the mirror again: edgepack repo export; inference goes on",
+    "metadata_missing": "the mirror is not whole: run edgepack repo export again",
+    "rollback": "a newer mirror, or the fleet, has been here: export it again",
 }

@@ -4,29 +4,47 @@ Two python-tuf updaters, one per repository, over whatever channel the device ha
 cross-check of `edgepack.trust`; then the floors. python-tuf does not fsync and can be fed an
 older state if its cache is lost: the floors are what makes "never back" survive a power cut,
 and everything in the cache can be deleted at any time.
+
+A mirror for a site without a network is the same image repository under a snapshot and a
+timestamp of its own. It has a cache of its own, so that mirror and fleet may come by turns;
+what they both say, the publisher's roles, has the same floors on either way.
 """
 
+import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import get_args
 
-from tuf.api.metadata import Root, TargetFile, Targets
+from tuf.api.metadata import TargetFile, Targets
 
 from edgepack.errors import UnreachableError
-from edgepack.metadata import DEVICE, MIN_EPOCH, split_name, target_info
+from edgepack.metadata import target_info
 from edgepack.trust import (
+    DEVICE,
+    MIN_EPOCH,
+    ON_REVOKED,
     Approved,
     DeviceFacts,
     DirectorWord,
     ExamTarget,
     ImageWord,
+    OnRevoked,
+    Standing,
     TargetInfo,
     TrustError,
     cross_check,
     exam_path,
 )
 from edgepack_agent.adapters.floors import Floors
-from edgepack_agent.adapters.repository import MetadataChannel, Repository, in_our_words
+from edgepack_agent.adapters.repository import (
+    CacheChannel,
+    DirectoryChannel,
+    MetadataChannel,
+    Repository,
+    in_our_words,
+    is_export,
+)
 
 __all__ = [
     "Approved",
@@ -38,20 +56,7 @@ __all__ = [
     "remember",
 ]
 
-
-class DirectoryChannel:
-    """The image repository in a directory, as `edgepack repo publish --repo DIR` writes it."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory / "metadata"
-
-    def metadata(self, repo: str, name: str, max_length: int) -> bytes | None:
-        """Return the file NAME; None if there is none, or REPO is not the image repository."""
-        path = self._directory / name
-        if repo != "image" or not path.is_file():
-            return None
-        with path.open("rb") as file:
-            return file.read(max_length + 1)
+log = logging.getLogger(__name__)
 
 
 class TrustClient:
@@ -93,25 +98,48 @@ class TrustClient:
             word = _director_word(director.targets)
             remember(director, self._floors)
             wanted = word.wanted(self._device)
-            return self._cross_check(wanted, facts, self._channel) if wanted else None
+            return self._cross_check(wanted, facts, self._image(None)) if wanted else None
 
-    def approve_local(self, wanted: TargetInfo, facts: DeviceFacts) -> Approved:
+    def approve_local(
+        self, wanted: TargetInfo, facts: DeviceFacts, mirror: MetadataChannel | None = None
+    ) -> Approved:
         """Return the model of a bundle at hand, if the image repository approves it.
 
         Args:
             wanted: What the bundle is: `edgepack.trust.model_target` of its manifests.
             facts: What this device can run.
+            mirror: The mirror it comes from; None: ask the fleet.
 
         Without an answer the cached metadata decides, for as long as it has not expired.
 
         Raises:
             TrustError: something does not hold; nothing may be installed.
         """
-        with in_our_words():
+        with in_our_words(mirror=mirror is not None):
             try:
-                return self._cross_check(wanted, facts, self._channel)
+                return self._cross_check(wanted, facts, self._image(mirror))
             except UnreachableError:
-                return self._cross_check(wanted, facts, _CacheChannel(self._directory))
+                log.info("no answer; going by what is known")
+        return self._approve_by_cache(wanted, facts)
+
+    def check(self, line: str, mirror: MetadataChannel | None = None) -> Standing:
+        """Ask the image repository what the publisher of LINE says of installed models.
+
+        What it says is remembered: `standing` repeats it after a reboot and without a network.
+
+        Raises:
+            TrustError: something does not hold; what was said before still holds.
+            UnreachableError: no answer.
+        """
+        with in_our_words(mirror=mirror is not None):
+            image = self._image(mirror)
+            image.get_targetinfo(exam_path(line))
+            remember(image, self._floors, _standing(image, line))
+        return self.standing(line)
+
+    def standing(self, line: str) -> Standing:
+        """Return what the publisher of LINE said last. Asks nobody."""
+        return self._floors.standing(line)
 
     def confirm(self, name: str, epoch: int) -> None:
         """Never again run a model of the line NAME below EPOCH: one of it was committed.
@@ -125,30 +153,57 @@ class TrustClient:
         with in_our_words():
             self._floors.confirm(name, epoch)
 
-    def _cross_check(
-        self, wanted: TargetInfo, facts: DeviceFacts, channel: MetadataChannel
-    ) -> Approved:
-        image = self._refreshed("image", channel)
+    def _approve_by_cache(self, wanted: TargetInfo, facts: DeviceFacts) -> Approved:
+        """Go by what the fleet said last, else by a mirror, which is good for longer."""
+        try:
+            with in_our_words():
+                return self._cross_check(wanted, facts, self._cached(export=False))
+        except TrustError:
+            if not (self._directory / _CACHES[True] / "timestamp.json").exists():
+                raise
+        with in_our_words(mirror=True):
+            return self._cross_check(wanted, facts, self._cached(export=True))
+
+    def _cross_check(self, wanted: TargetInfo, facts: DeviceFacts, image: Repository) -> Approved:
         word = _image_word(image, wanted)
-        remember(image, self._floors)
         name = wanted.model.name
+        remember(image, self._floors, _standing(image, name))
         return cross_check(wanted, word, facts, epoch_floor=self._floors.epoch(name))
 
-    def _refreshed(self, repo: str, channel: MetadataChannel) -> Repository:
+    def _image(self, mirror: MetadataChannel | None) -> Repository:
+        """Return the image repository, refreshed from the fleet or from MIRROR."""
+        export = mirror is not None and is_export(mirror)
+        return self._refreshed("image", mirror or self._channel, export=export)
+
+    def _cached(self, *, export: bool) -> Repository:
+        channel = CacheChannel(self._directory / _CACHES[export])
+        return self._refreshed("image", channel, export=export)
+
+    def _refreshed(
+        self, repo: str, channel: MetadataChannel, *, export: bool = False
+    ) -> Repository:
         now = self._now()
         self._floors.check_clock(now)
-        repository = Repository(repo, self._directory / repo, channel, self._roots[repo], now)
+        cache = self._directory / (_CACHES[export] if repo == "image" else repo)
+        also = (self._directory / _CACHES[not export],) if repo == "image" else ()
+        root = self._roots[repo]
+        repository = Repository(repo, cache, channel, root, now, export=export, also=also)
         repository.refresh()
         self._floors.check_clock(now, repository.issued)
         return repository
 
 
-def remember(repository: Repository, floors: Floors) -> None:
+def remember(repository: Repository, floors: Floors, standing: Standing | None = None) -> None:
     """Refuse what is below a floor, then make what was seen durable and the new floor.
 
+    Args:
+        repository: What was read and verified.
+        floors: Where it is remembered.
+        standing: Word of a line's publisher in it; None: none was read.
+
     Raises:
-        TrustError: a role went back to an older version (reason `rollback`).
-        OSError: the disk fails; the floors are as they were.
+        TrustError: a role went back (reason `rollback`).
+        OSError: it cannot be written.
     """
     seen = repository.seen()
     for role, version in seen.items():
@@ -159,20 +214,11 @@ def remember(repository: Repository, floors: Floors) -> None:
                 why=f"this device has seen version {floors.role(role)}",
             )
     repository.sync()
-    floors.raise_seen(seen, repository.issued)
+    floors.raise_seen(seen, repository.issued, standing)
 
 
-class _CacheChannel:
-    """What a device has fetched before, for a site without a network."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-
-    def metadata(self, repo: str, name: str, max_length: int) -> bytes | None:
-        _, role = split_name(name)
-        cached = f"root_history/{name}" if role == Root.type else f"{role}.json"
-        path = self._directory / repo / cached
-        return path.read_bytes()[: max_length + 1] if path.is_file() else None
+_CACHES = {False: "image", True: "mirror"}
+"""Cache of the image repository, by whether it is read from an exported mirror."""
 
 
 def _director_word(targets: Targets) -> DirectorWord:
@@ -187,14 +233,31 @@ def _director_word(targets: Targets) -> DirectorWord:
 def _image_word(image: Repository, wanted: TargetInfo) -> ImageWord:
     name = wanted.model.name
     target = image.get_targetinfo(wanted.path)
+    standing = _standing(image, name)
     line = image.line(name)
-    if target is None or line is None:
+    if target is None or line is None or standing is None:
         return ImageWord(None, None, 0)
     exam = line.targets.get(exam_path(name))
+    return ImageWord(target_info(target), _info(exam), standing.min_epoch)
+
+
+def _standing(image: Repository, name: str) -> Standing | None:
+    """Return what the line NAME says of installed models; None if it was not read."""
+    line = image.line(name)
+    if line is None:
+        return None
     min_epoch = line.unrecognized_fields.get(MIN_EPOCH, 0)
-    if not isinstance(min_epoch, int) or min_epoch < 0:
+    policy = line.unrecognized_fields.get(ON_REVOKED, "keep")
+    if type(min_epoch) is not int or min_epoch < 0:
         raise TrustError("bad_metadata", f"the line {name} has a floor that is no number")
-    return ImageWord(target_info(target), _info(exam), min_epoch)
+    if policy not in get_args(OnRevoked):
+        raise TrustError(
+            "bad_metadata",
+            f"the line {name} asks for what this agent does not know",
+            why=f"{ON_REVOKED}: {str(policy)[:80]!r}",
+            fix="a newer agent may be needed",
+        )
+    return Standing(name, min_epoch, policy)
 
 
 def _info(file: TargetFile | None) -> TargetInfo | None:

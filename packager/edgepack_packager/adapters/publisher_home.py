@@ -1,6 +1,7 @@
 """A publisher's own directory: offline keys and the metadata they signed. Goes on no server.
 
     HOME/keys/{root-1,root-2,root-3,targets,line-NAME}.pem      encrypted PKCS#8
+    HOME/keys/export.pem                                        signs mirrors of a fleet
     HOME/keys/{snapshot,timestamp}.pem                          only for a directory repository
     HOME/metadata/{1.root,7.targets,3.line-NAME}.json
 
@@ -22,10 +23,12 @@ from edgepack.errors import UsageError
 from edgepack.keys import ENV_PASSPHRASE, create_keypair, load_private
 from edgepack.metadata import MetadataDirectory, OnlineKeys, parse, signer_of
 
-__all__ = ["ONLINE", "ROOT_KEYS", "PublisherHome", "create_keys", "new_home"]
+__all__ = ["EXPORT_KEY", "ONLINE", "ROOT_KEYS", "PublisherHome", "create_keys", "new_home"]
 
 ROOT_KEYS = ("root-1", "root-2", "root-3")
 ONLINE = ("snapshot", "timestamp")
+EXPORT_KEY = "export"
+"""Name of the key that may sign snapshot and timestamp offline, beside those of a fleet."""
 
 
 class PublisherHome:
@@ -107,6 +110,23 @@ class PublisherHome:
             )
         return OnlineKeys(self.signer("snapshot"), self.signer("timestamp"))
 
+    def export_keys(self) -> OnlineKeys:
+        """Return the signers of a mirror's snapshot and timestamp.
+
+        Raises:
+            UsageError: this home has none (reason `no_export_key`).
+        """
+        if not (self._keys / f"{EXPORT_KEY}.pem").exists():
+            if (self._keys / "timestamp.pem").exists():
+                return self.online_keys()
+            raise UsageError(
+                "this home has no key to sign a mirror with",
+                fix="edgepack repo rotate --replace export adds one",
+                reason="no_export_key",
+            )
+        signer = self.signer(EXPORT_KEY)
+        return OnlineKeys(signer, signer)
+
     def save(self, files: Mapping[str, bytes]) -> None:
         """Keep the metadata FILES, by name.
 
@@ -135,13 +155,14 @@ def create_keys(path: Path, passphrase: bytes | None, *, local: bool) -> dict[st
     Args:
         path: The home.
         passphrase: Encrypts them all; None leaves them in the clear.
-        local: Make snapshot and timestamp keys too, for a directory repository.
+        local: Make snapshot and timestamp keys too, for a directory repository; else one
+            that signs mirrors, beside the fleet's.
 
     Raises:
         UsageError: PATH cannot be written, or the passphrase is empty.
     """
     signers = {}
-    for name in (*ROOT_KEYS, "targets", *(ONLINE if local else ())):
+    for name in (*ROOT_KEYS, "targets", *(ONLINE if local else (EXPORT_KEY,))):
         file = path / "keys" / f"{name}.pem"
         create_keypair(file, passphrase)
         signers[name] = signer_of(load_private(file, lambda: passphrase or b""))

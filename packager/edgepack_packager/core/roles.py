@@ -1,30 +1,32 @@
 """The roles a publisher signs, as the next version of what they were. Pure; signs nothing."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from securesystemslib.signer import Key
 from tuf.api.metadata import DelegatedRole, Delegations, Root, Targets
 
 from edgepack.errors import UsageError
-from edgepack.metadata import MIN_EPOCH, stale, target_file, target_info
-from edgepack.trust import TargetInfo, line_paths, line_role
+from edgepack.metadata import MIN_EPOCH, ON_REVOKED, stale, target_file, target_info
+from edgepack.trust import OnRevoked, TargetInfo, line_paths, line_role
 
-__all__ = ["delegates", "first_root", "first_targets", "next_line", "with_line"]
+__all__ = ["LineChange", "delegates", "first_root", "first_targets", "next_line", "with_line"]
 
 ROOT_LIFE = timedelta(days=365)
 TARGETS_LIFE = timedelta(days=90)
 ROOT_THRESHOLD = 2
 
 
-def first_root(roots: Sequence[Key], others: Mapping[str, Key], now: datetime) -> Root:
-    """Return root 1: two of ROOTS sign for itself, one key each for the OTHERS, by role."""
+def first_root(roots: Sequence[Key], others: Mapping[str, Sequence[Key]], now: datetime) -> Root:
+    """Return root 1: two of ROOTS sign for itself, one of its keys for each of OTHERS, by role."""
     root = Root(1, expires=now + ROOT_LIFE, consistent_snapshot=True)
     for key in roots:
         root.add_key(key, "root")
     root.roles["root"].threshold = ROOT_THRESHOLD
-    for role, key in others.items():
-        root.add_key(key, role)
+    for role, keys in others.items():
+        for key in keys:
+            root.add_key(key, role)
     return root
 
 
@@ -65,15 +67,27 @@ def with_line(targets: Targets, name: str, key: Key, now: datetime) -> Targets |
     return following
 
 
-def next_line(
-    line: Targets | None, wanted: Sequence[TargetInfo], min_epoch: int | None, now: datetime
-) -> Targets | None:
-    """Return the next version of LINE, which lists WANTED too; None if nothing is to do.
+@dataclass(frozen=True, slots=True)
+class LineChange:
+    """What is to change about a model line; what is None stays as it is.
+
+    Attributes:
+        wanted: Models to add, and the exam if it is to be set.
+        min_epoch: Epoch floor from now on.
+        on_revoked: What devices do with a model below the floor that serves.
+    """
+
+    wanted: Sequence[TargetInfo] = ()
+    min_epoch: int | None = None
+    on_revoked: OnRevoked | None = None
+
+
+def next_line(line: Targets | None, change: LineChange, now: datetime) -> Targets | None:
+    """Return the next version of LINE, to which CHANGE has happened; None if nothing is to do.
 
     Args:
         line: What is published; None for a new line.
-        wanted: Models, and the exam if it is to be set.
-        min_epoch: Epoch floor from now on; None keeps it.
+        change: What is to change.
         now: The time, UTC.
 
     Raises:
@@ -81,10 +95,12 @@ def next_line(
             fall, or a wanted model is below it.
     """
     following = _copy(line, now) if line else Targets(1, expires=now + TARGETS_LIFE)
-    for target in wanted:
+    for target in change.wanted:
         _add(following, target)
-    _set_floor(following, min_epoch)
-    _check_floor(following, wanted)
+    _set_floor(following, change.min_epoch)
+    if change.on_revoked is not None:
+        following.unrecognized_fields[ON_REVOKED] = change.on_revoked
+    _check_floor(following, change.wanted)
     same = line is not None and (
         line.targets == following.targets
         and line.unrecognized_fields == following.unrecognized_fields
