@@ -17,7 +17,7 @@ from edgepack.bundle import open_bundle
 from edgepack.keys import load_private
 from edgepack.metadata import MetadataDirectory, parse, sign, signer_of
 from edgepack.offers import Offer, Offers
-from edgepack.trust import DeviceFacts, TargetInfo, model_target
+from edgepack.trust import DeviceFacts, OnRevoked, TargetInfo, model_target
 from edgepack_agent.adapters.floors import Floors
 from edgepack_agent.adapters.trust import TrustClient
 from edgepack_fleet.adapters.content import ContentStore
@@ -26,7 +26,11 @@ from edgepack_fleet.adapters.image_repo import ImageRepo
 from edgepack_fleet.adapters.patches import Patches
 from edgepack_packager.adapters.patch_workshop import Progress
 from edgepack_packager.adapters.publisher_home import PublisherHome
-from edgepack_packager.repository import Publication, PublishRequest, init, publish
+from edgepack_packager.core.draft import Change
+from edgepack_packager.core.roles import LineChange
+from edgepack_packager.mirror import Exported, export
+from edgepack_packager.repository import Publication, PublishRequest, init, publish, revise
+from edgepack_packager.standing import current_state
 
 START = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 FACTS = DeviceFacts({"onnx": "1.23.2"}, "x86_64", frozenset({"avx2"}))
@@ -100,9 +104,21 @@ class World:
     def publish(
         self, *paths: Path, progress: Progress = lambda *_: None, **request: object
     ) -> Publication:
-        published = PushedTo(self.image, self.content)
         wanted = PublishRequest(paths, **request)  # type: ignore[arg-type]
-        return publish(self.home, published, wanted, self.clock(), progress)
+        return publish(self.home, self.published, wanted, self.clock(), progress)
+
+    @property
+    def published(self) -> PushedTo:
+        return PushedTo(self.image, self.content)
+
+    def export(self, directory: Path, *releases: str, days: float = 30) -> Exported:
+        life = timedelta(days=days)
+        return export(self.home, self.published, directory, releases, life, self.clock())
+
+    def revoke(self, below: int, on_revoked: OnRevoked | None = None, line: str = "digits") -> None:
+        change = Change({line: LineChange(min_epoch=below, on_revoked=on_revoked)})
+        state = current_state(self.home, self.published)
+        revise(self.home, self.published, state, change, self.clock())
 
     def release(self, version: str = "1.0.0", **fields: object) -> TargetInfo:
         """Build and publish a version; return its target."""

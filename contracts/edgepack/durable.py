@@ -39,7 +39,7 @@ def write_file(path: Path, data: bytes, mode: int = 0o644) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
-            os.fchmod(file.fileno(), mode)
+            _set_mode(file.fileno(), mode)
             file.flush()
             os.fsync(file.fileno())
         Path(name).replace(path)
@@ -116,8 +116,14 @@ class BlobSink:
                 why=f"{self.size} bytes with SHA-256 {self._hash.hexdigest()} arrived",
                 reason="digest_mismatch",
             )
-        os.fchmod(self._file.fileno(), 0o644)
+        _set_mode(self._file.fileno(), 0o644)
         self._file.flush()
         os.fsync(self._file.fileno())
         self._part.replace(self._path)
         sync_directory(self._path.parent)
+
+
+def _set_mode(handle: int, mode: int) -> None:
+    # A USB stick's file system has no modes and refuses some; what is on it is public anyway.
+    with contextlib.suppress(PermissionError):
+        os.fchmod(handle, mode)

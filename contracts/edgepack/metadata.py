@@ -15,8 +15,10 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TypeVar
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
-from securesystemslib.signer import CryptoSigner, Signer, SSlibKey
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from securesystemslib.signer import CryptoSigner, Key, Signer, SSlibKey
 from tuf.api.exceptions import RepositoryError, UnsignedMetadataError
 from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
 
@@ -41,6 +43,7 @@ __all__ = [
     "OnlineKeys",
     "keep_fresh",
     "parse",
+    "public_key",
     "seal",
     "sign",
     "signer_of",
@@ -48,6 +51,7 @@ __all__ = [
     "stale",
     "target_file",
     "target_info",
+    "targets_of",
     "verify",
     "version_after",
 ]
@@ -180,6 +184,18 @@ def verify(delegator: Root | Targets, role: str, metadata: Metadata[S]) -> S:
     return metadata.signed
 
 
+def public_key(pem: bytes) -> Key:
+    """Return the key whose PEM SubjectPublicKeyInfo is PEM, as TUF names it.
+
+    Raises:
+        TrustError: it is none that TUF knows (reason `bad_metadata`).
+    """
+    try:
+        return SSlibKey.from_crypto(load_pem_public_key(pem))
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise TrustError("bad_metadata", "this is not a public key", why=str(error)) from error
+
+
 def signer_of(key: ec.EllipticCurvePrivateKey) -> CryptoSigner:
     """Return a TUF signer for KEY. securesystemslib's own loader opens no encrypted file."""
     return CryptoSigner(key, SSlibKey.from_crypto(key.public_key()))
@@ -211,6 +227,17 @@ def target_info(file: TargetFile) -> TargetInfo:
     if set(file.hashes) != {"sha256"} or not isinstance(file.custom, dict):
         raise TrustError("bad_custom", f"the target {file.path} is not one of ours")
     return TargetInfo(file.path, file.hashes["sha256"], file.length, file.custom)
+
+
+def targets_of(line: Targets | None) -> dict[str, TargetInfo]:
+    """Return the targets of LINE by path; none if there is no line.
+
+    Raises:
+        TrustError: it delegates, which a line must not, or lists what is not ours.
+    """
+    if line is not None and line.delegations is not None:
+        raise TrustError("mismatch", "a model line delegates, which it must not")
+    return {path: target_info(file) for path, file in line.targets.items()} if line else {}
 
 
 def seal(

@@ -27,6 +27,7 @@ __all__ = [
     "DEVICE",
     "EXPORT",
     "ISSUED",
+    "MAX_MODEL_BYTES",
     "MIN_EPOCH",
     "ON_REVOKED",
     "Approved",

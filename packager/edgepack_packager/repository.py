@@ -2,7 +2,7 @@
 
 The order makes a crash harmless: blobs first, then metadata, then the timestamp that makes it
 count, then the home's own copy. A home that missed its last step catches up from the
-repository, whose line it verifies with its own keys.
+repository, whose metadata it verifies with its own root.
 """
 
 import hashlib
@@ -16,15 +16,14 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from securesystemslib.signer import Key, SSlibKey
-from tuf.api.metadata import Root, Targets
 
 from edgepack.bundle import Bundle, open_bundle
 from edgepack.errors import IntegrityError, UsageError
-from edgepack.metadata import parse, sign, verify
-from edgepack.trust import TargetInfo, exam_target, line_role, model_target
+from edgepack.metadata import sign
+from edgepack.trust import OnRevoked, TargetInfo, exam_target, line_role, model_target
 from edgepack_packager.adapters.exam import read_exam
 from edgepack_packager.adapters.patch_workshop import Progress
-from edgepack_packager.adapters.published import Published, current_roles
+from edgepack_packager.adapters.published import Published
 from edgepack_packager.adapters.publisher_home import (
     EXPORT_KEY,
     ONLINE,
@@ -34,10 +33,34 @@ from edgepack_packager.adapters.publisher_home import (
     new_home,
 )
 from edgepack_packager.core.deltas import Delta
-from edgepack_packager.core.roles import delegates, first_root, first_targets, next_line, with_line
+from edgepack_packager.core.draft import (
+    Change,
+    Draft,
+    Missing,
+    State,
+    describe,
+    make_draft,
+    missing,
+    signed,
+)
+from edgepack_packager.core.roles import LineChange, delegates, first_root, first_targets, next_line
 from edgepack_packager.deltas import offer_deltas
+from edgepack_packager.standing import current_state
 
-__all__ = ["Publication", "PublishRequest", "init", "publish"]
+__all__ = [
+    "Publication",
+    "PublishRequest",
+    "Revision",
+    "check_complete",
+    "commit",
+    "drafted",
+    "init",
+    "public_keys",
+    "publish",
+    "revise",
+    "send_bundles",
+    "signed_by_home",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +73,7 @@ class PublishRequest:
         exam: New acceptance exam of the line; None keeps the one it has.
         min_score: Share of the exam's answers that must be right, 0..1.
         min_epoch: New epoch floor of the lines; None keeps it.
+        on_revoked: What devices do with a revoked model; None keeps it.
         delta_from: What patches are to lead from: releases, `auto`; empty: none are made.
     """
 
@@ -58,6 +82,7 @@ class PublishRequest:
     exam: Path | None = None
     min_score: float = 0.0
     min_epoch: int | None = None
+    on_revoked: OnRevoked | None = None
     delta_from: Sequence[str] = ()
 
 
@@ -69,6 +94,15 @@ class Publication:
     snapshot: int
     uploaded_bytes: int
     deltas: tuple[Delta, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Revision:
+    """What `revise` did: the files it published, what they change, and the snapshot's version."""
+
+    files: tuple[str, ...]
+    summary: tuple[str, ...]
+    snapshot: int
 
 
 def init(
@@ -88,7 +122,7 @@ def init(
     Raises:
         UsageError: HOME is not empty or cannot be written, or ONLINE is not a pair of keys.
     """
-    awake = _public_keys(online) if online is not None else {}
+    awake = public_keys(online) if online is not None else {}
     with new_home(home) as part:
         signers = create_keys(part, passphrase, local=online is None)
         keys = {name: signer.public_key for name, signer in signers.items()} | awake
@@ -124,20 +158,125 @@ def publish(
     """
     with ExitStack() as stack:
         bundles = [stack.enter_context(open_bundle(path)) for path in request.bundles]
-        wanted, exam = _wanted(bundles, request)
-        roles = _base(home, repository)
-        files = dict(home.roots)
-        for name, targets in wanted.items():
-            _sign_line(home, roles, name, targets, request.min_epoch, now)
-        uploaded = sum(_upload(repository, bundle) for bundle in bundles)
-        if exam is not None:
-            uploaded += _put(repository, hashlib.sha256(exam).hexdigest(), exam)
-        deltas = offer_deltas(repository, bundles, roles, request.delta_from, progress)
-        files |= {f"{_version(data)}.{role}.json": data for role, data in roles.items()}
-        snapshot = repository.commit(files, roles)
-        home.save(files)
-    every = tuple(target for targets in wanted.values() for target in targets)
+        change, exam = _change(bundles, request)
+        state = current_state(home, repository)
+        draft = drafted(home, state, change, now)
+        check_complete(home, missing(state, draft))
+        after = draft.after(state)
+        uploaded = _send(repository, bundles, exam)
+        deltas = offer_deltas(repository, bundles, after.roles, request.delta_from, progress)
+        snapshot = commit(home, repository, after)
+    every = tuple(target for each in change.lines.values() for target in each.wanted)
     return Publication(every, snapshot, uploaded, deltas)
+
+
+def revise(
+    home: PublisherHome, repository: Published, state: State, change: Change, now: datetime
+) -> Revision:
+    """Make CHANGE, which needs no bundle, happen to STATE, which is REPOSITORY's.
+
+    Raises:
+        UsageError: it cannot be done, or a key that must sign is not here (reason
+            `signatures_missing`).
+        UnreachableError: the fleet does not answer.
+    """
+    draft = drafted(home, state, change, now)
+    check_complete(home, missing(state, draft))
+    summary = describe(state, draft)
+    snapshot = commit(home, repository, draft.after(state))
+    return Revision(tuple(draft.files), tuple(summary), snapshot)
+
+
+def send_bundles(repository: Published, request: PublishRequest) -> tuple[Change, int]:
+    """Send the blobs of REQUEST, which are nobody's yet; return the change that names them.
+
+    Raises:
+        IntegrityError: a bundle is broken, unsigned or signed by somebody else.
+        UnreachableError: the fleet does not answer.
+    """
+    with ExitStack() as stack:
+        bundles = [stack.enter_context(open_bundle(path)) for path in request.bundles]
+        change, exam = _change(bundles, request)
+        return change, _send(repository, bundles, exam)
+
+
+def drafted(home: PublisherHome, state: State, change: Change, now: datetime) -> Draft:
+    """Return the draft of CHANGE, signed with every key that is in HOME.
+
+    Raises:
+        UsageError: the change cannot be made.
+    """
+    for name, each in change.lines.items():
+        next_line(state.line(name), each, now)  # refuses before a key is made
+    new = {name: home.keys.create(line_role(name))
+           for name in change.lines if not delegates(state.targets, name)}  # fmt: skip
+    keys = dict(change.line_keys) | new
+    draft = make_draft(state, Change(change.lines, keys, change.keys, change.again), now)
+    return signed_by_home(home, state, draft)
+
+
+def signed_by_home(home: PublisherHome, state: State, draft: Draft) -> Draft:
+    """Return DRAFT with the signatures of every key in HOME that may sign it."""
+    wanted = {keyid for gap in missing(state, draft) for keyid in gap.keyids}
+    return signed(state, draft, home.keys.signers(wanted))
+
+
+def check_complete(home: PublisherHome, gaps: Sequence[Missing]) -> None:
+    """Check that no signature is missing.
+
+    Raises:
+        UsageError: some are; names them.
+    """
+    for gap in gaps:
+        if gap.role != "root" and not gap.have:
+            _check_own_key(home, gap)
+    if gaps:
+        raise UsageError(
+            "not enough keys have signed",
+            why="; ".join(f"{gap.role}: {gap.count} more of {_short(gap.keyids)}" for gap in gaps),
+            fix="edgepack repo sign-request OUT collects signatures of people elsewhere",
+            reason="signatures_missing",
+        )
+
+
+def commit(home: PublisherHome, repository: Published, state: State) -> int:
+    """Make STATE what REPOSITORY says and HOME knows; return the snapshot's version.
+
+    Raises:
+        UsageError: a place cannot be written.
+        UnreachableError: the fleet does not answer.
+    """
+    files = state.files
+    snapshot = repository.commit(files, state.roles)
+    home.save(files)
+    home.settle()
+    return snapshot
+
+
+def public_keys(online: Mapping[str, Any]) -> dict[str, Key]:
+    """Return a fleet's keys of snapshot and timestamp from what it says of them.
+
+    Raises:
+        UsageError: that is not a pair of keys.
+    """
+    try:
+        return {role: _public_key(dict(online[role])) for role in ONLINE}
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError("the fleet's online keys cannot be read", why=str(error)) from error
+
+
+def _public_key(facts: dict[str, Any]) -> Key:
+    return SSlibKey.from_dict(facts.pop("keyid"), facts)
+
+
+def _change(bundles: Sequence[Bundle], request: PublishRequest) -> tuple[Change, bytes | None]:
+    """Return what REQUEST changes about the lines, and the exam's bytes."""
+    wanted, exam = _wanted(bundles, request)
+    lines = {
+        name: LineChange(targets, request.min_epoch, request.on_revoked)
+        for name, targets in wanted.items()
+    }
+    return Change(lines), exam
 
 
 def _wanted(
@@ -170,62 +309,37 @@ def _check_signed(bundle: Bundle, public: ec.EllipticCurvePublicKey | None) -> N
         )
 
 
-def _base(home: PublisherHome, repository: Published) -> dict[str, bytes]:
-    """Return the newest targets roles by name, of the home's and the repository's, verified."""
-    first = repository.metadata("1.root.json")
-    if first is not None and first != home.roots["1.root.json"]:
-        raise IntegrityError(
-            "the repository belongs to another publisher",
-            why="its first root is not the one of this home",
-            reason="bad_root",
+def _check_own_key(home: PublisherHome, gap: Missing) -> None:
+    own = home.keys.public(gap.role)
+    if own is None or not home.keys.has(gap.role):
+        raise UsageError(
+            f"the key {home.keys.path / gap.role}.pem is not here",
+            why=f"{gap.role} is published, so there is one somewhere",
+            fix="get it from whoever published first, or collect signatures: "
+            "edgepack repo sign-request",
+            reason="no_key",
         )
-    online = current_roles(repository)
-    root = home.root
-    targets = _newer(root, "targets", online.get("targets"), _newest(home, "targets"))
-    roles = {"targets": targets}
-    top = parse(targets, Targets).signed
-    for role in (top.delegations and top.delegations.roles) or {}:
-        roles[role] = _newer(top, role, online.get(role), _newest(home, role))
-    return roles
+    if own.keyid not in gap.keyids:
+        raise UsageError(
+            f"{gap.role} is signed by another key than the one here",
+            fix=f"get keys/{gap.role}.pem from whoever published it first",
+            reason="wrong_key",
+        )
 
 
-def _newest(home: PublisherHome, role: str) -> bytes | None:
-    versions = home.metadata.versions(role)
-    return home.metadata.read(f"{versions[-1]}.{role}.json") if versions else None
+def _short(keyids: Sequence[str]) -> str:
+    return ", ".join(keyid[:12] for keyid in keyids)
 
 
-def _newer(delegator: Root | Targets, role: str, *found: bytes | None) -> bytes:
-    candidates = [data for data in found if data is not None]
-    for data in candidates:
-        verify(delegator, role, parse(data, Targets))
-    if not candidates:
-        raise IntegrityError(f"the metadata of {role} is lost", reason="metadata_missing")
-    return max(candidates, key=_version)
-
-
-def _sign_line(
-    home: PublisherHome,
-    roles: dict[str, bytes],
-    name: str,
-    wanted: Sequence[TargetInfo],
-    min_epoch: int | None,
-    now: datetime,
-) -> None:
-    """Put the next version of the line NAME, and of the top role if it must change, in ROLES."""
-    role = line_role(name)
-    targets = parse(roles["targets"], Targets).signed
-    line = parse(roles[role], Targets).signed if delegates(targets, name) else None
-    following = next_line(line, wanted, min_epoch, now)
-    signer = home.line_signer(role, new=line is None)
-    top = with_line(targets, name, signer.public_key, now)
-    if top is not None:
-        roles["targets"] = sign(top, home.signer("targets"))
-    if following is not None:
-        roles[role] = sign(following, signer)
+def _send(repository: Published, bundles: Sequence[Bundle], exam: bytes | None) -> int:
+    """Send what REPOSITORY lacks of BUNDLES and EXAM; return the bytes sent."""
+    sent = sum(_upload(repository, bundle) for bundle in bundles)
+    if exam is not None:
+        sent += _put(repository, hashlib.sha256(exam).hexdigest(), exam)
+    return sent
 
 
 def _upload(repository: Published, bundle: Bundle) -> int:
-    """Send what REPOSITORY lacks of BUNDLE; return the bytes sent."""
     sent = 0
     for sha256, size in bundle.blobs().items():
         if not repository.has(sha256, size):
@@ -240,18 +354,3 @@ def _put(repository: Published, sha256: str, data: bytes) -> int:
         return 0
     repository.put(sha256, len(data), io.BytesIO(data))
     return len(data)
-
-
-def _version(data: bytes) -> int:
-    return parse(data, Targets).signed.version
-
-
-def _public_keys(online: Mapping[str, Any]) -> dict[str, Key]:
-    try:
-        return {role: _public_key(dict(online[role])) for role in ONLINE}
-    except (KeyError, TypeError, ValueError) as error:
-        raise UsageError("the fleet's online keys cannot be read", why=str(error)) from error
-
-
-def _public_key(facts: dict[str, Any]) -> Key:
-    return SSlibKey.from_dict(facts.pop("keyid"), facts)

@@ -187,3 +187,18 @@ def test_metadata_is_what_other_tuf_tools_read() -> None:
     assert document["signed"]["_type"] == "targets"
     assert document["signatures"][0]["keyid"] == SIGNER.public_key.keyid
     assert SIGNER.public_key.scheme == "ecdsa-sha2-nistp256"
+
+
+def test_a_file_system_without_modes_is_written_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A FAT stick refuses modes it cannot keep."""
+
+    def refuse(handle: int, mode: int) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "fchmod", refuse)
+    write_file(tmp_path / "a", b"content")
+    with BlobSink(tmp_path / "b", hashlib.sha256(b"x").hexdigest()) as sink:
+        sink.write(b"x")
+    assert [path.read_bytes() for path in (tmp_path / "a", tmp_path / "b")] == [b"content", b"x"]

@@ -88,7 +88,7 @@ def test_a_directory_gets_patches_too(tmp_path: Path) -> None:
     init(tmp_path / "own", None, START)
     home = PublisherHome(tmp_path / "own", no_passphrase)
     stick = tmp_path / "stick"
-    place = DirectoryRepository(stick, home.online_keys(), START, timedelta(days=1))
+    place = DirectoryRepository(stick, home.online_keys, START, timedelta(days=1))
     publish(home, place, PublishRequest([release(tmp_path, "1.0.0", model())]), START)
     bundle = release(tmp_path, "1.1.0", model(100))
     publish(home, place, PublishRequest([bundle], delta_from=("auto",)), START)

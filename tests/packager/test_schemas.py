@@ -117,6 +117,10 @@ def test_keys_and_repository(tmp_path: Path) -> None:
     bundle = bundles.write(tmp_path).path
     publish = ("repo", "publish", bundle, "--repo", "there", "--home", "home", "--json")
     check("publish", printed(edgepack(*publish, cwd=tmp_path)))
+    where = ("--repo", "there", "--home", "home", "--json")
+    revoke = ("repo", "revoke", "digits", "--below", "1", "--on-revoked", "stop", *where)
+    check("revision", printed(edgepack(*revoke, cwd=tmp_path)))
+    check("export", printed(edgepack("repo", "export", "stick", *where, cwd=tmp_path)))
 
 
 def test_toolchains_and_doctor(tmp_path: Path) -> None:

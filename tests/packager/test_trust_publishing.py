@@ -43,8 +43,9 @@ class Site:
         return bundles.write(directory, model_bytes=2000, version=version, **fields).path  # type: ignore[arg-type]
 
     def publish(self, *paths: Path, days: int = 1, **request: object) -> Publication:
-        keys = self.home.online_keys()
-        place = DirectoryRepository(self.place, keys, self.clock(), timedelta(days=days))
+        place = DirectoryRepository(
+            self.place, self.home.online_keys, self.clock(), timedelta(days=days)
+        )
         return publish(self.home, place, PublishRequest(paths, **request), self.clock())  # type: ignore[arg-type]
 
     def line(self) -> Targets:
@@ -110,7 +111,7 @@ def test_keys_are_encrypted_and_asked_for_once(tmp_path: Path) -> None:
         return b"secret"
 
     home = PublisherHome(tmp_path / "home", ask)
-    place = DirectoryRepository(tmp_path / "r", home.online_keys(), START, timedelta(days=1))
+    place = DirectoryRepository(tmp_path / "r", home.online_keys, START, timedelta(days=1))
     path = bundles.write(tmp_path, model_bytes=2000).path
     publish(home, place, PublishRequest([path]), START)
     assert asked == [1]

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import get_args
 
+from tuf.api.exceptions import UnsignedMetadataError
 from tuf.api.metadata import TargetFile, Targets
 
 from edgepack.errors import UnreachableError
@@ -188,7 +189,12 @@ class TrustClient:
         also = (self._directory / _CACHES[not export],) if repo == "image" else ()
         root = self._roots[repo]
         repository = Repository(repo, cache, channel, root, now, export=export, also=also)
-        repository.refresh()
+        try:
+            repository.refresh()
+        except UnsignedMetadataError:
+            # A root with new online keys may have arrived there while we were reading.
+            repository = Repository(repo, cache, channel, root, now, export=export, also=also)
+            repository.refresh()
         self._floors.check_clock(now, repository.issued)
         return repository
 
@@ -212,6 +218,7 @@ def remember(repository: Repository, floors: Floors, standing: Standing | None =
                 "rollback",
                 f"{role.partition('@')[0]} went back to version {version}",
                 why=f"this device has seen version {floors.role(role)}",
+                fix="a mirror: export it again; a fleet restored from a backup: publish again",
             )
     repository.sync()
     floors.raise_seen(seen, repository.issued, standing)

@@ -6,21 +6,15 @@ and versions of every role, the shape of the delegations, and that nothing that 
 ever changes or disappears.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
 from tuf.api.metadata import Root, Targets
 
-from edgepack.metadata import parse, split_name, target_info, verify
-from edgepack.trust import (
-    TargetInfo,
-    TrustError,
-    exam_path,
-    line_paths,
-    line_role,
-    parse_model_path,
-)
+from edgepack.metadata import parse, split_name, targets_of, verify
+from edgepack.succession import added_targets, delegated_lines
+from edgepack.trust import TargetInfo, TrustError, line_role
 
 __all__ = ["Accepted", "Current", "accept"]
 
@@ -66,10 +60,12 @@ def accept(
     targets = _role("targets", root, current, pushed, now)
     roles["targets"] = targets.data
     added: list[TargetInfo] = []
-    for name in _lines(targets.signed):
+    for name in delegated_lines(targets.signed):
         line = _role(line_role(name), targets.signed, current, pushed, now)
         roles[line_role(name)] = line.data
-        added += _added(name, current.roles.get(line_role(name)), line.signed)
+        before = current.roles.get(line_role(name))
+        old = parse(before, Targets).signed if before else None
+        added += added_targets(name, targets_of(old), targets_of(line.signed))
     if lost := current.roles.keys() - _delegated(targets.signed):
         raise TrustError("mismatch", f"the push takes away {', '.join(sorted(lost))}")
     if unknown := pushed.keys() - _delegated(targets.signed):
@@ -161,35 +157,4 @@ def _role(
 
 
 def _delegated(targets: Targets) -> set[str]:
-    return {"targets", *map(line_role, _lines(targets))}
-
-
-def _lines(targets: Targets) -> Iterator[str]:
-    """Yield the names of the model lines TARGETS delegates to; nothing else may be in there."""
-    if targets.targets:
-        raise TrustError("mismatch", "the top role lists targets itself")
-    roles = (targets.delegations and targets.delegations.roles) or {}
-    for role, delegation in roles.items():
-        name = role.removeprefix("line-")
-        if role != line_role(name) or delegation.paths != line_paths(name):
-            raise TrustError("mismatch", f"{role} is delegated other paths than a line's own")
-        if not delegation.terminating:
-            raise TrustError("mismatch", f"the delegation to {role} does not end the search")
-        yield name
-
-
-def _added(name: str, before: bytes | None, line: Targets) -> Iterator[TargetInfo]:
-    """Yield the targets of LINE that are new; of the old ones only the exam may have changed."""
-    old = parse(before, Targets).signed.targets if before else {}
-    if line.delegations is not None:
-        raise TrustError("mismatch", f"the line {name} delegates, which it must not")
-    for path, file in line.targets.items():
-        info = target_info(file)
-        if path == exam_path(name):
-            info.exam  # noqa: B018  reading it is the check
-        elif parse_model_path(path)[0] != name or info.model.path != path:
-            raise TrustError("bad_path", f"{path} is not a model of the line {name}")
-        elif path in old and target_info(old[path]) != info:
-            raise TrustError("mismatch", f"{path} is published already, with other content")
-        if path not in old or target_info(old[path]) != info:
-            yield info
+    return {"targets", *map(line_role, delegated_lines(targets))}

@@ -219,6 +219,12 @@ def online_keys(fleet: Fleet) -> dict[str, Any]:
     return fleet.images.online_keys()
 
 
+@router.post("/repo/online-keys/next", dependencies=[Operator])
+def next_online_keys(fleet: Fleet) -> dict[str, Any]:
+    """Make the keys that shall replace the online keys; they count once a root names them."""
+    return fleet.images.next_online_keys()
+
+
 @router.get("/repo/metadata/{name}", dependencies=[Operator], response_class=Response)
 def repo_metadata(fleet: Fleet, name: str) -> Response:
     """Return a metadata file of the image repository."""

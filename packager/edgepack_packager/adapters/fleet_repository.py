@@ -93,6 +93,17 @@ class FleetRepository:
         offers = [msgspec.to_builtins(offer) for offer in more]
         self._ask("POST", f"/patches/{target}", json={"target_size": size, "offers": offers})
 
+    def next_online_keys(self) -> dict[str, Any]:
+        """Let the fleet make the keys that shall replace its online keys; return their publics.
+
+        They count from the moment a root that names them is published.
+
+        Raises:
+            UnreachableError: the fleet does not answer.
+            UsageError: it refuses the token.
+        """
+        return self._document(self._ask("POST", "/online-keys/next"))
+
     def commit(self, files: Mapping[str, bytes], roles: Mapping[str, bytes]) -> int:
         """Push FILES; the fleet checks them and signs its own roles around all of ROLES."""
         texts = {name: data.decode() for name, data in files.items()}

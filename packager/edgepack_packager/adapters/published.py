@@ -4,18 +4,19 @@ Both keep metadata and blobs and make what they are given visible in one step. W
 there are is decided before (see `core.roles`).
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from tuf.api.metadata import Snapshot, Timestamp
+from tuf.api.metadata import Root, Snapshot, Timestamp
 
 from edgepack.durable import BlobSink, sweep
-from edgepack.errors import UsageError
+from edgepack.errors import IntegrityError, UsageError
 from edgepack.metadata import MetadataDirectory, OnlineKeys, parse, seal
 from edgepack.offers import Offer, OfferDirectory, Offers
+from edgepack.trust import EXPORT
 
 __all__ = ["DirectoryRepository", "Published", "current_roles"]
 
@@ -64,12 +65,22 @@ class DirectoryRepository:
 
     Args:
         directory: Made if it is missing.
-        keys: Sign snapshot and timestamp.
+        keys: Returns who signs snapshot and timestamp, given the root that will count.
         now: The time, UTC.
         life: How long a device believes the timestamp.
+        export: It is a mirror of another repository.
     """
 
-    def __init__(self, directory: Path, keys: OnlineKeys, now: datetime, life: timedelta) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        keys: Callable[[Root], OnlineKeys],
+        now: datetime,
+        life: timedelta,
+        *,
+        export: bool = False,
+    ) -> None:
+        self._export = export
         self._metadata = MetadataDirectory(directory / "metadata")
         self._blobs = directory / "blobs" / "sha256"
         self._offers = OfferDirectory(directory / "patches")
@@ -125,6 +136,37 @@ class DirectoryRepository:
             for patch in self._offers.add(target, size, more):
                 (self._blobs / patch).unlink(missing_ok=True)
 
+    def check(self, root: bytes) -> None:
+        """Check that the directory is empty, or of the publisher whose first root is ROOT.
+
+        Raises:
+            IntegrityError: it is another publisher's (reason `bad_root`).
+            UsageError: it is a mirror and shall be a repository, or the other way round.
+        """
+        with self._usable():
+            self._check_kind()
+            first = self._metadata.read("1.root.json")
+        if first not in {None, root}:
+            raise IntegrityError(
+                f"{self._blobs.parent.parent} belongs to another publisher", reason="bad_root"
+            )
+
+    def file(self, sha256: str) -> Path:
+        """Return where the blob SHA256 is, or would be."""
+        return self._blobs / sha256
+
+    def fetch_from(self, other: Published, sha256: str, size: int) -> None:
+        """Copy the blob SHA256 of SIZE bytes from OTHER; whole or not at all.
+
+        Raises:
+            IntegrityError: what OTHER gives is not that blob.
+            UsageError: the directory cannot be written.
+        """
+        with self._usable():
+            self._blobs.mkdir(parents=True, exist_ok=True)
+            sweep(self._blobs)
+        other.fetch(sha256, size, self._blobs / sha256)
+
     def commit(self, files: Mapping[str, bytes], roles: Mapping[str, bytes]) -> int:
         """Write FILES, then snapshot and timestamp, which make them count.
 
@@ -132,9 +174,27 @@ class DirectoryRepository:
             UsageError: the directory cannot be written.
         """
         with self._usable():
+            self._check_kind()
             for name, data in files.items():
                 self._metadata.write(name, data)
-            return seal(self._metadata, roles, self._keys, self._now, self._life)
+            root = self._metadata.read(f"{self._metadata.versions('root')[-1]}.root.json")
+            keys = self._keys(parse(root or b"", Root).signed)
+            return seal(self._metadata, roles, keys, self._now, self._life, export=self._export)
+
+    def _check_kind(self) -> None:
+        """Check that a mirror does not become a repository, nor the other way round.
+
+        Raises:
+            UsageError: it would; devices would take its versions for a rollback.
+        """
+        last = self._metadata.timestamp()
+        if last is not None and (last.unrecognized_fields.get(EXPORT) is True) != self._export:
+            raise UsageError(
+                f"{self._blobs.parent.parent} is {'no' if self._export else 'a'} mirror",
+                why="a repository and a mirror of one are signed differently",
+                fix="choose an empty directory",
+                reason="wrong_kind",
+            )
 
     @contextmanager
     def _usable(self) -> Iterator[None]:

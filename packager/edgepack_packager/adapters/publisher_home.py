@@ -6,22 +6,22 @@
     HOME/metadata/{1.root,7.targets,3.line-NAME}.json
 
 Only publishing needs `targets` and the lines' keys: the three root keys are for moving to
-three safe places. Whoever holds two of them can replace every other key.
+three safe places. Whoever holds two of them can replace every other key. A key may be on a
+token instead (see `keyring`).
 """
 
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 
-from securesystemslib.signer import CryptoSigner
-from tuf.api.metadata import Root
+from securesystemslib.signer import CryptoSigner, Signer
+from tuf.api.metadata import Root, Targets
 
 from edgepack.errors import UsageError
-from edgepack.keys import ENV_PASSPHRASE, create_keypair, load_private
+from edgepack.keys import create_keypair, load_private
 from edgepack.metadata import MetadataDirectory, OnlineKeys, parse, signer_of
+from edgepack_packager.adapters.keyring import KeyRing
 
 __all__ = ["EXPORT_KEY", "ONLINE", "ROOT_KEYS", "PublisherHome", "create_keys", "new_home"]
 
@@ -52,7 +52,7 @@ class PublisherHome:
             )
         self.path = path
         self.metadata = MetadataDirectory(path / "metadata")
-        self._keys, self._ask = path / "keys", ask
+        self.keys = KeyRing(path / "keys", ask)
 
     @property
     def roots(self) -> dict[str, bytes]:
@@ -65,50 +65,36 @@ class PublisherHome:
         """The newest root."""
         return parse(list(self.roots.values())[-1], Root).signed
 
-    def signer(self, name: str) -> CryptoSigner:
+    def newest(self, role: str) -> bytes | None:
+        """Return the newest metadata of ROLE here; None if there is none."""
+        versions = self.metadata.versions(role)
+        return self.metadata.read(f"{versions[-1]}.{role}.json") if versions else None
+
+    def signer(self, name: str) -> Signer:
         """Return the signer of the key NAME.
 
         Raises:
             UsageError: the key is not here, or its passphrase is missing or wrong.
         """
-        return signer_of(load_private(self._keys / f"{name}.pem", lambda: self._secret))
+        return self.keys.signer(name)
 
-    def line_signer(self, role: str, *, new: bool) -> CryptoSigner:
-        """Return the signer of the line's ROLE.
+    def online_keys(self, root: Root | None = None) -> OnlineKeys:
+        """Return the signers of snapshot and timestamp, for a directory repository.
 
         Args:
-            role: Name of the line's role.
-            new: The line has never been published: its key may have to be made.
-
-        Raises:
-            UsageError: the key is not here (reason `no_key`), or cannot be opened.
-        """
-        path = self._keys / f"{role}.pem"
-        if not path.exists() and not new:
-            raise UsageError(
-                f"the key {path} is not here",
-                why="the line is published, so there is one somewhere",
-                fix="get it from whoever published the line first",
-                reason="no_key",
-            )
-        if not path.exists():
-            encrypted = b"ENCRYPTED" in (self._keys / "targets.pem").read_bytes()
-            create_keypair(path, self._new_secret() if encrypted else None)
-        return self.signer(role)
-
-    def online_keys(self) -> OnlineKeys:
-        """Return the signers of snapshot and timestamp, for a directory repository.
+            root: Names the keys that count; None: the newest root here.
 
         Raises:
             UsageError: they are in a fleet (reason `no_online_keys`).
         """
-        if not all((self._keys / f"{role}.pem").exists() for role in ONLINE):
+        found = self._seals(root or self.root, ONLINE)
+        if found is None:
             raise UsageError(
                 "this home belongs to a fleet, which holds its online keys",
                 fix="give the fleet's URL as --repo, or make another home without --fleet",
                 reason="no_online_keys",
             )
-        return OnlineKeys(self.signer("snapshot"), self.signer("timestamp"))
+        return found
 
     def export_keys(self) -> OnlineKeys:
         """Return the signers of a mirror's snapshot and timestamp.
@@ -116,16 +102,38 @@ class PublisherHome:
         Raises:
             UsageError: this home has none (reason `no_export_key`).
         """
-        if not (self._keys / f"{EXPORT_KEY}.pem").exists():
-            if (self._keys / "timestamp.pem").exists():
-                return self.online_keys()
+        found = self._seals(self.root, (EXPORT_KEY, EXPORT_KEY)) or self._seals(self.root, ONLINE)
+        if found is None:
             raise UsageError(
                 "this home has no key to sign a mirror with",
                 fix="edgepack repo rotate --replace export adds one",
                 reason="no_export_key",
             )
-        signer = self.signer(EXPORT_KEY)
-        return OnlineKeys(signer, signer)
+        return found
+
+    def _seals(self, root: Root, names: tuple[str, str]) -> OnlineKeys | None:
+        """Return the signers called NAMES, if ROOT lets them sign; one may not be settled yet."""
+        found = []
+        for role, name in zip(ONLINE, names, strict=True):
+            for place in (f"next/{name}", name):
+                key = self.keys.public(place)
+                if key and key.keyid in root.roles[role].keyids and self.keys.has(place):
+                    found.append(place)
+                    break
+        return OnlineKeys(*map(self.signer, found)) if len(found) == len(ONLINE) else None
+
+    def settle(self) -> None:
+        """Put the keys of a rotation that counts in their places.
+
+        Raises:
+            UsageError: the home cannot be written (reason `unwritable`).
+        """
+        top = self.newest("targets")
+        delegations = parse(top, Targets).signed.delegations if top else None
+        try:
+            self.keys.settle({*self.root.keys, *(delegations.keys if delegations else ())})
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
 
     def save(self, files: Mapping[str, bytes]) -> None:
         """Keep the metadata FILES, by name.
@@ -139,14 +147,6 @@ class PublisherHome:
                 self.metadata.write(name, data)
         except OSError as error:
             raise _unwritable(self.path, error) from error
-
-    @cached_property
-    def _secret(self) -> bytes:
-        return self._ask()
-
-    def _new_secret(self) -> bytes:
-        given = os.environ.get(ENV_PASSPHRASE)
-        return given.encode() if given is not None else self._secret
 
 
 def create_keys(path: Path, passphrase: bytes | None, *, local: bool) -> dict[str, CryptoSigner]:

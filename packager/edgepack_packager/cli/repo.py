@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
@@ -14,12 +14,16 @@ from edgepack.cli import FiniteRange, print_json
 from edgepack.errors import UsageError
 from edgepack.keys import load_public
 from edgepack.patch import Codec
-from edgepack.trust import TargetInfo
+from edgepack.trust import OnRevoked, TargetInfo
 from edgepack_packager import repository as publisher
 from edgepack_packager.adapters.published import DirectoryRepository, Published
 from edgepack_packager.adapters.publisher_home import PublisherHome
 from edgepack_packager.cli.keys import ask_passphrase, new_passphrase
 from edgepack_packager.core.deltas import Delta, Pair, check_wanted
+from edgepack_packager.core.draft import Change
+from edgepack_packager.core.roles import LineChange
+from edgepack_packager.mirror import export as make_mirror
+from edgepack_packager.standing import current_state
 
 if TYPE_CHECKING:
     from edgepack_packager.adapters.fleet_repository import FleetRepository
@@ -73,10 +77,25 @@ def init(
     click.echo("Move keys/root-1, root-2 and root-3 to three safe places.", err=True)
 
 
+repo_option = click.option(
+    "--repo", "where", required=True, metavar="DIR|URL", help="Where the repository is."
+)
+home_option = click.option("--home", type=click.Path(path_type=Path), help="The publisher's home.")
+valid_option = click.option(
+    "--valid-for", type=click.IntRange(1, 90), default=1, show_default=True, metavar="DAYS",
+    help="How long devices believe a directory repository.",
+)  # fmt: skip
+on_revoked_option = click.option(
+    "--on-revoked", type=click.Choice(get_args(OnRevoked)),
+    help="What devices do with a revoked model that serves: keep serving until there is "
+    "another, or stop.",
+)  # fmt: skip
+
+
 @repo.command()
 @click.argument("bundles", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--repo", "where", required=True, metavar="DIR|URL", help="Where to publish.")
-@click.option("--home", type=click.Path(path_type=Path), help="The publisher's home.")
+@repo_option
+@home_option
 @token_option
 @click.option("--key", type=click.Path(path_type=Path), help="Public key every bundle must match.")
 @click.option("--exam", type=click.Path(path_type=Path), help="Acceptance exam of the line, .npz.")
@@ -85,8 +104,8 @@ def init(
 @click.option("--delta-from", multiple=True, default=("auto",), show_default=True,
               metavar="RELEASE|auto|none",
               help="Offer patches from this version; auto: two newest. Repeatable.")  # fmt: skip
-@click.option("--valid-for", type=click.IntRange(1, 90), default=1, show_default=True,
-              metavar="DAYS", help="How long devices believe a directory repository.")  # fmt: skip
+@on_revoked_option
+@valid_option
 @json_option
 def publish(
     bundles: tuple[Path, ...],
@@ -98,6 +117,7 @@ def publish(
     min_score: float | None,
     min_epoch: int | None,
     delta_from: tuple[str, ...],
+    on_revoked: OnRevoked | None,
     valid_for: int,
     as_json: bool,
 ) -> None:
@@ -122,6 +142,7 @@ def publish(
         exam,
         min_score or 0.0,
         min_epoch,
+        on_revoked,
         check_wanted(delta_from),
     )
     with _place(where, token, owner, now, timedelta(days=valid_for)) as place:
@@ -134,6 +155,114 @@ def publish(
     for delta in done.deltas:
         click.echo(_in_words(delta))
     click.echo(f"{done.uploaded_bytes / 1e6:.1f} MB sent to {where}", err=True)
+
+
+@repo.command()
+@click.argument("line")
+@click.option("--below", type=click.IntRange(1), required=True, metavar="EPOCH",
+              help="Revoke every model with a lower security epoch.")  # fmt: skip
+@on_revoked_option
+@repo_option
+@home_option
+@token_option
+@valid_option
+@json_option
+def revoke(
+    line: str,
+    below: int,
+    on_revoked: OnRevoked | None,
+    where: str,
+    home: Path | None,
+    token: str,
+    valid_for: int,
+    as_json: bool,
+) -> None:
+    """Revoke the models of LINE below a security epoch, for good; needs no install.
+
+    Devices hear of it when they next ask. They never again install such a model, nor go back
+    to one; what they do with one that serves says --on-revoked.
+
+    \b
+    Example:
+        edgepack repo revoke digits --below 3 --on-revoked stop --home publisher \\
+            --repo https://fleet.example:8080
+    """
+    now = datetime.now(UTC)
+    owner = PublisherHome(home or _default_home(), ask_passphrase)
+    with _place(where, token, owner, now, timedelta(days=valid_for)) as place:
+        state = current_state(owner, place)
+        if state.line(line) is None:
+            raise UsageError(f"there is no model line {line}", reason="no_line")
+        change = Change({line: LineChange(min_epoch=below, on_revoked=on_revoked)})
+        _tell(publisher.revise(owner, place, state, change, now), where, as_json=as_json)
+
+
+@repo.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@repo_option
+@home_option
+@token_option
+@click.option("--release", "releases", multiple=True, metavar="NAME@VERSION",
+              help="What to take along; repeat it. Without it: everything.")  # fmt: skip
+@click.option("--valid-for", type=click.IntRange(1, 90), default=30, show_default=True,
+              metavar="DAYS", help="How long devices believe the mirror.")  # fmt: skip
+@json_option
+def export(
+    directory: Path,
+    where: str,
+    home: Path | None,
+    token: str,
+    releases: tuple[str, ...],
+    valid_for: int,
+    as_json: bool,
+) -> None:
+    """Make DIRECTORY, say a USB stick, a mirror of a repository for sites without a network.
+
+    Needs the publisher's export key, and no root, targets or line key. Interrupted, it goes on
+    where it was; run again, it copies what is new.
+
+    \b
+    Example:
+        edgepack repo export /media/stick --repo https://fleet.example:8080 --home publisher \\
+            --release digits@1.0.0 --valid-for 30
+    """
+    now = datetime.now(UTC)
+    owner = PublisherHome(home or _default_home(), ask_passphrase)
+    with _source(where, token, owner, now) as source:
+        done = make_mirror(owner, source, directory, releases, timedelta(days=valid_for), now)
+    if as_json:
+        print_json(
+            {
+                "schema": "edgepack.export/v1",
+                "directory": str(directory),
+                "releases": list(done.releases),
+                "size_bytes": done.size_bytes,
+                "copied_bytes": done.copied_bytes,
+                "expires": done.expires.isoformat(),
+                "snapshot": done.snapshot,
+            }
+        )
+        return
+    for release in done.releases:
+        click.echo(release)
+    click.echo(f"valid until {done.expires:%Y-%m-%d %H:%M} UTC")
+    click.echo(f"{done.copied_bytes / 1e6:.1f} of {done.size_bytes / 1e6:.1f} MB copied", err=True)
+
+
+def _tell(done: publisher.Revision, where: str, *, as_json: bool) -> None:
+    if as_json:
+        print_json(
+            {
+                "schema": "edgepack.revision/v1",
+                "repo": where,
+                "files": list(done.files),
+                "changes": list(done.summary),
+                "snapshot": done.snapshot,
+            }
+        )
+        return
+    for text in done.summary or ("nothing to do",):
+        click.echo(text)
 
 
 def _document(done: publisher.Publication, where: str) -> dict[str, Any]:
@@ -189,7 +318,18 @@ def _place(
         with _fleet(where, token) as fleet:
             yield fleet
     else:
-        yield DirectoryRepository(Path(where), home.online_keys(), now, life)
+        home.online_keys()  # a fleet's home has none: say so before anything is written
+        yield DirectoryRepository(Path(where), home.online_keys, now, life)
+
+
+@contextmanager
+def _source(where: str, token: str, home: PublisherHome, now: datetime) -> Iterator[Published]:
+    """Yield the repository at WHERE to read from, for which no key is needed."""
+    if where.startswith(("http://", "https://")):
+        with _fleet(where, token) as fleet:
+            yield fleet
+    else:
+        yield DirectoryRepository(Path(where), home.online_keys, now, timedelta())
 
 
 def _online_keys(url: str, token: str) -> dict[str, Any]:

@@ -5,17 +5,63 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from securesystemslib.signer import Key
-from tuf.api.metadata import DelegatedRole, Delegations, Root, Targets
+from tuf.api.metadata import DelegatedRole, Delegations, Role, Root, Targets
 
 from edgepack.errors import UsageError
 from edgepack.metadata import MIN_EPOCH, ON_REVOKED, stale, target_file, target_info
 from edgepack.trust import OnRevoked, TargetInfo, line_paths, line_role
 
-__all__ = ["LineChange", "delegates", "first_root", "first_targets", "next_line", "with_line"]
+__all__ = [
+    "ROOT_LIFE",
+    "TARGETS_LIFE",
+    "TOP_ROLES",
+    "KeyChange",
+    "LineChange",
+    "delegates",
+    "first_root",
+    "first_targets",
+    "next_line",
+    "next_root",
+    "next_targets",
+]
 
 ROOT_LIFE = timedelta(days=365)
 TARGETS_LIFE = timedelta(days=90)
 ROOT_THRESHOLD = 2
+TOP_ROLES = ("root", "targets", "snapshot", "timestamp")
+"""The roles whose keys the root names; all others are lines."""
+
+
+@dataclass(frozen=True, slots=True)
+class LineChange:
+    """What is to change about a model line; what is None stays as it is.
+
+    Attributes:
+        wanted: Models to add, and the exam if it is to be set.
+        min_epoch: Epoch floor from now on.
+        on_revoked: What devices do with a model below the floor that serves.
+    """
+
+    wanted: Sequence[TargetInfo] = ()
+    min_epoch: int | None = None
+    on_revoked: OnRevoked | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KeyChange:
+    """What is to change about the keys of a role.
+
+    Attributes:
+        role: `root`, `targets`, `snapshot`, `timestamp` or the role of a line.
+        add: Keys that may sign from now on.
+        remove: Ids of keys whose signatures count no longer.
+        threshold: How many of them have to sign; None keeps it.
+    """
+
+    role: str
+    add: tuple[Key, ...] = ()
+    remove: tuple[str, ...] = ()
+    threshold: int | None = None
 
 
 def first_root(roots: Sequence[Key], others: Mapping[str, Sequence[Key]], now: datetime) -> Root:
@@ -40,61 +86,69 @@ def delegates(targets: Targets, name: str) -> bool:
     return bool(targets.delegations and line_role(name) in (targets.delegations.roles or {}))
 
 
-def with_line(targets: Targets, name: str, key: Key, now: datetime) -> Targets | None:
-    """Return the next TARGETS, which delegates the line NAME to KEY; None if nothing is to do.
+def next_root(root: Root, changes: Sequence[KeyChange], now: datetime) -> Root:
+    """Return the root after ROOT, in which CHANGES have happened.
 
     Raises:
-        UsageError: another key signs that line (reason `wrong_key`).
+        UsageError: a key is not there, or a role would have fewer keys than have to sign.
     """
-    role = line_role(name)
-    if delegates(targets, name):
-        if key.keyid not in targets.get_delegated_role(role).keyids:
-            raise UsageError(
-                f"the line {name} is signed by another key than the one here",
-                fix=f"get keys/{role}.pem from whoever published {name} first",
-                reason="wrong_key",
-            )
-        if not stale(targets.expires, TARGETS_LIFE, now):
-            return None
-    following = _copy(targets, now)
+    following = Root.from_dict(root.to_dict())
+    following.version, following.expires = root.version + 1, now + ROOT_LIFE
+    for change in changes:
+        _change_keys(following, change)
+    return following
+
+
+def next_targets(
+    targets: Targets,
+    lines: Mapping[str, Key],
+    changes: Sequence[KeyChange],
+    now: datetime,
+    seen: int = 0,
+) -> Targets:
+    """Return the top role after TARGETS.
+
+    Args:
+        targets: What is published.
+        lines: Model lines to delegate that are new, each with its key.
+        changes: What changes about the keys of lines.
+        now: The time, UTC.
+        seen: Highest version anybody has seen.
+
+    Raises:
+        UsageError: a line or key is not there, or a line would have too few keys.
+    """
+    following = _copy(targets, now, seen)
     delegations = following.delegations or Delegations({}, {})
     following.delegations = delegations
-    if not delegates(targets, name):
+    for name, key in lines.items():
+        role = line_role(name)
         roles = dict(delegations.roles or {})
         roles[role] = DelegatedRole(role, [], 1, True, line_paths(name))
         delegations.roles = roles
         following.add_key(key, role)
+    for change in changes:
+        _change_keys(following, change)
     return following
 
 
-@dataclass(frozen=True, slots=True)
-class LineChange:
-    """What is to change about a model line; what is None stays as it is.
-
-    Attributes:
-        wanted: Models to add, and the exam if it is to be set.
-        min_epoch: Epoch floor from now on.
-        on_revoked: What devices do with a model below the floor that serves.
-    """
-
-    wanted: Sequence[TargetInfo] = ()
-    min_epoch: int | None = None
-    on_revoked: OnRevoked | None = None
-
-
-def next_line(line: Targets | None, change: LineChange, now: datetime) -> Targets | None:
+def next_line(
+    line: Targets | None, change: LineChange, now: datetime, *, seen: int = 0, again: bool = False
+) -> Targets | None:
     """Return the next version of LINE, to which CHANGE has happened; None if nothing is to do.
 
     Args:
         line: What is published; None for a new line.
         change: What is to change.
         now: The time, UTC.
+        seen: Highest version anybody has seen.
+        again: Sign it again though nothing changes.
 
     Raises:
         UsageError: a model of that path is published with other content, the floor would
             fall, or a wanted model is below it.
     """
-    following = _copy(line, now) if line else Targets(1, expires=now + TARGETS_LIFE)
+    following = _copy(line, now, seen) if line else Targets(seen + 1, expires=now + TARGETS_LIFE)
     for target in change.wanted:
         _add(following, target)
     _set_floor(following, change.min_epoch)
@@ -106,13 +160,39 @@ def next_line(line: Targets | None, change: LineChange, now: datetime) -> Target
         and line.unrecognized_fields == following.unrecognized_fields
     )
     tired = line is None or stale(line.expires, TARGETS_LIFE, now)
-    return None if same and not tired else following
+    return None if same and not tired and not again else following
 
 
-def _copy(targets: Targets, now: datetime) -> Targets:
+def _copy(targets: Targets, now: datetime, seen: int) -> Targets:
     copy = Targets.from_dict(targets.to_dict())
-    copy.version, copy.expires = targets.version + 1, now + TARGETS_LIFE
+    copy.version, copy.expires = max(targets.version, seen) + 1, now + TARGETS_LIFE
     return copy
+
+
+def _change_keys(delegator: Root | Targets, change: KeyChange) -> None:
+    role = _role(delegator, change.role)
+    for keyid in change.remove:
+        if keyid not in role.keyids:
+            raise UsageError(
+                f"the key {keyid[:12]} does not sign for {change.role}", reason="wrong_key"
+            )
+        delegator.revoke_key(keyid, change.role)
+    for key in change.add:
+        delegator.add_key(key, change.role)
+    role.threshold = change.threshold or role.threshold
+    if not 1 <= role.threshold <= len(role.keyids):
+        raise UsageError(
+            f"{change.role} would have {len(role.keyids)} keys, of which {role.threshold} sign",
+            fix="add keys, or choose another --threshold",
+            reason="bad_threshold",
+        )
+
+
+def _role(delegator: Root | Targets, name: str) -> Role:
+    try:
+        return delegator.get_delegated_role(name)
+    except ValueError as error:
+        raise UsageError(f"there is no role {name}", reason="no_role") from error
 
 
 def _add(line: Targets, target: TargetInfo) -> None:

@@ -18,6 +18,7 @@ from edgepack_packager.core.documents import (
     Unpacked,
     Verified,
 )
+from edgepack_packager.core.repo_documents import Exported, Revised
 from edgepack_targets.measure import Benchmark
 
 __all__ = ["DOCUMENTS", "json_schema"]
@@ -37,6 +38,8 @@ DOCUMENTS: dict[str, tuple[Any, str]] = {
     "keys": (KeysCreated, "edgepack keys create"),
     "repo": (RepoCreated, "edgepack repo init"),
     "publish": (Published, "edgepack repo publish"),
+    "revision": (Revised, "edgepack repo revoke"),
+    "export": (Exported, "edgepack repo export"),
 }
 """Every document by the name in its schema, and the commands that print it."""
 
