@@ -44,6 +44,7 @@ __all__ = [
     "Header",
     "PatchError",
     "apply_patch",
+    "preload",
     "read_header",
     "write_frame",
     "write_header",
@@ -164,6 +165,18 @@ def apply_patch(patch: IO[bytes], base: IO[bytes], out: IO[bytes]) -> Header:
     if patch.read(1):
         raise _bad("something follows its end")
     return header
+
+
+def preload(codec: Codec) -> None:
+    """Import what patches of CODEC need, for a process that will not be able to later.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    if codec == "zstd":
+        zstd_module()
+    else:
+        import lzma  # noqa: F401  importing it is what this is for
 
 
 def zstd_module() -> Any:
