@@ -15,10 +15,14 @@ update:                            # when updates are welcome
 broker: null                       # HOST:PORT, if the broker is reached by another way
 transfer:                          # how the files of a model come
   via: auto                        # auto | mqtt | https; auto: HTTPS if offered, else MQTT
-  metered: wait                    # wait | allow: what to do on a link that costs by the byte
+  metered: wait                    # wait | patches | allow: what may come by a link that costs
   metered_interfaces: ["wwan*"]    # interfaces that do, beside those the system says so of
   max_kbps: null                   # kilobits per second that files may take; null: all there is
   min_kbps: 8                      # slower than this over two minutes counts as no link; 0: never
+  delta:                           # fetch patches to the files that are here
+    use: true
+    fallback: full                 # full | never: may a file come whole if a patch did not work?
+    memory_mb: 128                 # of the process that applies a patch
 log_level: info                    # debug | info | warning | error
 """
 
@@ -32,6 +36,7 @@ import msgspec
 from edgepack.errors import UsageError
 from edgepack.messages import Window
 from edgepack_agent.adapters.config_files import Files, bad_config, read_files
+from edgepack_agent.core.delta import Fallback
 from edgepack_agent.core.layers import Layer
 from edgepack_agent.core.telemetry import Level
 from edgepack_agent.core.window import zone
@@ -40,6 +45,7 @@ from edgepack_agent.runner.wire import Source
 __all__ = [
     "DEFAULT_PATH",
     "Config",
+    "DeltaConfig",
     "TelemetryConfig",
     "TransferConfig",
     "UpdateConfig",
@@ -65,14 +71,23 @@ class TelemetryConfig(_Section, frozen=True, kw_only=True):
     interval_s: _Seconds = 30.0
 
 
+class DeltaConfig(_Section, frozen=True, kw_only=True):
+    """Whether patches are fetched instead of whole files, and what if one does not work."""
+
+    use: bool = True
+    fallback: Fallback = "full"
+    memory_mb: Annotated[int, msgspec.Meta(ge=96, le=65536)] = 128
+
+
 class TransferConfig(_Section, frozen=True, kw_only=True):
     """How the files of a model come."""
 
     via: Literal["auto", "mqtt", "https"] = "auto"
-    metered: Literal["wait", "allow"] = "wait"
+    metered: Literal["wait", "patches", "allow"] = "wait"
     metered_interfaces: tuple[str, ...] = ("wwan*", "wwp*", "ppp*", "rmnet*")
     max_kbps: Annotated[float, msgspec.Meta(gt=0)] | None = None
     min_kbps: Annotated[float, msgspec.Meta(ge=0)] = 8.0
+    delta: DeltaConfig = DeltaConfig()
 
     def __post_init__(self) -> None:
         """Refuse a cap that every download would be too slow under.

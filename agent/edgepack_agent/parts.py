@@ -9,6 +9,7 @@ import queue
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from edgepack_agent.adapters.network import Metering
 from edgepack_agent.adapters.notify import Notifier
 from edgepack_agent.adapters.outbox import Outbox
 from edgepack_agent.adapters.pacing import Cap
+from edgepack_agent.adapters.patching import Patching, PatchRules
 from edgepack_agent.adapters.power import read_power
 from edgepack_agent.adapters.reports import Reports
 from edgepack_agent.adapters.route import Route
@@ -41,6 +43,7 @@ from edgepack_agent.adapters.trust import TrustClient
 from edgepack_agent.adapters.worker import Worker
 from edgepack_agent.config import Config, TransferConfig, address
 from edgepack_agent.core.deferral import Power
+from edgepack_agent.core.delta import Report
 from edgepack_agent.core.pace import Limits
 from edgepack_agent.core.state import Event, Model, Stamp
 from edgepack_agent.serving import Serving, open_sockets
@@ -144,7 +147,10 @@ def assemble(config: Config) -> Parts:
     link = Link(identity, fleet, birth, hear)
     links = Links(lambda: post(desk.ask))
     desk = Desk(link.say, post, links.take)
-    route = _route(config.transfer, link, Https(links, identity.tls), fleet[0])
+    metering = _metering(config.transfer, fleet[0])
+    route = _route(config.transfer, link, Https(links, identity.tls), metering)
+    # From the worker's thread; the loop notes it before the step's own result.
+    patching = _patching(config, downloads, link, metering, lambda r: post(partial(_note, desk, r)))
     trust = _trust(data, identity, link, floors)
     return Parts(
         config=config,
@@ -159,7 +165,7 @@ def assemble(config: Config) -> Parts:
         link=link,
         desk=desk,
         reports=Reports(outbox, config.telemetry.level, link.say),
-        installer=Installer(trust, downloads, slots, route, inventory),
+        installer=Installer(trust, downloads, slots, route, inventory, patching),
         worker=Worker(post),
         serving=Serving(config, open_sockets(config), slots.path, post),
         control=control,
@@ -180,8 +186,38 @@ def _trust(data: Path, identity: Identity, link: Link, floors: Floors) -> TrustC
     )
 
 
-def _route(config: TransferConfig, link: Link, https: Https, host: str) -> Route:
-    metering = Metering(lambda: [host], config.metered_interfaces, wait=config.metered == "wait")
+def _note(desk: Desk, report: Report) -> None:
+    desk.note("patches", report.facts())
+
+
+def _metering(config: TransferConfig, host: str) -> Metering:
+    return Metering(
+        lambda: [host],
+        config.metered_interfaces,
+        wait=config.metered == "wait",
+        sparing=config.metered == "patches",
+    )
+
+
+def _patching(
+    config: Config,
+    downloads: Downloads,
+    link: Link,
+    metering: Metering,
+    tell: Callable[[Report], None],
+) -> Patching:
+    delta = config.transfer.delta
+    return Patching(
+        downloads,
+        config.data_dir / "parts",
+        lambda name, limit: link.transfers.metadata("image", name, limit),
+        PatchRules(delta.use, delta.fallback, delta.memory_mb * 2**20),
+        whole=metering.check_whole,
+        tell=tell,
+    )
+
+
+def _route(config: TransferConfig, link: Link, https: Https, metering: Metering) -> Route:
     return Route(
         {"mqtt": link.transfers, "https": https},
         config.via,

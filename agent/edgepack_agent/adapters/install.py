@@ -17,6 +17,7 @@ from edgepack.oci import CHUNKS, MAX_DOCUMENT, OciManifest
 from edgepack.trust import Approved as ApprovedModel
 from edgepack.trust import DeviceFacts, TrustError, model_target
 from edgepack_agent.adapters.download import BlobSource, Cancelled, DiskFullError, Downloads
+from edgepack_agent.adapters.patching import Patching
 from edgepack_agent.adapters.route import Route
 from edgepack_agent.adapters.slots import DamagedBlobError, Slots, read_image
 from edgepack_agent.adapters.trust import TrustClient
@@ -62,6 +63,7 @@ class Installer:
         slots: The slots built from them.
         route: Where blocks come from.
         inventory: Says what this device is, now.
+        patching: Fetches the blobs, by patches where that takes fewer bytes.
     """
 
     def __init__(
@@ -71,9 +73,10 @@ class Installer:
         slots: Slots,
         route: Route,
         inventory: Callable[[], Inventory],
+        patching: Patching,
     ) -> None:
         self._trust, self._downloads, self._slots = trust, downloads, slots
-        self._route, self._inventory = route, inventory
+        self._route, self._inventory, self._patching = route, inventory, patching
         self._budget: tuple[str, _Budget] = "", _Budget(0)
         """Of the model that was last worked on: trying again does not refill it."""
         self.received = 0
@@ -180,7 +183,7 @@ class Installer:
         progress: Callable[[int], None] = lambda _: None,
         chunks: tuple[str, ...] = (),
     ) -> None:
-        self._downloads.fetch(
+        self._patching.fetch(
             sha256, size, source, chunks=chunks, cancelled=cancelled, progress=progress
         )
 

@@ -8,8 +8,9 @@ A reply counts only if it carries the token of what was asked last.
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from edgepack import messages
 from edgepack.errors import IntegrityError
@@ -29,6 +30,7 @@ __all__ = ["Desk"]
 
 log = logging.getLogger(__name__)
 PATIENCE_S = 10.0
+MAX_NOTES = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,7 @@ class Desk:
         self._say, self._post, self._link, self._clock = say, post, link, clock
         self._seen: messages.Job | None = None
         self._word: _Word | None = None
+        self._notes: dict[str, Any] = {}
         self._get: _Asked | None = None
         self._update: _Asked | None = None
 
@@ -86,6 +89,12 @@ class Desk:
         """Say how it goes with a job: now, or as soon as the fleet can hear it."""
         self._word = _Word(outcome, phase)
         self._speak()
+
+    def note(self, name: str, fact: Mapping[str, Any]) -> None:
+        """Keep FACT for the detail of the job under way, in the list NAME."""
+        kept = self._notes.setdefault(name, [])
+        if len(kept) < MAX_NOTES:
+            kept.append(dict(fact))
 
     def link_changed(self, *, up: bool) -> None:
         """Forget what was on its way; ask anew when the link is up."""
@@ -134,7 +143,7 @@ class Desk:
             status=word.outcome.status,
             state=word.phase,
             reason=word.outcome.reason,
-            detail=word.outcome.detail,
+            detail=self._notes | word.outcome.detail,
             progress=1.0 if word.final else PHASES.index(word.phase) / (len(PHASES) - 1),
         )
         if self._say("job/update", messages.encode(update)):
@@ -144,6 +153,8 @@ class Desk:
         reply = messages.decode(payload, messages.JobReply)
         if self._get is None or reply.token != self._get.token:
             return
+        if reply.job is None or self._seen is None or reply.job.job != self._seen.job:
+            self._notes = {}
         self._get, self._seen = None, reply.job
         open_job = reply.job.job if reply.job else ""
         if self._word and self._word.outcome.job != open_job:

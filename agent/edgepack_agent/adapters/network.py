@@ -31,7 +31,9 @@ class Metering:
     Args:
         hosts: Returns the hosts that bytes would come from.
         patterns: Names of interfaces that are metered, with wildcards: `wwan*`.
-        wait: Whether such a link is not used; otherwise nothing is looked at.
+        wait: Whether such a link is not used at all.
+        sparing: Whether it is used for patches and small files only. Without either, nothing
+            is looked at.
         flag: Returns what the system says about an interface; None: it does not know.
     """
 
@@ -41,9 +43,11 @@ class Metering:
         patterns: Sequence[str],
         *,
         wait: bool,
+        sparing: bool = False,
         flag: Callable[[str], bool | None] | None = None,
     ) -> None:
         self._hosts, self._patterns, self._wait = hosts, tuple(patterns), wait
+        self._sparing = sparing
         self._flag = flag or _network_manager
         self._flags: dict[str, bool | None] = {}
 
@@ -57,8 +61,19 @@ class Metering:
         Raises:
             EdgepackError: the link is metered (reason `metered`).
         """
-        if not self._wait:
-            return
+        if self._wait:
+            self._refuse_metered()
+
+    def check_whole(self) -> None:
+        """Check that a large file may be fetched whole now.
+
+        Raises:
+            EdgepackError: the link is metered (reason `metered`).
+        """
+        if self._wait or self._sparing:
+            self._refuse_metered()
+
+    def _refuse_metered(self) -> None:
         for host in self._hosts():
             name = interface_to(host)
             if name is not None and self._is_metered(name):

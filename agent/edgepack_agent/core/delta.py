@@ -8,7 +8,7 @@ patch itself did to the device) gets a few more goes.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from edgepack.offers import MIN_TARGET, Offer
 
@@ -29,6 +29,16 @@ class Report:
     size: int
     reason: str = ""
     why: str = ""
+
+    def facts(self) -> dict[str, Any]:
+        """Return it as it stands in the detail of a job."""
+        failed = {"reason": self.reason, "why": self.why} if self.reason else {}
+        return {
+            "target": f"sha256:{self.target}",
+            "codec": self.codec,
+            "bytes": self.patch_bytes,
+            "whole": self.size,
+        } | failed
 
 
 def choose(

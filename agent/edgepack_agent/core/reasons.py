@@ -61,6 +61,7 @@ REASONS: dict[str, Reason] = (
         "memory_above_limit": "the new model took more memory than its manifest says",
         "latency_above_limit": "the new model is too slow beside the one before",
         "disk_full": "no room for the model; free some space",
+        "delta_failed": "no patch worked, and a whole file is not allowed; publish patches again",
         "byte_budget": "the update cost more bytes than it may; look at the link",
         "metadata_expired": "the signatures have expired; sign again",
         "unknown_state": "the journal held a state that this agent does not know",
