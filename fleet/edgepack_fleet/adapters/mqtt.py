@@ -6,6 +6,7 @@ database. Reconnects on its own, with full jitter. Reads no payload.
 
 import contextlib
 import random
+import select
 import socket
 import ssl
 import threading
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import paho.mqtt.client as paho
-from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 
 from edgepack.topics import UPLINK_FILTER
 from edgepack_fleet.adapters.broker import Address
@@ -29,8 +30,10 @@ KEEPALIVE_S = 30
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 CONFIRM_S = 5.0
 INFLIGHT = 1000
-PIECES, PACE_S = 64, 0.1
+PIECES, PACE_S = 32, 0.1
 """Blocks of content that are on their way at a time, and how long a look at the oldest takes."""
+READS = 32
+"""Packets that are read before something is written."""
 QUEUED = 20_000
 """Messages that wait in memory while the broker is away; what must not get lost is in the
 database."""
@@ -141,7 +144,7 @@ class Link:
             self._client.ack(message.mid, message.qos)
 
     def _make_client(self) -> paho.Client:
-        client = paho.Client(
+        client = _Client(
             CallbackAPIVersion.VERSION2,
             client_id=FLEET,
             # The broker keeps what devices say while we are away.
@@ -206,6 +209,24 @@ class Link:
                 message.retain,
             )
         )
+
+
+class _Client(paho.Client):
+    """A client that takes in what has come before it goes on sending.
+
+    The library reads one packet and then writes all there is, so that whoever asks for much
+    content would keep everybody's messages waiting.
+    """
+
+    def loop_read(self, max_packets: int = 1) -> MQTTErrorCode:
+        """Read the packets that are here, some at a time."""
+        code = super().loop_read(max_packets)
+        for _ in range(READS):
+            sock: Any = self.socket()
+            if code or sock is None or not (sock.pending() or select.select([sock], [], [], 0)[0]):
+                break
+            code = super().loop_read(max_packets)
+        return code
 
 
 def _published(info: paho.MQTTMessageInfo) -> bool:
