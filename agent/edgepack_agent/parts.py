@@ -3,8 +3,6 @@
 What may fail for a person (a taken port, an unreadable identity) fails here, before the loop.
 """
 
-import fcntl
-import os
 import queue
 import time
 from collections.abc import Callable
@@ -18,6 +16,7 @@ from edgepack.durable import sweep
 from edgepack.errors import UsageError
 from edgepack.messages import Inventory
 from edgepack.trust import TrustError
+from edgepack_agent.adapters.alone import take_data
 from edgepack_agent.adapters.clock import read_stamp
 from edgepack_agent.adapters.control import ControlServer
 from edgepack_agent.adapters.download import Downloads, disk_errors
@@ -122,7 +121,7 @@ def assemble(config: Config) -> Parts:
     happenings: queue.SimpleQueue[Any] = queue.SimpleQueue()
     post = happenings.put
     data = config.data_dir
-    lock = _lock(data)
+    lock = take_data(data)
     sweep(data)
     control = ControlServer(config.control_socket, post)
     journal, outbox = Journal(data / "journal.db"), Outbox(data / "outbox.db")
@@ -226,20 +225,3 @@ def _route(config: TransferConfig, link: Link, https: Https, metering: Metering)
         Limits(config.min_kbps * KILOBIT, SLOW_S, STALL_S),
         Cap(config.max_kbps * KILOBIT if config.max_kbps else None),
     )
-
-
-def _lock(data: Path) -> int:
-    """Take the data directory DATA for this process; two agents would undo each other's work."""
-    try:
-        lock = os.open(data / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(lock)
-        raise UsageError(
-            "an agent is running here already", why=str(data), reason="already_running"
-        ) from error
-    except OSError as error:
-        raise UsageError(
-            f"cannot use {data}", why=str(error), fix="check data_dir", reason="unwritable"
-        ) from error
-    return lock

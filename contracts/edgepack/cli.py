@@ -92,7 +92,8 @@ class TableGroup(click.Group):
         """Return the command CMD_NAME, importing it; None if there is none."""
         if cmd_name not in self.table:
             return None
-        command: click.Command = getattr(import_module(self.table[cmd_name][0]), cmd_name)
+        module = import_module(self.table[cmd_name][0])
+        command: click.Command = getattr(module, cmd_name.replace("-", "_"))
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -149,21 +149,33 @@ class Repository(Updater):
         return cast("Targets", self._trusted_set[role]) if delegated else None
 
     def seen(self) -> dict[str, int]:
-        """Return every verified role with its version, named with the keys it is signed with."""
+        """Return every verified role with its version, named with the keys that vouch for it.
+
+        These are its own; and for targets and lines, whose versions the snapshot lists, those
+        of the snapshot, too: new snapshot keys are how a publisher takes back versions that a
+        thief drove too high (TUF specification 5.3.11).
+        """
         root, targets = self._trusted_set.root, self._trusted_set.targets
         lines = (targets.delegations and targets.delegations.roles) or {}
-        roles: list[tuple[Root | Targets, str]] = [(targets, line) for line in lines]
-        roles += [(root, role) for role in (Timestamp.type, Snapshot.type, Targets.type)]
-        return {f"{self._name}/root@": root.version} | {
-            self._floor(delegator, role): self._trusted_set[role].version
-            for delegator, role in roles
+        listed: list[tuple[Root | Targets, str]] = [(targets, line) for line in lines]
+        listed += [(root, Targets.type)]
+        by_snapshot = root.get_delegated_role(Snapshot.type).keyids
+        keys = {
+            role: [*delegator.get_delegated_role(role).keyids, *by_snapshot]
+            for delegator, role in listed
             if self._trusted_set.contains(role, delegator.type)
         }
+        for role in _SEALS:
+            keys[role] = root.get_delegated_role(role).keyids
+        return {f"{self._name}/root@": root.version} | {
+            self._floor(role, keyids): self._trusted_set[role].version
+            for role, keyids in keys.items()
+        }
 
-    def _floor(self, delegator: Root | Targets, role: str) -> str:
+    def _floor(self, role: str, keyids: list[str]) -> str:
         """Return under which name a floor of ROLE is kept."""
         apart = self._suffix if role in _SEALS else ""
-        return f"{self._name}/{role}@{_key_digest(delegator, role)}{apart}"
+        return f"{self._name}/{role}@{_digest(keyids)}{apart}"
 
     def sync(self) -> None:
         """Make the cache durable, which python-tuf leaves to the operating system."""
@@ -229,8 +241,7 @@ def _marked(data: bytes) -> bool:
         return False
 
 
-def _key_digest(delegator: Root | Targets, role: str) -> str:
-    keyids = delegator.get_delegated_role(role).keyids
+def _digest(keyids: list[str]) -> str:
     return hashlib.sha256(",".join(sorted(keyids)).encode()).hexdigest()[:16]
 
 

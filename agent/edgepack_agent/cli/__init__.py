@@ -22,6 +22,7 @@ COMMANDS = {
     "serve": ("edgepack_agent.cli.serve", "Serve one bundle without a fleet."),
     "config": ("edgepack_agent.cli.config", "Check and show the configuration."),
     "service": ("edgepack_agent.cli.service", "Run the agent under systemd."),
+    "tuf-client": ("edgepack_agent.cli.tuf_client", "Let a conformance suite judge our TUF."),
 }
 
 
