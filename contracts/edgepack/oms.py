@@ -24,9 +24,21 @@ from edgepack.errors import IntegrityError
 from edgepack.keys import key_id
 from edgepack.oci import SIGNATURE
 
-__all__ = ["sign_files", "signer", "verify_files"]
+__all__ = [
+    "MEDIA_TYPE",
+    "PAYLOAD_TYPE",
+    "PREDICATE_TYPE",
+    "STATEMENT_TYPE",
+    "authenticated",
+    "sign_files",
+    "signer",
+    "verify_files",
+]
 
-_PAYLOAD_TYPE = "application/vnd.in-toto+json"
+MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
+PAYLOAD_TYPE = "application/vnd.in-toto+json"
+STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
+PREDICATE_TYPE = "https://model_signing/signature/v1.0"
 _ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 """Order of P-256's group (SEC 2): S and ORDER - S both verify; only the low one is accepted."""
 
@@ -40,7 +52,7 @@ def sign_files(digests: Mapping[str, str], key: ec.EllipticCurvePrivateKey) -> b
     """
     payload = _statement(digests)
     algorithm = ec.ECDSA(hashes.SHA256(), deterministic_signing=True)
-    r, s = decode_dss_signature(key.sign(_authenticated(payload), algorithm))
+    r, s = decode_dss_signature(key.sign(authenticated(payload), algorithm))
     low = encode_dss_signature(r, min(s, _ORDER - s))
     return _document(payload, low, key_id(key.public_key()))
 
@@ -83,7 +95,7 @@ def _verify(raw: bytes, payload: bytes, public: ec.EllipticCurvePublicKey) -> No
         _, s = decode_dss_signature(raw)  # strict DER
         if s > _ORDER // 2:
             raise _bad("it is not in canonical form")
-        public.verify(raw, _authenticated(payload), ec.ECDSA(hashes.SHA256()))
+        public.verify(raw, authenticated(payload), ec.ECDSA(hashes.SHA256()))
     except (InvalidSignature, ValueError) as error:
         raise _bad("it does not belong to this content and key") from error
 
@@ -93,9 +105,9 @@ def _statement(digests: Mapping[str, str]) -> bytes:
     whole = hashlib.sha256(b"".join(bytes.fromhex(digest) for _, digest in files))
     return canonical.dumps(
         {
-            "_type": "https://in-toto.io/Statement/v1",
+            "_type": STATEMENT_TYPE,
             "subject": [{"name": "edgepack", "digest": {"sha256": whole.hexdigest()}}],
-            "predicateType": "https://model_signing/signature/v1.0",
+            "predicateType": PREDICATE_TYPE,
             "predicate": {
                 "serialization": {
                     "method": "files",
@@ -115,21 +127,21 @@ def _statement(digests: Mapping[str, str]) -> bytes:
 def _document(payload: bytes, signature: bytes, hint: str) -> bytes:
     return canonical.dumps(
         {
-            "mediaType": "application/vnd.dev.sigstore.bundle.v0.3+json",
+            "mediaType": MEDIA_TYPE,
             "verificationMaterial": {"publicKey": {"hint": hint}, "tlogEntries": []},
             "dsseEnvelope": {
                 "payload": base64.b64encode(payload).decode(),
-                "payloadType": _PAYLOAD_TYPE,
+                "payloadType": PAYLOAD_TYPE,
                 "signatures": [{"keyid": "", "sig": base64.b64encode(signature).decode()}],
             },
         }
     )
 
 
-def _authenticated(payload: bytes) -> bytes:
+def authenticated(payload: bytes) -> bytes:
     """Return DSSE's pre-authentication encoding of PAYLOAD."""
     return b"DSSEv1 %d %s %d %s" % (
-        len(_PAYLOAD_TYPE), _PAYLOAD_TYPE.encode(), len(payload), payload,
+        len(PAYLOAD_TYPE), PAYLOAD_TYPE.encode(), len(payload), payload,
     )  # fmt: skip
 
 

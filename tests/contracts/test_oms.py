@@ -3,11 +3,7 @@
 import base64
 import hashlib
 import json
-import os
-import shutil
-import subprocess
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,9 +16,8 @@ from hypothesis import strategies as st
 
 import bundles
 from edgepack import canonical
-from edgepack.bundle import open_bundle
 from edgepack.errors import IntegrityError
-from edgepack.keys import key_id, public_pem
+from edgepack.keys import key_id
 from edgepack.oms import sign_files, signer, verify_files
 from fuzz import almost, json_values, refusal
 
@@ -173,19 +168,3 @@ def test_anything_else_is_refused(data: bytes) -> None:
     if data != SIGNATURE:
         assert refusal(verify_files, data, DIGESTS, PUBLIC)
         refusal(signer, data)
-
-
-@pytest.mark.skipif(
-    not shutil.which("model_signing"), reason="the model_signing command is not installed"
-)
-def test_the_reference_verifier_accepts_it(tmp_path: Path) -> None:
-    with open_bundle(bundles.write(tmp_path, model_bytes=2_000_000).path) as bundle:
-        bundle.extract(tmp_path / "tree")
-    (tmp_path / "key.pub.pem").write_bytes(public_pem(PUBLIC))
-    tree = tmp_path / "tree"
-    command = ["model_signing", "verify", "key", tree, "--signature", tree / "model.sig"]
-    command += ["--public_key", tmp_path / "key.pub.pem"]
-    environment = os.environ | {"OTEL_SDK_DISABLED": "true"}
-    assert subprocess.run(command, env=environment, check=False).returncode == 0
-    (tree / "labels.txt").write_text("other labels")
-    assert subprocess.run(command, env=environment, check=False).returncode != 0

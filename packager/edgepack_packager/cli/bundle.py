@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 import msgspec
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from edgepack.bundle import Bundle, open_bundle
 from edgepack.cli import print_json
@@ -45,25 +46,27 @@ def inspect(bundle: Path, as_json: bool) -> None:
 def verify(bundle: Path, key: Path, as_json: bool) -> None:
     """Check BUNDLE's form, digests and signature; exit code 3 if anything is not right.
 
+    BUNDLE may also be a directory with a `model.sig`: what `edgepack unpack` wrote, or what
+    another tool for OpenSSF Model Signing signed with the same key.
+
     \b
     Example:
         edgepack verify digits-1.0.0-onnx-int8.edgepack --key publisher.pub.pem
+        edgepack verify digits/ --key publisher.pub.pem
     """
     public = load_public(key)
     found: dict[str, object] = {"schema": "edgepack.verify/v1", "path": str(bundle)}
     try:
-        with open_bundle(bundle) as opened:
-            opened.verify(public)
-            facts = {"digest": opened.digest, "key_id": key_id(public)}
-            release = opened.manifest.release
+        check = _check_directory if bundle.is_dir() else _check_bundle
+        name, facts = check(bundle, public)
     except IntegrityError as error:
         if as_json:
             print_json(found | {"verified": False, "error": error.as_dict()})
         raise
     if as_json:
-        print_json(found | {"verified": True} | facts)
+        print_json(found | {"verified": True, "key_id": key_id(public)} | facts)
     else:
-        click.echo(f"verified  {release}  {facts['digest']}\nsigned by {facts['key_id']}")
+        click.echo(f"verified  {name}\nsigned by {key_id(public)}")
 
 
 @click.command()
@@ -91,6 +94,21 @@ def unpack(bundle: Path, directory: Path, flat: bool, as_json: bool) -> None:
         print_json({"schema": "edgepack.unpack/v1", "directory": str(directory), "files": files})
     else:
         click.echo("\n".join(str(directory / file) for file in files))
+
+
+def _check_bundle(path: Path, public: ec.EllipticCurvePublicKey) -> tuple[str, dict[str, object]]:
+    with open_bundle(path) as opened:
+        opened.verify(public)
+        return f"{opened.manifest.release}  {opened.digest}", {"digest": opened.digest}
+
+
+def _check_directory(
+    path: Path, public: ec.EllipticCurvePublicKey
+) -> tuple[str, dict[str, object]]:
+    from edgepack_packager.adapters.signed_tree import verify_tree
+
+    count = len(verify_tree(path, public).digests)
+    return f"{path}  ({count} files)", {"files": count}
 
 
 def _as_json(bundle: Bundle) -> dict[str, object]:

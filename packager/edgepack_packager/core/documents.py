@@ -359,6 +359,8 @@ class Verified(TypedDict):
     verified: bool
     digest: NotRequired[Digest]
     key_id: NotRequired[str]
+    files: NotRequired[Count]
+    """Signed files, if PATH is a directory, which has no digest of its own."""
     error: NotRequired[ErrorFacts]
 
 
