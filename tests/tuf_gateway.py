@@ -32,7 +32,7 @@ from edgepack_fleet.adapters.pki import FLEET, Pki
 from fleet_rig import csr, mosquitto, pem
 
 AGENT = Path(sys.executable).with_name("edgepack-agent")
-LONG_AGO = datetime(2025, 1, 1, tzinfo=UTC)
+LONG_AGO, LONG = datetime(2025, 1, 1, tzinfo=UTC), timedelta(days=3650)
 """Suites run clients at times of their own; our certificates must be valid at all of them."""
 
 
@@ -142,11 +142,11 @@ class Bench:
 def bench(home: Path) -> Iterator[Bench]:
     """Yield a broker, an enrolled device and a gateway, all with their files below HOME."""
     data, call = home / "fleet", home / "call"
-    with mock.patch.multiple(pki_module, SERVER_DAYS=3650):
+    with mock.patch.multiple(pki_module, SERVER_LIFE=LONG):
         pki = Pki(data / "pki", now=LONG_AGO)
     with mosquitto(data) as broker:
         key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
-        with mock.patch.multiple(pki_module, DEVICE_DAYS=3650):
+        with mock.patch.multiple(pki_module, DEVICE_LIFE=LONG):
             issued = pki.issue(csr(key), "cam", now - timedelta(days=1))
         write_identity(
             home / "agent" / "identity",
