@@ -12,7 +12,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as tfl
 from numpy.typing import NDArray
 
-from digits import FILTERS, HIDDEN, INPUT, OUTPUT, SIDE, Net, digits_net
+from digits import FILTERS, INPUT, OUTPUT, SIDE, Net, digits_net
 
 Op = tfl.BuiltinOperator
 Options = tfl.BuiltinOptions
@@ -83,11 +83,12 @@ def _relu(options: Any, *, on: bool = True) -> Any:
 def digits_tflite(path: Path, wrong_labels: float = 0.0, net: Net | None = None) -> Path:
     """Write the trained net, or NET, to PATH as fp32 TFLite; see `digits.digits_onnx`."""
     net, w = net or digits_net(wrong_labels), Writer()
+    hidden_units = len(net.hidden_bias)
     image = w.tensor("serving_default_image:0", (1, SIDE, SIDE, 1))
     maps = w.tensor("maps", (1, SIDE, SIDE, FILTERS))
     pooled = w.tensor("pooled", (1, HALF, HALF, FILTERS))
     flat = w.tensor("flat", (1, HALF * HALF * FILTERS))
-    dense = w.tensor("dense", (1, HIDDEN))
+    dense = w.tensor("dense", (1, hidden_units))
     logits = w.tensor("StatefulPartitionedCall:0", (1, 10))
     conv = tfl.Conv2DOptionsT(padding=tfl.Padding.SAME, strideW=1, strideH=1)
     kernel = [
@@ -102,8 +103,12 @@ def digits_tflite(path: Path, wrong_labels: float = 0.0, net: Net | None = None)
     shape = w.weight("shape", np.array([1, HALF * HALF * FILTERS], np.int32))
     w.operator(Op.RESHAPE, [pooled, shape], flat, Options.ReshapeOptions, tfl.ReshapeOptionsT())
     # ONNX flattens channels first, TFLite channels last.
-    rows = net.hidden.reshape(FILTERS, HALF, HALF, HIDDEN).transpose(3, 1, 2, 0)
-    hidden = [flat, w.weight("hidden", rows.reshape(HIDDEN, -1)), w.weight("hb", net.hidden_bias)]
+    rows = net.hidden.reshape(FILTERS, HALF, HALF, hidden_units).transpose(3, 1, 2, 0)
+    hidden = [
+        flat,
+        w.weight("hidden", rows.reshape(hidden_units, -1)),
+        w.weight("hb", net.hidden_bias),
+    ]
     options = Options.FullyConnectedOptions
     w.operator(Op.FULLY_CONNECTED, hidden, dense, options, _relu(tfl.FullyConnectedOptionsT()))
     out = [dense, w.weight("out", np.ascontiguousarray(net.out.T)), w.weight("ob", net.out_bias)]

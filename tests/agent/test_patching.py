@@ -1,7 +1,5 @@
 """Blobs that are made of what is here and a patch: fewer bytes, and never a wrong one."""
 
-import hashlib
-import io
 import json
 import lzma
 import os
@@ -29,32 +27,13 @@ from edgepack.patch import (
     RECORD,
     WINDOW_LOG,
     Codec,
-    Frame,
-    Header,
-    write_frame,
-    write_header,
 )
 from edgepack.topics import BLOCK_SIZE
 from edgepack_agent.adapters import patching
 from edgepack_agent.adapters.download import Downloads
 from edgepack_agent.adapters.patching import Patching, PatchRules
 from edgepack_agent.core.delta import MAX_GOES, Report, choose
-from edgepack_packager.workers.patches import encode
-
-SIZE = 120_000
-OLD, NEW = model(size=SIZE), model(800, size=SIZE)
-
-
-def digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-@cache
-def make_patch(old: bytes, new: bytes, codec: Codec = "bsdiff", payload: bytes = b"") -> bytes:
-    file = io.BytesIO()
-    write_header(file, Header(codec, digest(old), len(old), digest(new), len(new), 1))
-    write_frame(file, Frame(0, len(old), len(new), 0), payload or encode(codec, old, new))
-    return file.getvalue()
+from patch_rig import NEW, OLD, SIZE, digest, make_patch, offer_of
 
 
 def _cheap(codec: Codec, old: bytes, new: bytes) -> bytes:
@@ -96,10 +75,8 @@ class Fleet:
         return digest(content)
 
     def offer(self, old: bytes, new: bytes, patch: bytes, codec: str = "bsdiff") -> Offer:
-        offer = Offer(
-            base=digest(old), base_size=len(old), codec=codec, patch=self.put(patch),
-            size=len(patch),
-        )  # fmt: skip
+        offer = offer_of(old, patch, codec)
+        self.put(patch)
         name = offers_name(digest(new))
         known = Offers(target=digest(new), target_size=len(new))
         if name in self.files:
