@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import socket
 import struct
 import subprocess
@@ -229,3 +230,20 @@ def test_a_closed_stderr_ends_nothing() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout == "alive\n"
+
+
+@pytest.mark.skipif(shutil.which("journalctl") is None, reason="journalctl is not installed")
+def test_logs_are_those_of_the_journal() -> None:
+    words = ["logs", "--since", "2000-01-01", "--release", "x@1", "-n", "5"]
+    done = subprocess.run([AGENT, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "no entries" in (done.stdout + done.stderr).lower()
+    done = subprocess.run([AGENT, "logs", "--since", "nonsense"], capture_output=True, check=False)
+    assert done.returncode != 0
+
+
+def test_without_a_journal_it_says_where_to_look() -> None:
+    env = os.environ | {"PATH": "/nowhere"}
+    done = subprocess.run([AGENT, "logs"], capture_output=True, text=True, check=False, env=env)
+    assert done.returncode == 5
+    assert "standard error" in done.stderr

@@ -65,6 +65,11 @@ class Floors:
         """Return the lowest epoch a model of LINE may have on this device."""
         return max(self._state.epochs.get(line, 0), self.standing(line).min_epoch)
 
+    @property
+    def time(self) -> int:
+        """Unix time that is certainly past."""
+        return self._state.time
+
     def standing(self, line: str) -> Standing:
         """Return what the publisher of LINE said last, as far as this device has heard."""
         said = self._state.lines.get(line, _Line())

@@ -6,6 +6,7 @@ there nothing is started, and the system under that root picks it all up when it
 
 import inspect
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,10 +22,12 @@ __all__ = [
     "UNIT",
     "Done",
     "Place",
+    "Standing",
     "hand_over",
     "hidden",
     "install",
     "render",
+    "standing",
     "this_program",
     "uninstall",
 ]
@@ -87,6 +90,25 @@ class Done:
     kept: list[Path] = field(default_factory=list)
     removed: list[Path] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How it is with the service.
+
+    Attributes:
+        installed: The unit is there.
+        current: It is what this version would write.
+        enabled: It starts at boot.
+        active: `active`, `inactive`, `failed`, ...; empty where systemd does not run.
+        watchdog: systemd ends an agent that shows no sign of life.
+    """
+
+    installed: bool
+    current: bool
+    enabled: bool
+    active: str
+    watchdog: bool
 
 
 def this_program() -> Path:
@@ -191,6 +213,28 @@ def uninstall(place: Place, *, purge: bool) -> Done:
     return done
 
 
+def standing(place: Place) -> Standing:
+    """Return how it is with the service of PLACE."""
+    try:
+        text = place.unit.read_text()
+    except OSError:
+        text = ""
+    program = re.search(r"^ExecStart=(\S+)", text, re.MULTILINE)
+    watchdog = bool(re.search(r"^WatchdogSec=[1-9]", text, re.MULTILINE))
+    active = ""
+    if place.live:
+        told = ("show", "-P", "ActiveState", UNIT)
+        active = _ask_systemctl(*told).stdout.strip()
+        watchdog = _ask_systemctl("show", "-P", "WatchdogUSec", UNIT).stdout.strip() != "0"
+    return Standing(
+        installed=bool(text),
+        current=program is not None and text == render(Path(program[1])),
+        enabled=place.enabled.is_symlink(),
+        active=active,
+        watchdog=watchdog,
+    )
+
+
 def hand_over(data: Path) -> None:
     """Give what root has written below DATA to the user whom DATA belongs to: the service's.
 
@@ -265,7 +309,7 @@ def _make_user(place: Place, done: Done) -> None:
 
 
 def _systemctl(*words: str) -> None:
-    ran = subprocess.run(["systemctl", *words], capture_output=True, text=True, check=False)
+    ran = _ask_systemctl(*words)
     if ran.returncode:
         raise EdgepackError(
             f"systemctl {' '.join(words)} failed",
@@ -273,6 +317,10 @@ def _systemctl(*words: str) -> None:
             fix=f"systemctl status {UNIT}; edgepack-agent doctor",
             reason="systemctl",
         )
+
+
+def _ask_systemctl(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["systemctl", *words], capture_output=True, text=True, check=False)
 
 
 def _refused(error: OSError) -> UsageError:

@@ -20,6 +20,8 @@ COMMANDS = {
     "unpin": ("edgepack_agent.cli.control", "Take models from the fleet again."),
     "sync": ("edgepack_agent.cli.control", "Look for a job and report now."),
     "serve": ("edgepack_agent.cli.serve", "Serve one bundle without a fleet."),
+    "logs": ("edgepack_agent.cli.logs", "Show what the service has logged."),
+    "doctor": ("edgepack_agent.cli.doctor", "Say what is wrong here and what to do."),
     "config": ("edgepack_agent.cli.config", "Check and show the configuration."),
     "service": ("edgepack_agent.cli.service", "Run the agent under systemd."),
     "tuf-client": ("edgepack_agent.cli.tuf_client", "Let a conformance suite judge our TUF."),
