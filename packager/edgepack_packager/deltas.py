@@ -14,7 +14,7 @@ from edgepack.bundle import Bundle
 from edgepack.errors import UsageError
 from edgepack.metadata import parse, target_info
 from edgepack.oci import Layer, read_oci_manifest
-from edgepack.offers import Offer, Offers
+from edgepack.offers import Offer
 from edgepack.patch import CODECS
 from edgepack.trust import TargetInfo, line_role, model_target
 from edgepack_packager.adapters.patch_workshop import Progress, Workshop
@@ -52,7 +52,7 @@ def offer_deltas(
     found: list[Delta] = []
     with Workshop(progress) as workshop:
         for pair in pairs:
-            delta = _known(pair, repository.offers(pair.target, pair.target_size))
+            delta = _known(pair, repository)
             if delta is None:
                 _bring(pair, workshop, repository, sources[pair.target])
                 delta = _make(pair, workshop, repository)
@@ -102,9 +102,11 @@ def _document(repository: Published, target: TargetInfo) -> bytes:
         return path.read_bytes()
 
 
-def _known(pair: Pair, offers: Offers) -> Delta | None:
-    for offer in offers.offers:
-        if offer.base == pair.base and offer.codec in CODECS:
+def _known(pair: Pair, repository: Published) -> Delta | None:
+    """Return what is offered for PAIR already, if the patch is there."""
+    for offer in repository.offers(pair.target, pair.target_size).offers:
+        known = offer.base == pair.base and offer.codec in CODECS
+        if known and repository.has(offer.patch, offer.size):
             codec = CODECS[CODECS.index(offer.codec)]
             return Delta(pair, codec, offer.size, {codec: offer.size})
     return None

@@ -1,6 +1,7 @@
 """A device updates by a patch, over a real broker, and the fleet sends what that takes, no more."""
 
 import dataclasses
+import io
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -13,10 +14,16 @@ from sqlalchemy import select
 from agent_rig import Device, Site, site
 from bundles import KEY
 from digits import INPUT, OUTPUT, digits_data, digits_net, digits_proto, exam_npz
+from edgepack import messages
 from edgepack.bundle import open_bundle, write_bundle
+from edgepack.offers import Offer, OfferDirectory
+from edgepack.patch import Frame, Header, write_frame, write_header
 from edgepack_fleet.adapters.tables import JobRow
+from edgepack_fleet.transfer import Piece
 from edgepack_packager.core.deltas import Delta
+from edgepack_packager.workers.patches import encode
 from fleet_rig import publisher, wait
+from patch_rig import digest
 from slots import digits_manifest, raw
 
 pytestmark = [pytest.mark.mosquitto, pytest.mark.system]
@@ -42,19 +49,19 @@ def tuned_release(home: Path, version: str, seed: int) -> Path:
 
 
 class Counting:
-    """Counts the bytes of every blob that the fleet reads for its devices."""
+    """Counts the bytes of every blob that the fleet sends to its devices."""
 
     def __init__(self, place: Site) -> None:
         self.sent: Counter[str] = Counter()
-        content = place.service.content
-        read = content.read
+        transfer = place.service.transfer
+        blocks = transfer._content_blocks
 
-        def counted(sha256: str, offset: int = 0, length: int | None = None) -> bytes:
-            data = read(sha256, offset, length)
-            self.sent[sha256] += len(data)
-            return data
+        def counted(device: str, request: messages.BlobRequest) -> Iterator[Piece]:
+            for piece in blocks(device, request):
+                self.sent[request.sha256] += len(piece.payload)
+                yield piece
 
-        content.read = counted  # type: ignore[method-assign]
+        transfer._content_blocks = counted  # type: ignore[method-assign]
 
 
 @pytest.fixture
@@ -101,7 +108,35 @@ def test_an_update_takes_a_patch_and_not_one_byte_of_the_model(place: Site) -> N
     blobs = {path.name for path in (device.data / "blobs").iterdir()}
     assert {model, delta.pair.base} <= blobs, "the next patch will need its base"
     wait("the patch to be removed", lambda: not list((device.data / "parts").iterdir()))
+
+    # A stolen fleet offers a patch of its own: it costs its bytes and is not believed.
+    trojan, size, _ = publish(place, "1.2.0", 2)
+    evil = offer_evil(place, device.data / "blobs" / model, trojan, size)
+    counting.sent.clear()
+    rollout = update(place, device, "1.2.0")
+    assert counting.sent[evil] == place.service.content.size(evil)
+    assert counting.sent[trojan] == size
+    (report,) = place.job(rollout).detail["patches"]
+    assert report["reason"] == "patch_wrong_result"
+    assert (device.data / "blobs" / trojan).stat().st_size == size
+    wait("the patch to be removed", lambda: not list((device.data / "parts").iterdir()))
     assert device.stop() == 0
+
+
+def offer_evil(place: Site, base: Path, target: str, size: int) -> str:
+    """Offer, past all checks, a patch that makes something else of BASE; return its digest."""
+    old = base.read_bytes()
+    new = bytes(100) + old[100:]
+    file = io.BytesIO()
+    write_header(file, Header("bsdiff", base.name, len(old), target, size, 1))
+    write_frame(file, Frame(0, len(old), len(new), 0), encode("bsdiff", old, new))
+    patch = file.getvalue()
+    place.service.content.put(digest(patch), [patch])
+    offer = Offer(
+        base=base.name, base_size=len(old), codec="bsdiff", patch=digest(patch), size=len(patch)
+    )
+    OfferDirectory(place.service.settings.data / "patches").add(target, size, [offer])
+    return digest(patch)
 
 
 def test_a_metered_link_carries_patches_and_never_a_whole_model_unasked(place: Site) -> None:

@@ -18,7 +18,7 @@ from edgepack.patch import FRAME_BASE, FRAME_TARGET, apply_patch
 from edgepack_packager.adapters.patch_workshop import Workshop
 from edgepack_packager.adapters.published import DirectoryRepository
 from edgepack_packager.adapters.publisher_home import PublisherHome
-from edgepack_packager.core.deltas import Pair, bases_of, check_wanted, windows
+from edgepack_packager.core.deltas import Pair, bases_of, check_wanted, hopeless, sample, windows
 from edgepack_packager.repository import PublishRequest, init, publish
 from fuzz import refusal
 from trust_rig import START, PushedTo, World, no_passphrase
@@ -56,6 +56,9 @@ def test_a_patch_is_offered_that_makes_the_new_of_the_old(tmp_path: Path) -> Non
     again = world.publish(bundle, delta_from=("auto",), progress=lambda *told: seen.append(told))
     assert [(d.codec, d.size) for d in again.deltas] == [("bsdiff", delta.size)]
     assert not seen, "a patch that is offered was made again"
+    world.content.drop(offer.patch)
+    world.publish(bundle, delta_from=("auto",))
+    assert world.content.has(offer.patch), "a patch that was lost was not made again"
 
 
 def test_what_saves_nothing_is_not_offered(tmp_path: Path) -> None:
@@ -169,6 +172,16 @@ def test_files_of_one_length_are_looked_at_where_they_are() -> None:
         assert window.base_offset <= window.target_offset
         end = window.target_offset + window.target_length
         assert end <= window.base_offset + window.base_length
+
+
+def test_large_files_are_tried_by_a_frame_of_their_middle() -> None:
+    size = 10 * FRAME_TARGET
+    frame = sample(windows(size, size))
+    assert frame is not None
+    assert frame.target_offset == size // 2
+    assert hopeless(frame.target_length, frame)
+    assert not hopeless(frame.target_length // 2, frame)
+    assert sample(windows(FRAME_TARGET, FRAME_TARGET)) is None
 
 
 def test_auto_takes_the_newest_versions_of_the_same_variant() -> None:
