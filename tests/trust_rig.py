@@ -111,9 +111,11 @@ class World:
     def published(self) -> PushedTo:
         return PushedTo(self.image, self.content)
 
-    def export(self, directory: Path, *releases: str, days: float = 30) -> Exported:
-        life = timedelta(days=days)
-        return export(self.home, self.published, directory, releases, life, self.clock())
+    def export(
+        self, directory: Path, *releases: str, days: float = 30, patches: bool = False
+    ) -> Exported:
+        life, now = timedelta(days=days), self.clock()
+        return export(self.home, self.published, directory, releases, life, now, patches=patches)
 
     def revoke(self, below: int, on_revoked: OnRevoked | None = None, line: str = "digits") -> None:
         change = Change({line: LineChange(min_epoch=below, on_revoked=on_revoked)})

@@ -46,6 +46,8 @@ def export(
     releases: Collection[str],
     life: timedelta,
     now: datetime,
+    *,
+    patches: bool = False,
 ) -> Exported:
     """Make DIRECTORY a mirror of SOURCE.
 
@@ -54,10 +56,11 @@ def export(
     Args:
         home: Of the publisher; its export key signs.
         source: Where metadata and blobs come from.
-        directory: Gets `metadata/`, `blobs/sha256/` and `patches/`.
+        directory: Gets `metadata/`, `blobs/sha256/`, and `patches/` if they are wanted.
         releases: `NAME@VERSION` of what to take along; empty: everything.
         life: How long devices believe the mirror.
         now: The time, UTC.
+        patches: Take the patches along too: for a mirror that devices fetch from over a network.
 
     Raises:
         UsageError: there is no such release, DIRECTORY is something else, cannot be written,
@@ -75,7 +78,7 @@ def export(
     for sha256, size in _blobs(place, chosen):
         copied += _copy(place, source, sha256, size)
         blobs.append((sha256, size))
-    for sha256, size in _patches(place, source, tuple(blobs)):
+    for sha256, size in _patches(place, source, tuple(blobs) if patches else ()):
         copied += _copy(place, source, sha256, size)
         blobs.append((sha256, size))
     snapshot = place.commit(state.files, state.roles)

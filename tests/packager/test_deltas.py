@@ -100,6 +100,20 @@ def test_a_directory_gets_patches_too(tmp_path: Path) -> None:
     assert (stick / "blobs" / "sha256" / offer.patch).stat().st_size == offer.size < size
 
 
+def test_a_mirror_has_patches_if_they_are_asked_for(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.publish(release(tmp_path, "1.0.0", model()))
+    bundle = release(tmp_path, "1.1.0", model(100))
+    (delta,) = world.publish(bundle, delta_from=("auto",)).deltas
+    target, _ = blob_of(bundle)
+    plain, full = tmp_path / "plain", tmp_path / "full"
+    less, more = world.export(plain), world.export(full, patches=True)
+    assert more.size_bytes - less.size_bytes == delta.size
+    assert not (plain / "patches").exists()
+    (offer,) = read_offers((full / "patches" / offers_name(target)).read_bytes(), target).offers
+    assert (full / "blobs" / "sha256" / offer.patch).stat().st_size == delta.size
+
+
 def test_an_offer_that_is_not_what_it_says_is_refused(tmp_path: Path) -> None:
     world = World(tmp_path)
     for version, changes in (("1.0.0", 0), ("1.1.0", 100)):

@@ -206,6 +206,7 @@ def revoke(
               help="What to take along; repeat it. Without it: everything.")  # fmt: skip
 @click.option("--valid-for", type=click.IntRange(1, 90), default=30, show_default=True,
               metavar="DAYS", help="How long devices believe the mirror.")  # fmt: skip
+@click.option("--patches", is_flag=True, help="Take the patches along too.")
 @json_option
 def export(
     directory: Path,
@@ -214,6 +215,7 @@ def export(
     token: str,
     releases: tuple[str, ...],
     valid_for: int,
+    patches: bool,
     as_json: bool,
 ) -> None:
     """Make DIRECTORY, say a USB stick, a mirror of a repository for sites without a network.
@@ -229,7 +231,8 @@ def export(
     now = datetime.now(UTC)
     owner = PublisherHome(home or _default_home(), ask_passphrase)
     with _source(where, token, owner, now) as source:
-        done = make_mirror(owner, source, directory, releases, timedelta(days=valid_for), now)
+        life = timedelta(days=valid_for)
+        done = make_mirror(owner, source, directory, releases, life, now, patches=patches)
     if as_json:
         print_json(
             {
