@@ -23,9 +23,10 @@ from sqlalchemy import select
 
 from agent_rig import Device, Site
 from crashstates.proxy import Proxy
-from crashstates.watched import HERE, Plug, Watched
+from crashstates.watched import Plug, Watched, python_path
 from digits import accuracy, digits_data
 from edgepack.chunks import CHUNK_SIZE
+from edgepack_agent.adapters.control import call
 from edgepack_agent.adapters.identity import load_identity
 from edgepack_agent.adapters.partial import Partial
 from edgepack_fleet.adapters.broker import Address
@@ -53,6 +54,7 @@ class Patient:
         log = device.home / "agent.log"
         log.touch()
         self.plug = Plug(device.name, device.data, device.config, log)
+        self._socket = device.home / "run" / "control.sock"
         self.rss = 0.0
         place.watched.add(self.plug)
 
@@ -61,7 +63,7 @@ class Patient:
 
     def status(self) -> dict[str, Any]:
         with contextlib.suppress(Exception):
-            found = self.device.ask("status")
+            found = call(self._socket, "status", None, timeout_s=20)
             self._weigh()
             return found
         return {}
@@ -186,7 +188,7 @@ class Bench:
         with (self.root / "fleet.log").open("ab") as log:
             self._fleet = subprocess.Popen(
                 [sys.executable, "-m", "crashstates.fleet", *words, str(self.root / "counts")],
-                env=os.environ | {"PYTHONPATH": str(HERE)},
+                env=os.environ | {"PYTHONPATH": python_path()},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=log,

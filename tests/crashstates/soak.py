@@ -52,7 +52,7 @@ _KINDS = (r".*", r"journal\.db-wal", r"slots.*|floors.*|\.part.*|trust.*", r"blo
 def _moment(dice: random.Random) -> Callable[[int, Op], bool]:
     """Return when to kill: at a random operation from now on, or a random one of some kind."""
     kind = re.compile(dice.choice(_KINDS))
-    left = dice.randrange(1, 400 if kind.pattern == ".*" else 40)
+    left = dice.randrange(1, 300 if kind.pattern == ".*" else 25)
 
     def now(_count: int, op: Op) -> bool:
         nonlocal left

@@ -23,9 +23,14 @@ from crashstates.disk import Disk, Image, materialise, read_image
 from crashstates.trace import Op, Reader, joined, strace
 from crashstates.warm import RUNNERS
 
-__all__ = ["Plug", "Watched"]
+__all__ = ["Plug", "Watched", "python_path"]
 
-HERE = Path(__file__).parents[1]
+_HERE = Path(__file__).parents[1]
+
+
+def python_path() -> str:
+    """Return the PYTHONPATH of a process that runs a module of the tests."""
+    return os.pathsep.join(filter(None, (str(_HERE), os.environ.get("PYTHONPATH"))))
 
 
 class Plug:
@@ -150,7 +155,7 @@ class Watched:
         home, pipe = self._home, self._home / "record"
         os.mkfifo(pipe)
         env = os.environ | {
-            "PYTHONPATH": str(HERE),
+            "PYTHONPATH": python_path(),
             RUNNERS: str(home / "runners.sock"),
             "OPENBLAS_NUM_THREADS": "1",
             "OMP_NUM_THREADS": "1",

@@ -158,7 +158,10 @@ class Downloads:
         """Remove every blob but WANTED, complete or not."""
         kept = set(wanted)
         for path in (*self._blobs.iterdir(), *self._parts.iterdir()):
-            if path.name.partition(".")[0] not in kept:
+            name = path.name.partition(".")[0]
+            # What a cut left beside a blob that has just become complete is of no use either.
+            done = path.parent == self._parts and self.path(name).exists()
+            if name not in kept or done:
                 path.unlink(missing_ok=True)
 
     def _drop_part(self, sha256: str) -> None:
