@@ -175,8 +175,8 @@ class Bench:
         self._read = 0
         self._lock = threading.Lock()
 
-    def publish_all(self) -> None:
-        for version in (*GOOD, *BAD):
+    def publish(self, *versions: str) -> None:
+        for version in versions:
             self.site.publish(version, lie=version == "4.0.0", padding=PADDING)
         for path in (self.root / "fleet" / "blobs").rglob("*"):
             if path.is_file():
@@ -247,9 +247,9 @@ class Bench:
 
 
 @contextlib.contextmanager
-def bench(devices: int, memory: Path | None = None) -> Iterator[Bench]:
-    """Yield a bench with DEVICES devices, none of them started, and all versions published."""
-    there = memory or (Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else None)
+def bench(devices: int, *versions: str) -> Iterator[Bench]:
+    """Yield a bench with DEVICES devices, none of them started, and VERSIONS published."""
+    there = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     root = Path(tempfile.mkdtemp(prefix="edgepack-soak-", dir=there))
     data = root / "fleet"
     publisher(data)
@@ -258,7 +258,7 @@ def bench(devices: int, memory: Path | None = None) -> Iterator[Bench]:
             service = Service(Settings(data, Address(broker.address.host, broker.address.port)))
             place = Bench(root, Site(root, broker, service), watched)
             try:
-                place.publish_all()
+                place.publish(*versions)
                 place.start_fleet()
                 for number in range(devices):
                     place.add(f"cam{number}")

@@ -196,7 +196,7 @@ class Reader:
     def _write(self, name: str, args: str, result: str) -> Iterator[Op]:
         handle, path = self._handle(args)
         data = b"".join(_decode(text) for text in _TEXT.findall(args))
-        if self._inside(path) and result not in {"?", str(len(data))}:
+        if self._inside(path) and result not in {"?", "0", str(len(data))}:
             raise TraceError(f"{len(data)} bytes are known of {result} that were written to {path}")
         if name == "pwrite64":
             offset = int(args.rpartition(", ")[2])
@@ -204,7 +204,9 @@ class Reader:
             offset = self._offsets.get((handle, path), 0)
             self._offsets[handle, path] = offset + len(data)
         if self._inside(path) and (data or result == "?"):
-            yield Op("write", self._inner(path), offset=offset, data=data)
+            # Nothing is written by a call whose process is killed as it begins: it gives 0.
+            sure = result != "0"
+            yield Op("write", self._inner(path), offset=offset, data=data, sure=sure)
 
     def _seek(self, args: str, result: str) -> None:
         if result != "?":
