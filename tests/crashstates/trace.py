@@ -161,7 +161,9 @@ class Reader:
                 raise TraceError(f"not a line of strace: {line[:120]}")
         elif match[3] != "-1" and (self.needle in line or match[1] in {"sync", "syncfs"}):
             ops = self._call(match[1], match[2], match[3], match[4])
-            yield from ops if match[3] != "?" else (replace(op, sure=False) for op in ops)
+            # A call whose process is killed as it begins has no result, or that of another one.
+            doubtful = match[3] == "?" or (match[1] in _SIMPLE and match[3] != "0")
+            yield from (replace(op, sure=False) for op in ops) if doubtful else ops
 
     def _call(self, name: str, args: str, result: str, opened: str | None) -> Iterator[Op]:
         if name == "openat":
@@ -196,16 +198,13 @@ class Reader:
     def _write(self, name: str, args: str, result: str) -> Iterator[Op]:
         handle, path = self._handle(args)
         data = b"".join(_decode(text) for text in _TEXT.findall(args))
-        if self._inside(path) and result not in {"?", "0", str(len(data))}:
-            raise TraceError(f"{len(data)} bytes are known of {result} that were written to {path}")
         if name == "pwrite64":
             offset = int(args.rpartition(", ")[2])
         else:
             offset = self._offsets.get((handle, path), 0)
             self._offsets[handle, path] = offset + len(data)
         if self._inside(path) and (data or result == "?"):
-            # Nothing is written by a call whose process is killed as it begins: it gives 0.
-            sure = result != "0"
+            sure = result == str(len(data))
             yield Op("write", self._inner(path), offset=offset, data=data, sure=sure)
 
     def _seek(self, args: str, result: str) -> None:
