@@ -91,6 +91,7 @@ def test_an_update_survives_a_cut_in_every_phase(
     wait("no file to be left", lambda: not patient.litter())
 
 
+@pytest.mark.soak
 def test_random_cuts(patient: Patient, tmp_path: Path) -> None:
     tally = Tally()
     course = Course(patient, 7, tally, tmp_path, versions=("1.0.0", "1.1.0", "1.2.0"))
