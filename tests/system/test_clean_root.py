@@ -274,7 +274,7 @@ def told(machine: Machine) -> None:
 def watched(machine: Machine) -> None:
     """A loop that stands still is ended by the watchdog, and the model serves again."""
     pid = machine.show("MainPID")
-    machine.run("kill", "-STOP", pid)
+    machine.run("systemctl", "kill", "--kill-whom=main", "--signal=STOP", "edgepack-agent")
     wait("the watchdog to act", lambda: machine.show("NRestarts") == "1", 60)
     wait("it to serve again", lambda: machine.status().get("serving") == "digits@3.0.0", 60)
     assert machine.show("MainPID") != pid
