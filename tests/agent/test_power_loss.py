@@ -371,6 +371,15 @@ def test_links_follow_the_journal_and_lead_back_without_it(tmp_path: Path) -> No
     assert not (tmp_path / "slots" / "current").is_symlink()
 
 
+def test_a_map_that_a_cut_left_beside_a_complete_blob_goes(tmp_path: Path) -> None:
+    store, blob = downloads(tmp_path), Blob(content(1000))
+    store.put(blob.sha256, [blob.content])
+    (tmp_path / "parts" / f"{blob.sha256}.map").write_bytes(bytes(32))
+    store.keep_only([blob.sha256])
+    assert not list((tmp_path / "parts").iterdir())
+    assert store.has(blob.sha256, 1000)
+
+
 def test_only_the_blobs_of_models_in_use_are_kept(tmp_path: Path) -> None:
     _, one = stocked(tmp_path, "1.0.0")
     slots, two = stocked(tmp_path, "2.0.0")

@@ -67,7 +67,13 @@ def at(patient: Patient, phase: str, place: Path, *, saved: bool) -> Callable[[i
     return now
 
 
-@pytest.mark.parametrize("saved", [True, False], ids=["saved", "not yet saved"])
+@pytest.mark.parametrize(
+    "saved",
+    [
+        pytest.param(True, id="saved", marks=pytest.mark.soak),
+        pytest.param(False, id="not yet saved"),
+    ],
+)
 def test_an_update_survives_a_cut_in_every_phase(
     patient: Patient, tmp_path: Path, saved: bool
 ) -> None:
