@@ -7,6 +7,8 @@ open files, no way to open another, and limits on memory, time and on what is wr
 the result is right is not believed but measured, by the parent.
 """
 
+import contextlib
+import errno
 import os
 import resource
 import sys
@@ -19,7 +21,8 @@ from edgepack_agent.runner.kernel import be_killed_first
 __all__ = ["BAD_PATCH", "DISK", "MEMORY", "main"]
 
 BAD_PATCH, MEMORY, DISK = 3, 4, 5
-"""Exit codes: what was wrong."""
+"""Exit codes: what was wrong; any other: something unforeseen."""
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 def main(arguments: list[str]) -> int:
@@ -27,7 +30,8 @@ def main(arguments: list[str]) -> int:
     base, patch, out, size, memory, seconds, parent = map(int, arguments)
     die_with_parent(parent)
     be_killed_first()
-    os.nice(10)
+    with contextlib.suppress(OSError):
+        os.nice(10)
     with os.fdopen(base, "rb") as old, os.fdopen(patch, "rb") as diff, os.fdopen(out, "wb") as new:
         try:
             preload(read_header(diff).codec)
@@ -41,7 +45,7 @@ def main(arguments: list[str]) -> int:
         except MemoryError:
             return _failed(MEMORY, f"it takes more than {memory} bytes of memory")
         except OSError as error:
-            return _failed(DISK, error.strerror or str(error))
+            return _failed(DISK if error.errno in _FULL else 1, error.strerror or str(error))
     return 0
 
 
@@ -55,7 +59,9 @@ def _confine(size: int, memory: int, seconds: int) -> None:
         resource.RLIMIT_NOFILE: 0,
     }
     for kind, limit in limits.items():
-        resource.setrlimit(kind, (limit, limit))
+        before, _ = resource.getrlimit(kind)
+        lower = limit if before == resource.RLIM_INFINITY else min(limit, before)
+        resource.setrlimit(kind, (lower, lower))
 
 
 def _failed(code: int, why: str) -> int:

@@ -4,6 +4,7 @@ import json
 import lzma
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -585,3 +586,19 @@ def test_choosing_is_by_bytes_alone() -> None:
     assert chosen(missing=40) is None
     assert choose([a, b], 89, 89, held=held, codecs={"zstd"}, goes={b.patch: MAX_GOES}) is None
     assert choose([b], 100, 100, held=held, codecs={"bsdiff"}, goes={}) is None
+
+
+def test_a_disk_that_fills_up_while_a_patch_is_applied_is_called_by_its_name(box: Box) -> None:
+    """The kernel refuses to write past a limit on the size of files, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    box.downloads.put(box.fleet.offer(OLD, NEW, make_patch(OLD, NEW)).patch, [make_patch(OLD, NEW)])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (SIZE // 2, hard))
+    try:
+        box.fleet.put(NEW)
+        with pytest.raises(EdgepackError):
+            box.patching.fetch(digest(NEW), len(NEW), box.fleet)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [r.reason for r in box.reports] == ["disk_full"]
+    box.fetch(NEW)
+    assert not box.litter
