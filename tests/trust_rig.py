@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO
 
-from securesystemslib.signer import CryptoSigner
+from securesystemslib.signer import CryptoSigner, Key
 from tuf.api.metadata import Targets
 
 import bundles
@@ -29,8 +29,17 @@ from edgepack_packager.adapters.publisher_home import PublisherHome
 from edgepack_packager.core.draft import Change
 from edgepack_packager.core.roles import LineChange
 from edgepack_packager.mirror import Exported, export
-from edgepack_packager.repository import Publication, PublishRequest, init, publish, revise
-from edgepack_packager.standing import current_state
+from edgepack_packager.repository import (
+    Publication,
+    PublishRequest,
+    Revision,
+    init,
+    public_keys,
+    publish,
+    revise,
+)
+from edgepack_packager.rotation import Rotation, rotated
+from edgepack_packager.standing import Doubt, current_state
 
 START = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 FACTS = DeviceFacts({"onnx": "1.23.2"}, "x86_64", frozenset({"avx2"}))
@@ -121,6 +130,16 @@ class World:
         change = Change({line: LineChange(min_epoch=below, on_revoked=on_revoked)})
         state = current_state(self.home, self.published)
         revise(self.home, self.published, state, change, self.clock())
+
+    def rotate(self, *replace: str, doubt: Doubt | None = None, **more: object) -> Revision:
+        """Change keys, as `edgepack repo rotate` does."""
+        rotation = Rotation(dict.fromkeys(replace, ""), **more)  # type: ignore[arg-type]
+        state = current_state(self.home, self.published, doubt)
+        change = rotated(self.home, state, rotation, self.next_keys)
+        return revise(self.home, self.published, state, change, self.clock())
+
+    def next_keys(self) -> dict[str, Key]:
+        return public_keys(self.image.next_online_keys())
 
     def release(self, version: str = "1.0.0", **fields: object) -> TargetInfo:
         """Build and publish a version; return its target."""

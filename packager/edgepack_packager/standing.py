@@ -54,9 +54,10 @@ def current_state(
     home.settle()
     roots = _roots(home, repository)
     online = current_roles(repository) if repository else {}
-    # A repository that has not heard of our newest root may hold what a key of old signed.
-    behind = repository is not None and repository.metadata(list(roots)[-1]) is None
-    sides = _Sides(home, online, doubt or Doubt(), behind=behind)
+    # A side that has not heard of the newest root may hold what a key of old signed.
+    newest = list(roots)[-1]
+    behind = newest not in home.roots, bool(repository and not repository.metadata(newest))
+    sides = _Sides(home, online, doubt or Doubt(), behind)
     root = parse(list(roots.values())[-1], Root).signed
     sides.take("targets", root)
     top = parse(sides.roles["targets"], Targets).signed
@@ -95,9 +96,14 @@ class _Sides:
     """Home and repository, and what is taken of them: `roles`, and the versions `seen`."""
 
     def __init__(
-        self, home: PublisherHome, online: dict[str, bytes], doubt: Doubt, *, behind: bool
+        self,
+        home: PublisherHome,
+        online: dict[str, bytes],
+        doubt: Doubt,
+        behind: tuple[bool, bool],
     ) -> None:
-        self._home, self._online, self._doubt, self._behind = home, online, doubt, behind
+        self._home, self._online, self._doubt = home, online, doubt
+        self._behind = behind
         self.roles: dict[str, bytes] = {}
         self.seen: dict[str, int] = {}
 
@@ -110,21 +116,23 @@ class _Sides:
                 theirs = None
                 if ours is None:
                     return
+        sides = zip((ours, theirs), self._behind, strict=True)
         candidates = [
-            data for data in (theirs, ours) if data and self._counts(role, data, delegator)
+            data for data, behind in sides if data and _counts(role, data, delegator, behind=behind)
         ]
         if not candidates:
             raise IntegrityError(f"the metadata of {role} is lost", reason="metadata_missing")
         self.roles[role] = max(candidates, key=_version)
 
-    def _counts(self, role: str, data: bytes, delegator: Root | Targets) -> bool:
-        try:
-            verify(delegator, role, parse(data, Targets))
-        except IntegrityError:
-            if not self._behind:
-                raise
-            return False
-        return True
+
+def _counts(role: str, data: bytes, delegator: Root | Targets, *, behind: bool) -> bool:
+    try:
+        verify(delegator, role, parse(data, Targets))
+    except IntegrityError:
+        if not behind:
+            raise
+        return False
+    return True
 
 
 def _believed(role: str, ours: bytes | None, theirs: bytes, doubt: Doubt) -> bool:

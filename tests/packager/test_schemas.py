@@ -121,6 +121,17 @@ def test_keys_and_repository(tmp_path: Path) -> None:
     revoke = ("repo", "revoke", "digits", "--below", "1", "--on-revoked", "stop", *where)
     check("revision", printed(edgepack(*revoke, cwd=tmp_path)))
     check("export", printed(edgepack("repo", "export", "stick", *where, cwd=tmp_path)))
+    check("repo-status", printed(edgepack("repo", "status", *where, cwd=tmp_path)))
+    rotate = ("repo", "rotate", "--replace", "line-digits", "--replace", "timestamp", *where)
+    check("revision", printed(edgepack(*rotate, cwd=tmp_path)))
+    check("revision", printed(edgepack("repo", "refresh", "--within", "365", *where, cwd=tmp_path)))
+    ask = ("repo", "sign-request", "ask.json", "--root", *where)
+    check("sign-status", printed(edgepack(*ask, cwd=tmp_path)))
+    sign = ("repo", "sign", "ask.json", "--key", "home/keys/root-1.pem", "--yes", "--json")
+    signed = edgepack(*sign, "--root", "home/metadata/1.root.json", cwd=tmp_path)
+    check("sign-status", printed(signed))
+    merge = ("repo", "merge", signed.document["request"], "ask.json", *where)
+    check("revision", printed(edgepack(*merge, cwd=tmp_path)))
 
 
 def test_toolchains_and_doctor(tmp_path: Path) -> None:

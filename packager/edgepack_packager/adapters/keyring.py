@@ -106,6 +106,21 @@ class KeyRing:
         write_file(self._file(name, _PUBLIC), _pem(key))
         return self._public(name)
 
+    def read(self, source: str, role: str) -> Key:
+        """Return the public key at SOURCE; one with a URI is adopted, as a further key of ROLE.
+
+        Raises:
+            UsageError: there is no such key.
+        """
+        uri, _, file = source.partition(",")
+        if not is_uri(uri):
+            return public_key(_read(Path(source)))
+        key = public_key(_read(Path(file))) if file else import_key(uri, self._ask)
+        name = f"{NEXT}/{role}-{key.keyid[:8]}"
+        write_file(self._file(name, ".uri"), f"{uri}\n".encode(), 0o600)
+        write_file(self._file(name, _PUBLIC), _pem(key))
+        return key
+
     def settle(self, keyids: Collection[str]) -> None:
         """Put what waits in `next` in its place, if KEYIDS, the keys that count, has it."""
         for name in [name for name in self.names() if name.startswith(f"{NEXT}/")]:

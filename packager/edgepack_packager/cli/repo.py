@@ -1,12 +1,9 @@
 """`edgepack repo`: make a publisher's home, publish bundles. The work is in `repository`."""
 
-import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any
 
 import click
 
@@ -16,27 +13,29 @@ from edgepack.keys import load_public
 from edgepack.patch import Codec
 from edgepack.trust import OnRevoked, TargetInfo
 from edgepack_packager import repository as publisher
-from edgepack_packager.adapters.published import DirectoryRepository, Published
 from edgepack_packager.adapters.publisher_home import PublisherHome
 from edgepack_packager.cli.keys import ask_passphrase, new_passphrase
+from edgepack_packager.cli.places import (
+    default_home,
+    home_option,
+    json_option,
+    on_revoked_option,
+    online_keys,
+    place,
+    repo_option,
+    source,
+    token_option,
+    valid_option,
+)
+from edgepack_packager.cli.rotation import refresh, rotate, status, tell, warn
+from edgepack_packager.cli.staging import merge, sign, sign_request
 from edgepack_packager.core.deltas import Delta, Pair, check_wanted
 from edgepack_packager.core.draft import Change
 from edgepack_packager.core.roles import LineChange
 from edgepack_packager.mirror import export as make_mirror
 from edgepack_packager.standing import current_state
 
-if TYPE_CHECKING:
-    from edgepack_packager.adapters.fleet_repository import FleetRepository
-
 __all__ = ["repo"]
-
-ENV_HOME = "EDGEPACK_PUBLISHER"
-ENV_TOKEN = "EDGEPACK_FLEET_TOKEN"  # noqa: S105  the variable's name, not a secret
-
-token_option = click.option(
-    "--token", default="", envvar=ENV_TOKEN, help="Operator's token of the fleet."
-)
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 
 
 @click.group()
@@ -62,34 +61,19 @@ def init(
     Example:
         edgepack repo init publisher --fleet https://fleet.example:8080
     """
-    place = home or _default_home()
-    online = _online_keys(fleet, token) if fleet else None
+    where = home or default_home()
+    online = online_keys(fleet, token) if fleet else None
     passphrase = None if no_passphrase else new_passphrase()
-    digest = publisher.init(place, passphrase, datetime.now(UTC), online)
-    root = place / "metadata" / "1.root.json"
+    digest = publisher.init(where, passphrase, datetime.now(UTC), online)
+    root = where / "metadata" / "1.root.json"
     if as_json:
-        facts = {"home": str(place), "root": str(root), "root_sha256": digest}
+        facts = {"home": str(where), "root": str(root), "root_sha256": digest}
         print_json({"schema": "edgepack.repo/v1", **facts, "encrypted": passphrase is not None})
         return
-    click.echo(f"publisher's home  {place}")
+    click.echo(f"publisher's home  {where}")
     click.echo(f"root              {root}  (devices enrol with --root FILE)")
     click.echo(f"root sha256       {digest}  (or with --root-sha256 HEX)")
     click.echo("Move keys/root-1, root-2 and root-3 to three safe places.", err=True)
-
-
-repo_option = click.option(
-    "--repo", "where", required=True, metavar="DIR|URL", help="Where the repository is."
-)
-home_option = click.option("--home", type=click.Path(path_type=Path), help="The publisher's home.")
-valid_option = click.option(
-    "--valid-for", type=click.IntRange(1, 90), default=1, show_default=True, metavar="DAYS",
-    help="How long devices believe a directory repository.",
-)  # fmt: skip
-on_revoked_option = click.option(
-    "--on-revoked", type=click.Choice(get_args(OnRevoked)),
-    help="What devices do with a revoked model that serves: keep serving until there is "
-    "another, or stop.",
-)  # fmt: skip
 
 
 @repo.command()
@@ -135,7 +119,7 @@ def publish(
     if (exam is None) != (min_score is None):
         raise UsageError("--exam and --min-score go together", reason="usage")
     now = datetime.now(UTC)
-    owner = PublisherHome(home or _default_home(), ask_passphrase)
+    owner = PublisherHome(home or default_home(), ask_passphrase)
     request = publisher.PublishRequest(
         bundles,
         load_public(key) if key else None,
@@ -145,8 +129,9 @@ def publish(
         on_revoked,
         check_wanted(delta_from),
     )
-    with _place(where, token, owner, now, timedelta(days=valid_for)) as place:
-        done = publisher.publish(owner, place, request, now, _patch_made)
+    with place(where, token, owner, now, timedelta(days=valid_for)) as there:
+        done = publisher.publish(owner, there, request, now, _patch_made)
+    warn(current_state(owner, None), now)
     if as_json:
         print_json(_document(done, where))
         return
@@ -188,13 +173,13 @@ def revoke(
             --repo https://fleet.example:8080
     """
     now = datetime.now(UTC)
-    owner = PublisherHome(home or _default_home(), ask_passphrase)
-    with _place(where, token, owner, now, timedelta(days=valid_for)) as place:
-        state = current_state(owner, place)
+    owner = PublisherHome(home or default_home(), ask_passphrase)
+    with place(where, token, owner, now, timedelta(days=valid_for)) as there:
+        state = current_state(owner, there)
         if state.line(line) is None:
             raise UsageError(f"there is no model line {line}", reason="no_line")
         change = Change({line: LineChange(min_epoch=below, on_revoked=on_revoked)})
-        _tell(publisher.revise(owner, place, state, change, now), where, as_json=as_json)
+        tell(publisher.revise(owner, there, state, change, now), where, as_json=as_json)
 
 
 @repo.command()
@@ -229,10 +214,10 @@ def export(
             --release digits@1.0.0 --valid-for 30
     """
     now = datetime.now(UTC)
-    owner = PublisherHome(home or _default_home(), ask_passphrase)
-    with _source(where, token, owner, now) as source:
+    owner = PublisherHome(home or default_home(), ask_passphrase)
+    with source(where, token, owner, now) as mirrored:
         life = timedelta(days=valid_for)
-        done = make_mirror(owner, source, directory, releases, life, now, patches=patches)
+        done = make_mirror(owner, mirrored, directory, releases, life, now, patches=patches)
     if as_json:
         print_json(
             {
@@ -250,22 +235,6 @@ def export(
         click.echo(release)
     click.echo(f"valid until {done.expires:%Y-%m-%d %H:%M} UTC")
     click.echo(f"{done.copied_bytes / 1e6:.1f} of {done.size_bytes / 1e6:.1f} MB copied", err=True)
-
-
-def _tell(done: publisher.Revision, where: str, *, as_json: bool) -> None:
-    if as_json:
-        print_json(
-            {
-                "schema": "edgepack.revision/v1",
-                "repo": where,
-                "files": list(done.files),
-                "changes": list(done.summary),
-                "snapshot": done.snapshot,
-            }
-        )
-        return
-    for text in done.summary or ("nothing to do",):
-        click.echo(text)
 
 
 def _document(done: publisher.Publication, where: str) -> dict[str, Any]:
@@ -313,40 +282,5 @@ def _release(target: TargetInfo) -> str:
     return target.model.release
 
 
-@contextmanager
-def _place(
-    where: str, token: str, home: PublisherHome, now: datetime, life: timedelta
-) -> Iterator[Published]:
-    if where.startswith(("http://", "https://")):
-        with _fleet(where, token) as fleet:
-            yield fleet
-    else:
-        home.online_keys()  # a fleet's home has none: say so before anything is written
-        yield DirectoryRepository(Path(where), home.online_keys, now, life)
-
-
-@contextmanager
-def _source(where: str, token: str, home: PublisherHome, now: datetime) -> Iterator[Published]:
-    """Yield the repository at WHERE to read from, for which no key is needed."""
-    if where.startswith(("http://", "https://")):
-        with _fleet(where, token) as fleet:
-            yield fleet
-    else:
-        yield DirectoryRepository(Path(where), home.online_keys, now, timedelta())
-
-
-def _online_keys(url: str, token: str) -> dict[str, Any]:
-    with _fleet(url, token) as fleet:
-        return fleet.online_keys()
-
-
-def _fleet(url: str, token: str) -> "FleetRepository":
-    from edgepack_packager.adapters.fleet_repository import FleetRepository  # imports httpx
-
-    return FleetRepository(url, token)
-
-
-def _default_home() -> Path:
-    named = os.environ.get(ENV_HOME)
-    config = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
-    return Path(named) if named else Path(config) / "edgepack" / "publisher"
+for _command in (rotate, refresh, status, sign_request, sign, merge):
+    repo.add_command(_command)

@@ -1,6 +1,7 @@
 """The roles a publisher signs, as the next version of what they were. Pure; signs nothing."""
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -92,7 +93,7 @@ def next_root(root: Root, changes: Sequence[KeyChange], now: datetime) -> Root:
     Raises:
         UsageError: a key is not there, or a role would have fewer keys than have to sign.
     """
-    following = Root.from_dict(root.to_dict())
+    following = deepcopy(root)
     following.version, following.expires = root.version + 1, now + ROOT_LIFE
     for change in changes:
         _change_keys(following, change)
@@ -164,9 +165,9 @@ def next_line(
 
 
 def _copy(targets: Targets, now: datetime, seen: int) -> Targets:
-    copy = Targets.from_dict(targets.to_dict())
-    copy.version, copy.expires = max(targets.version, seen) + 1, now + TARGETS_LIFE
-    return copy
+    following = deepcopy(targets)
+    following.version, following.expires = max(targets.version, seen) + 1, now + TARGETS_LIFE
+    return following
 
 
 def _change_keys(delegator: Root | Targets, change: KeyChange) -> None:

@@ -18,7 +18,7 @@ from edgepack_packager.core.documents import (
     Unpacked,
     Verified,
 )
-from edgepack_packager.core.repo_documents import Exported, Revised
+from edgepack_packager.core.repo_documents import Exported, RepoStatus, Revised, SignStatus
 from edgepack_targets.measure import Benchmark
 
 __all__ = ["DOCUMENTS", "json_schema"]
@@ -38,7 +38,12 @@ DOCUMENTS: dict[str, tuple[Any, str]] = {
     "keys": (KeysCreated, "edgepack keys create"),
     "repo": (RepoCreated, "edgepack repo init"),
     "publish": (Published, "edgepack repo publish"),
-    "revision": (Revised, "edgepack repo revoke"),
+    "revision": (
+        Revised,
+        "edgepack repo revoke, edgepack repo rotate, edgepack repo refresh, edgepack repo merge",
+    ),
+    "repo-status": (RepoStatus, "edgepack repo status"),
+    "sign-status": (SignStatus, "edgepack repo sign-request, edgepack repo sign"),
     "export": (Exported, "edgepack repo export"),
 }
 """Every document by the name in its schema, and the commands that print it."""
