@@ -15,14 +15,12 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TypeVar
 
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_pem_public_key
-from securesystemslib.signer import CryptoSigner, Key, Signer, SSlibKey
+from securesystemslib.signer import Signer
 from tuf.api.exceptions import RepositoryError, UnsignedMetadataError
 from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
 
 from edgepack.durable import write_file
+from edgepack.signers import public_key, signer_of
 from edgepack.trust import (
     DEVICE,
     EXPORT,
@@ -182,23 +180,6 @@ def verify(delegator: Root | Targets, role: str, metadata: Metadata[S]) -> S:
             "bad_signature", f"the metadata of {role} is not signed by who must", why=str(error)
         ) from error
     return metadata.signed
-
-
-def public_key(pem: bytes) -> Key:
-    """Return the key whose PEM SubjectPublicKeyInfo is PEM, as TUF names it.
-
-    Raises:
-        TrustError: it is none that TUF knows (reason `bad_metadata`).
-    """
-    try:
-        return SSlibKey.from_crypto(load_pem_public_key(pem))
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise TrustError("bad_metadata", "this is not a public key", why=str(error)) from error
-
-
-def signer_of(key: ec.EllipticCurvePrivateKey) -> CryptoSigner:
-    """Return a TUF signer for KEY. securesystemslib's own loader opens no encrypted file."""
-    return CryptoSigner(key, SSlibKey.from_crypto(key.public_key()))
 
 
 def version_after(last: int, now: datetime) -> int:

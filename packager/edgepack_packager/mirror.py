@@ -19,7 +19,7 @@ from edgepack.offers import MIN_TARGET
 from edgepack.trust import MAX_MODEL_BYTES, TargetInfo
 from edgepack_packager.adapters.published import DirectoryRepository, Published
 from edgepack_packager.adapters.publisher_home import PublisherHome
-from edgepack_packager.core.draft import State
+from edgepack_packager.core.state import State
 from edgepack_packager.standing import current_state
 
 __all__ = ["Exported", "export"]

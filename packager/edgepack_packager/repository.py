@@ -37,13 +37,13 @@ from edgepack_packager.core.draft import (
     Change,
     Draft,
     Missing,
-    State,
     describe,
     make_draft,
     missing,
     signed,
 )
-from edgepack_packager.core.roles import LineChange, delegates, first_root, first_targets, next_line
+from edgepack_packager.core.roles import LineChange, first_root, first_targets, next_line
+from edgepack_packager.core.state import State, delegates
 from edgepack_packager.deltas import offer_deltas
 from edgepack_packager.standing import current_state
 

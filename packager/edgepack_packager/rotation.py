@@ -15,8 +15,9 @@ from tuf.api.metadata import Targets
 from edgepack.errors import UsageError
 from edgepack.metadata import parse
 from edgepack_packager.adapters.publisher_home import EXPORT_KEY, ONLINE, PublisherHome
-from edgepack_packager.core.draft import Change, State
-from edgepack_packager.core.roles import TOP_ROLES, KeyChange
+from edgepack_packager.core.draft import Change
+from edgepack_packager.core.roles import KeyChange
+from edgepack_packager.core.state import TOP_ROLES, State
 
 __all__ = ["Rotation", "expiring", "in_doubt", "rotated"]
 

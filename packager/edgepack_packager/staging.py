@@ -17,7 +17,7 @@ from edgepack.errors import IntegrityError, UsageError
 from edgepack.metadata import split_name
 from edgepack_packager.adapters.published import Published
 from edgepack_packager.adapters.publisher_home import PublisherHome
-from edgepack_packager.core.draft import Change, Missing, State, entitled, missing, signed
+from edgepack_packager.core.draft import Change, Missing, entitled, missing, signed
 from edgepack_packager.core.request import (
     MAX_REQUEST,
     Request,
@@ -26,6 +26,7 @@ from edgepack_packager.core.request import (
     review,
     write_request,
 )
+from edgepack_packager.core.state import State
 from edgepack_packager.repository import (
     Revision,
     check_complete,

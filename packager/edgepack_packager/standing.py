@@ -14,7 +14,7 @@ from edgepack.errors import IntegrityError, UsageError
 from edgepack.metadata import parse, verify
 from edgepack_packager.adapters.published import Published, current_roles
 from edgepack_packager.adapters.publisher_home import PublisherHome
-from edgepack_packager.core.draft import State
+from edgepack_packager.core.state import State
 from edgepack_packager.core.summary import describe_line, describe_targets
 
 __all__ = ["Doubt", "current_state"]

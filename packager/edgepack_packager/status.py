@@ -4,14 +4,13 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any
 
-from tuf.api.metadata import Role, Targets, Timestamp
+from tuf.api.metadata import Role, Root, Targets, Timestamp
 
 from edgepack.metadata import parse
 from edgepack.trust import MIN_EPOCH, ON_REVOKED, TrustError
 from edgepack_packager.adapters.published import Published
 from edgepack_packager.adapters.publisher_home import EXPORT_KEY, PublisherHome
-from edgepack_packager.core.draft import State
-from edgepack_packager.core.roles import TOP_ROLES
+from edgepack_packager.core.state import TOP_ROLES, State
 from edgepack_packager.rotation import expiring
 from edgepack_packager.standing import current_state
 
@@ -52,7 +51,7 @@ def _lines(state: State) -> list[str]:
 
 def _role(state: State, role: str, names: dict[str, str], here: dict[str, str]) -> dict[str, Any]:
     keys: Role = state.delegator(role).get_delegated_role(role)
-    signed = state.root if role == "root" else None
+    signed: Root | Targets | None = state.root if role == "root" else None
     if role in state.roles:
         signed = parse(state.roles[role], Targets).signed
     facts: dict[str, Any] = {

@@ -127,6 +127,61 @@ def test_a_director_with_other_keys(world: World, device: TrustClient, tmp_path:
     assert reason(device) == "bad_signature"
 
 
+def test_the_director_wants_more_than_one_model(world: World, device: TrustClient) -> None:
+    """Extraneous dependencies: nothing rides along with what was approved."""
+    approved = world.image.releases()[0].variants[0]
+    world.director_says("cam-1", approved, target_of(world.bundle(name="rider")))
+    assert reason(device) == "mismatch"
+
+
+# The whole fleet
+
+
+def test_a_fleet_that_was_stolen_before_enrolment(world: World, tmp_path: Path) -> None:
+    """The thief has every key of the fleet and the broker; the image root came another way."""
+    evil = target_of(world.bundle("6.6.6", security_epoch=9))
+    world.release()
+    world.director_says("new", evil)
+    assert reason(world.device("new")) == "not_in_image_repo"
+    files = world.image_files
+    line = Targets.from_dict(line_of(world).to_dict())
+    line.version += 1
+    line.targets[evil.path] = target_file(evil)
+    for signer in (STRANGER, world.online_key("snapshot"), world.online_key("timestamp")):
+        data = sign(line, signer)
+        files.write(f"{line.version}.line-digits.json", data)
+        roles = files.current() | {"line-digits": data}
+        seal(files, roles, steal_image_keys(world), world.clock())
+        world.director_says("new", evil)
+        assert reason(world.device("new")) == "bad_signature"
+
+
+def test_a_root_of_the_fleet_in_place_of_the_publishers(world: World, tmp_path: Path) -> None:
+    """A fleet cannot name itself the owner of the image repository, nor follow its root."""
+    thief = World(tmp_path / "thief", world.clock)
+    evil = thief.release("6.6.6", security_epoch=9)
+    world.director_says("new", evil)
+    served = thief.image.metadata
+    world.tamper = lambda repo, name, data: served(name) if repo == "image" else data
+    assert reason(world.device("new")) == "bad_signature"
+
+
+def test_every_key_that_is_online_at_once(world: World, device: TrustClient) -> None:
+    """Director, snapshot and timestamp together: nothing new, nothing revoked, nothing older."""
+    old = world.image.releases()[0].variants[0]
+    before = world.image_files.current()
+    world.publish(world.bundle("1.1.0", security_epoch=2, license="MIT"), min_epoch=2)
+    new = next(r.variants[0] for r in world.image.releases() if r.version == "1.1.0")
+    world.director.assign("cam-1", new)
+    assert device.approve(FACTS) is not None
+    for wanted in (target_of(world.bundle("6.6.6", security_epoch=9)), old):
+        world.director_says("cam-1", wanted)
+        assert reason(device) in {"not_in_image_repo", "epoch_below_floor"}
+    seal(world.image_files, before, steal_image_keys(world), world.clock())
+    world.director_says("cam-1", old)
+    assert reason(device) == "rollback"
+
+
 # The image repository, with all online keys
 
 
@@ -295,6 +350,14 @@ def test_every_flip_on_the_wire_is_noticed(world: World) -> None:
         assert approved is not None
         assert approved.sha256 == wanted.sha256
     assert refused > 30
+
+
+def test_part_of_a_repository_is_served(world: World, device: TrustClient) -> None:
+    """A bundle is one target and one switch of slots: what is not whole is not there."""
+    world.publish(world.bundle("1.1.0", security_epoch=1, license="MIT"))
+    new = line_of(world)
+    world.tamper = replaced(f"image/{new.version}.line-digits.json", None)
+    assert reason(device) == "metadata_missing"
 
 
 def test_metadata_of_another_kind_is_served(world: World, device: TrustClient) -> None:

@@ -20,7 +20,7 @@ from securesystemslib.signer import Key, Signer, SSlibKey
 from edgepack.durable import write_file
 from edgepack.errors import UsageError
 from edgepack.keys import ENV_PASSPHRASE, create_keypair, load_private
-from edgepack.metadata import public_key, signer_of
+from edgepack.signers import public_key, signer_of
 from edgepack_packager.adapters.key_uris import import_key, is_uri, open_signer
 
 __all__ = ["KeyRing"]

@@ -18,6 +18,7 @@ from edgepack_packager import staging
 from edgepack_packager.adapters.key_uris import import_key, is_uri, open_signer
 from edgepack_packager.adapters.published import Published
 from edgepack_packager.adapters.publisher_home import PublisherHome
+from edgepack_packager.cli.key_options import KeyOptions, fleets_keys, key_options, tell
 from edgepack_packager.cli.keys import ask_passphrase
 from edgepack_packager.cli.places import (
     default_home,
@@ -30,10 +31,10 @@ from edgepack_packager.cli.places import (
     token_option,
     valid_option,
 )
-from edgepack_packager.cli.rotation import KeyOptions, fleets_keys, key_options, tell
-from edgepack_packager.core.draft import Change, Missing, State
+from edgepack_packager.core.draft import Change, Missing
 from edgepack_packager.core.request import review
 from edgepack_packager.core.roles import LineChange
+from edgepack_packager.core.state import State
 from edgepack_packager.repository import PublishRequest, send_bundles
 from edgepack_packager.rotation import expiring, rotated
 from edgepack_packager.standing import current_state
@@ -138,7 +139,7 @@ def sign(
     """
     now = datetime.now(UTC)
     asked = staging.open_request(request)
-    owner = PublisherHome(home, ask_passphrase) if home or not root else None
+    owner = None if root and not home else PublisherHome(home or default_home(), ask_passphrase)
     first = owner.roots["1.root.json"] if owner else _read(root or Path())
     changes = review(asked, first, now)
     for text in changes:

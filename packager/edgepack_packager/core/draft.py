@@ -8,7 +8,6 @@ many as its delegator asks for; a root needs those of the root before it too.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import cached_property
 
 from securesystemslib.signer import Key, Signer
 from tuf.api.exceptions import UnsignedMetadataError
@@ -19,70 +18,25 @@ from edgepack.metadata import parse, split_name, stale
 from edgepack.trust import TrustError, line_role
 from edgepack_packager.core.roles import (
     TARGETS_LIFE,
-    TOP_ROLES,
     KeyChange,
     LineChange,
-    delegates,
     next_line,
     next_root,
     next_targets,
 )
+from edgepack_packager.core.state import TOP_ROLES, State, delegates
 from edgepack_packager.core.summary import describe_line, describe_root, describe_targets
 
 __all__ = [
     "Change",
     "Draft",
     "Missing",
-    "State",
     "describe",
     "entitled",
     "make_draft",
     "missing",
     "signed",
 ]
-
-
-@dataclass(frozen=True)
-class State:
-    """What a publisher has signed: the root chain and the newest targets roles.
-
-    Attributes:
-        roots: Every root by file name, oldest first.
-        roles: `targets` and the lines by name.
-        seen: Highest version of a role anybody has seen, where `roles` has a lower one.
-    """
-
-    roots: Mapping[str, bytes]
-    roles: Mapping[str, bytes]
-    seen: Mapping[str, int] = field(default_factory=dict)
-
-    @cached_property
-    def root(self) -> Root:
-        """The newest root."""
-        return parse(list(self.roots.values())[-1], Root).signed
-
-    @cached_property
-    def targets(self) -> Targets:
-        """The top role."""
-        return parse(self.roles["targets"], Targets).signed
-
-    def line(self, name: str) -> Targets | None:
-        """Return the role of the model line NAME; None if there is none."""
-        data = self.roles.get(line_role(name))
-        return parse(data, Targets).signed if data and delegates(self.targets, name) else None
-
-    def delegator(self, role: str) -> Root | Targets:
-        """Return who names the keys of ROLE."""
-        return self.root if role in TOP_ROLES else self.targets
-
-    @property
-    def files(self) -> dict[str, bytes]:
-        """Every metadata file by name."""
-        versions = {role: parse(data, Targets).signed.version for role, data in self.roles.items()}
-        return {
-            **self.roots,
-            **{f"{versions[role]}.{role}.json": data for role, data in self.roles.items()},
-        }
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,9 @@ from edgepack.errors import IntegrityError
 from edgepack.metadata import parse, split_name, targets_of, verify
 from edgepack.succession import added_targets, delegated_lines
 from edgepack.trust import MIN_EPOCH, ON_REVOKED, OnRevoked, TrustError, line_role
-from edgepack_packager.core.draft import Draft, State, describe, entitled
-from edgepack_packager.core.roles import ROOT_LIFE, TARGETS_LIFE, TOP_ROLES
+from edgepack_packager.core.draft import Draft, describe, entitled
+from edgepack_packager.core.roles import ROOT_LIFE, TARGETS_LIFE
+from edgepack_packager.core.state import TOP_ROLES, State
 
 __all__ = ["MAX_REQUEST", "Request", "merged", "read_request", "review", "write_request"]
 

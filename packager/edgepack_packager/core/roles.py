@@ -15,10 +15,8 @@ from edgepack.trust import OnRevoked, TargetInfo, line_paths, line_role
 __all__ = [
     "ROOT_LIFE",
     "TARGETS_LIFE",
-    "TOP_ROLES",
     "KeyChange",
     "LineChange",
-    "delegates",
     "first_root",
     "first_targets",
     "next_line",
@@ -29,8 +27,6 @@ __all__ = [
 ROOT_LIFE = timedelta(days=365)
 TARGETS_LIFE = timedelta(days=90)
 ROOT_THRESHOLD = 2
-TOP_ROLES = ("root", "targets", "snapshot", "timestamp")
-"""The roles whose keys the root names; all others are lines."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +76,6 @@ def first_root(roots: Sequence[Key], others: Mapping[str, Sequence[Key]], now: d
 def first_targets(now: datetime) -> Targets:
     """Return the top role of a repository that has no model line yet."""
     return Targets(1, expires=now + TARGETS_LIFE, delegations=Delegations({}, {}))
-
-
-def delegates(targets: Targets, name: str) -> bool:
-    """Return whether TARGETS delegates the model line NAME."""
-    return bool(targets.delegations and line_role(name) in (targets.delegations.roles or {}))
 
 
 def next_root(root: Root, changes: Sequence[KeyChange], now: datetime) -> Root:
