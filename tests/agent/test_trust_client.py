@@ -172,6 +172,20 @@ def test_a_torn_cache_is_fetched_again(world: World, repo: str, damage: bytes) -
     assert world.device().approve(FACTS) is not None
 
 
+@pytest.mark.parametrize("damage", [None, b"", b"torn"])
+def test_any_one_file_of_the_cache_may_be_lost_or_torn(world: World, damage: bytes | None) -> None:
+    world.director.assign("cam-1", world.release())
+    world.device().approve(FACTS)
+    cache = world.path / "cam-1" / "tuf"
+    files = [path for path in cache.rglob("*.json") if not path.is_symlink()]
+    assert len(files) > 8
+    for path in [*files, cache / "image" / "root.json", cache / "director" / "root.json"]:
+        path.unlink()
+        if damage is not None:
+            path.write_bytes(damage)
+        assert world.device().approve(FACTS) is not None, path
+
+
 def test_a_lost_cache_is_fetched_again(world: World) -> None:
     world.director.assign("cam-1", world.release())
     world.device().approve(FACTS)
