@@ -17,9 +17,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 from cryptography.hazmat.primitives.asymmetric import ec
+from onnx import helper, numpy_helper
 from sqlalchemy import select
 
 from bundles import KEY
@@ -56,13 +58,25 @@ def _padded(home: Path, version: str, wrong: float, padding: int) -> Path:
     return path
 
 
-def digits_release(home: Path, version: str, *, lie: bool = False, padding: int = 0) -> Path:
+def digits_release(
+    home: Path,
+    version: str,
+    *,
+    lie: bool = False,
+    slow: bool = False,
+    broken: bool = False,
+    ram_mb: int = 0,
+    padding: int = 0,
+) -> Path:
     """Write a signed digits bundle of VERSION below HOME.
 
     Args:
-        home: Where its files go.
-        version: Says how good it is (see `WRONG`).
+        home: Directory.
+        version: Of the release; see `WRONG`.
         lie: Its golden vectors are wrong.
+        slow: It computes the same, with a detour.
+        broken: Its model is no model.
+        ram_mb: What its manifest says it needs.
         padding: Bytes that make its model longer, and another one than that of other versions.
     """
     home.mkdir(parents=True, exist_ok=True)
@@ -70,6 +84,11 @@ def digits_release(home: Path, version: str, *, lie: bool = False, padding: int 
     model = _padded(home, version, wrong, padding) if padding else _trained(home, wrong)
     inputs = digits_data()[1].head(8).inputs
     outputs = np.concatenate([raw(model, i) for i in inputs])
+    if slow:
+        model = _with_a_detour(model)
+    if broken:
+        model = home / "broken.onnx"
+        model.write_bytes(b"\x08\x09" + b"no model" * 99)
     np.savez(home / "inputs.npz", **{INPUT: inputs})
     np.savez(home / "outputs.npz", **{OUTPUT: -outputs if lie else outputs})
     files = {
@@ -77,7 +96,33 @@ def digits_release(home: Path, version: str, *, lie: bool = False, padding: int 
         "golden/inputs.npz": home / "inputs.npz",
         "golden/outputs.npz": home / "outputs.npz",
     }
-    return write_bundle(home / "dist", digits_manifest(version), files, key=KEY).path
+    manifest = digits_manifest(version)
+    target = msgspec.structs.replace(manifest.target, ram_mb=ram_mb)
+    manifest = msgspec.structs.replace(manifest, target=target)
+    return write_bundle(home / "dist", manifest, files, key=KEY).path
+
+
+def _with_a_detour(model: Path, rounds: int = 60, side: int = 768) -> Path:
+    """Return MODEL with work beside it that changes no answer: ROUNDS products with a matrix."""
+    slow, found = model.with_name("slow.onnx"), onnx.load(model)
+    graph = found.graph
+    matrix = np.eye(side, dtype=np.float32)
+    flat = np.full((1, side), 1e-30, np.float32)
+    constants = {"detour_eye": matrix, "detour_flat": flat}
+    graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in constants.items())
+    (last,) = [node for node in graph.node if OUTPUT in node.output]
+    last.output[0] = "detour_logits"
+    mean = helper.make_node("ReduceMean", ["detour_logits"], ["detour_mean"], keepdims=0)
+    nodes = [mean, helper.make_node("Mul", ["detour_flat", "detour_mean"], ["detour_0"])]
+    nodes += [
+        helper.make_node("MatMul", [f"detour_{n}", "detour_eye"], [f"detour_{n + 1}"])
+        for n in range(rounds)
+    ]
+    nodes.append(helper.make_node("ReduceMean", [f"detour_{rounds}"], ["detour_end"], keepdims=0))
+    nodes.append(helper.make_node("Add", ["detour_logits", "detour_end"], [OUTPUT]))
+    graph.node.extend(nodes)
+    onnx.save(found, slow)
+    return slow
 
 
 @dataclass
@@ -139,6 +184,11 @@ class Device:
         with contextlib.suppress(Exception):
             return self.ask("status")
         return {}
+
+    @property
+    def api(self) -> list[Any]:
+        """Where the device's local API listens."""
+        return [("127.0.0.1", self.port), str(load_config(self.config).api_socket)]
 
     def serving(self) -> str | None:
         """Return what answers requests; None while nothing does."""
@@ -221,6 +271,15 @@ class Site:
             found = views.rollout(session, rollout)
         assert found is not None
         return found.state
+
+    def running_1(self, **config: Any) -> Device:
+        """Return a device that runs 1.0.0."""
+        self.publish("1.0.0")
+        device = self.device(**config)
+        device.start()
+        wait("the device to connect", lambda: device.status().get("connected"))
+        assert self.ended(self.roll_out("1.0.0", probation_s=0)) == "completed"
+        return device
 
     def ended(self, rollout: str, seconds: float = 60) -> str:
         def probe() -> str | None:

@@ -9,9 +9,10 @@ sources: [{name: door, source: "dir:/srv/door", every_s: 1}]
 threads: null                      # threads of the runtime; null: the runtime chooses
 runtimes: [openvino, onnx]         # allowed runtimes, best first; []: all that are installed
 allow_local_install: false         # take approved bundles from a person at the device
-update:                            # when updates are welcome
+update:                            # when updates are welcome, and what is asked of a new model
   windows: [{days: [sat, sun], from: "22:00", to: "04:00", zone: Europe/Berlin}]   # []: always
   min_battery: 20                  # percent below which they wait for power; 0: they do not
+  max_p95_ratio: null              # a new model may be this much slower than the old; null: any
 broker: null                       # HOST:PORT, if the broker is reached by another way
 transfer:                          # how the files of a model come
   via: auto                        # auto | mqtt | https; auto: HTTPS if offered, else MQTT
@@ -100,10 +101,11 @@ class TransferConfig(_Section, frozen=True, kw_only=True):
 
 
 class UpdateConfig(_Section, frozen=True, kw_only=True):
-    """When updates are welcome."""
+    """When updates are welcome, and what is asked of a new model."""
 
     windows: tuple[Window, ...] = ()
     min_battery: Annotated[float, msgspec.Meta(ge=0, le=100)] = 20.0
+    max_p95_ratio: Annotated[float, msgspec.Meta(gt=0)] | None = None
 
     def __post_init__(self) -> None:
         """Refuse windows in zones that are not known here.

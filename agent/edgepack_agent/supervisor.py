@@ -87,7 +87,7 @@ class Supervisor:
         self._effects: dict[type[Any], Callable[[Any], None]] = {
             Tell: lambda e: parts.desk.tell(e.outcome, e.phase),
             Publish: self._publish,
-            Approve: lambda e: self.work(lambda _: parts.installer.approve(e.job)),
+            Approve: lambda e: self.work(lambda stop: parts.installer.approve(e.job, stop)),
             TryLater: lambda _: self._patience.try_later(),
             Consider: lambda _: self._patience.consider(),
             Recheck: self._patience.recheck,
@@ -241,6 +241,7 @@ class Supervisor:
 
     def _tick(self) -> None:
         self._patience.tick()
+        self._watch.tick()
         if self._parts.link.connected:
             self._parts.desk.tick()
             self._parts.reports.send()

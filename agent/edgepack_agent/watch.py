@@ -26,6 +26,8 @@ from edgepack_agent.serving import Seat, Spoke
 __all__ = ["Watch"]
 
 JUDGE_S = 0.5
+HUNG_S = 60.0
+"""Without a beat for this long, the model that answers is held to hang."""
 _BROKEN = frozenset(
     {
         "digest_mismatch", "file_missing", "unlisted_file",
@@ -48,6 +50,10 @@ class Watch:
         self._parts, self._engine, self._clock = parts, engine, clock
         self._vitals = health.Vitals(0.0, 0.0)
         self._rule = health.Rule(0.0)
+        self._before: tuple[str, health.Latencies] = "", health.Latencies()
+        """Digest and latencies of the current model."""
+        self._current = health.Vitals(0.0, 0.0)
+        self._limits: dict[str, float | None] = {}
         self._fell_back = False
 
     def spoke(self, spoke: Spoke) -> None:
@@ -67,15 +73,55 @@ class Watch:
             self._engine.later(restart_s, lambda: serving.restart(self._clock()))
         if seat is serving.candidate:
             self._candidate_spoke(event)
+        elif event["evt"] in {"beat", "accepting"}:
+            self._current_beats(seat, event)
         elif event["evt"] == "failed" and event.get("reason") in _BROKEN:
             self._current_is_broken(seat)
 
     def begin(self, drain: Drain) -> None:
         """Watch the candidate from now on, and give the verdict."""
-        now = self._clock()
+        now, seat = self._clock(), self._parts.serving.candidate
         self._vitals = health.Vitals(now, now)
-        self._rule = health.Rule(drain.probation_s)
+        self._rule = health.Rule(
+            drain.probation_s,
+            max_rss_mb=self._limit(seat) if seat else None,
+            max_p95_ratio=drain.max_p95_ratio or self._parts.config.update.max_p95_ratio,
+            before=self._before[1],
+        )
         self._engine.while_here(JUDGE_S, self._judge)
+
+    def tick(self) -> None:
+        """End the current model's runner if it hangs or takes too much: it is started anew."""
+        seat = self._parts.serving.current
+        if seat is None or seat.runner is None or not seat.accepting:
+            return
+        limit, rss_mb = self._limit(seat), min(self._current.rss_mb)
+        if self._clock() - self._current.last_beat > HUNG_S:
+            seat.trouble = "no_heartbeat"
+        elif limit is not None and rss_mb > limit:
+            seat.trouble = "memory_above_limit"
+        else:
+            return
+        active = seat.slot.model
+        ended = Publish("restarted", active.release, active.digest, seat.trouble)
+        self._parts.reports.event(ended)
+        seat.runner.kill()
+
+    def _current_beats(self, seat: Seat, event: dict[str, Any]) -> None:
+        now, digest = self._clock(), seat.slot.model.digest
+        if event["evt"] == "accepting":
+            self._current = health.Vitals(now, now)
+            return
+        self._current = health.beat(self._current, now, event)
+        known = self._before[1] if self._before[0] == digest else health.Latencies()
+        self._before = digest, known.add(event.get("stats", {}).get("latency_ms"))
+
+    def _limit(self, seat: Seat) -> float | None:
+        """Return the MiB that the model of SEAT may take by its manifest; None: it does not say."""
+        digest = seat.slot.model.digest
+        if digest not in self._limits:
+            self._limits = {digest: self._parts.slots.ram_mb(seat.slot) or None}
+        return self._limits[digest]
 
     def _judge(self) -> None:
         verdict = health.judge(self._vitals, self._rule, self._clock())
@@ -83,14 +129,13 @@ class Watch:
             self._engine.while_here(JUDGE_S, self._judge)
             return
         seen = {"inferences": self._vitals.inferences, "errors": self._vitals.errors}
-        self._engine.on(Judged(verdict.good, verdict.reason, seen))
+        self._engine.on(Judged(verdict.good, verdict.reason, seen | verdict.detail))
 
     def _candidate_spoke(self, event: dict[str, Any]) -> None:
-        on, stats = self._engine.on, event.get("stats", {})
+        on = self._engine.on
         match event["evt"]:
             case "beat" if self._engine.state.phase == "probation":
-                counts = stats.get("inferences", 0), stats.get("errors", {})
-                self._vitals = health.beat(self._vitals, self._clock(), *counts)
+                self._vitals = health.beat(self._vitals, self._clock(), event)
             case "loaded":
                 on(Loaded())
             case "checked":

@@ -188,6 +188,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds it may be deferred in all."""
     windows: tuple[Window, ...] = ()
     """When it may be done, beside the device's own windows; empty: at any time."""
+    max_p95_ratio: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    """Of the new model's 95 % latency to the old one's on probation; None: the device's rule."""
 
 
 class JobUpdate(Message, frozen=True, kw_only=True):

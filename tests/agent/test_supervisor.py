@@ -45,12 +45,7 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Calm]:
 
 def running_1(place: Site, **config: object) -> Device:
     """Return a device that runs 1.0.0."""
-    place.publish("1.0.0")
-    device = place.device(**config)
-    device.start()
-    wait("the device to connect", lambda: device.status().get("connected"))
-    assert place.ended(place.roll_out("1.0.0", probation_s=0)) == "completed"
-    return device
+    return place.running_1(**config)
 
 
 def runners(device: Device) -> list[int]:

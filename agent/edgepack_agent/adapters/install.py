@@ -6,14 +6,15 @@ Every step may be repeated: what is there already is found and not done again.
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgepack.chunks import CHUNK_SIZE, MAX_LIST, read_chunks
 from edgepack.errors import EdgepackError, IntegrityError, UnreachableError
+from edgepack.manifest import Manifest, read_manifest
 from edgepack.messages import Inventory
-from edgepack.oci import CHUNKS, MAX_DOCUMENT, OciManifest
+from edgepack.oci import CHUNKS, MANIFEST, MAX_DOCUMENT, OciManifest
 from edgepack.trust import Approved as ApprovedModel
 from edgepack.trust import DeviceFacts, TrustError, model_target
 from edgepack_agent.adapters.download import BlobSource, Cancelled, DiskFullError, Downloads
@@ -82,13 +83,43 @@ class Installer:
         self.received = 0
         """Bytes that have arrived since the agent began: a download that grows comes on."""
 
-    def approve(self, job: Job) -> Event:
-        """Ask both repositories whether JOB's model may run here."""
+    def approve(self, job: Job, cancelled: Cancelled) -> Event:
+        """Ask both repositories whether JOB's model may run here, and look whether it can.
+
+        Only what is small is fetched for that: the list of its files and its manifest.
+        """
         found = self._trust.approve(self._facts())
         if found is None or found.path != job.target:
             wants = found.path if found else "nothing"
             raise TrustError("mismatch", "the director wants another model", why=wants)
-        return Approved(_model(found))
+        model = _model(found)
+        return self._unfit(self._manifest(model, cancelled)) or Approved(model)
+
+    def _manifest(self, model: Model, cancelled: Cancelled) -> Manifest:
+        """Fetch the manifest of MODEL, if there is room for all of it.
+
+        Raises:
+            DiskFullError: there is not.
+        """
+        _check_size("the list of the model's files", model.size, MAX_DOCUMENT)
+        source = self._route.open(cancelled)
+        self._fetch(source, model.sha256, model.size, cancelled)
+        image = read_image(self._downloads, model)
+        self._room(image, image.blobs())
+        layer = image.layer(MANIFEST)
+        if layer is None:
+            raise IntegrityError("the bundle has no manifest", reason="bad_manifest")
+        _check_size("the manifest", layer.size, MAX_DOCUMENT)
+        self._fetch(source, layer.sha256, layer.size, cancelled)
+        return read_manifest(self._downloads.checked(layer.sha256).read_bytes())
+
+    def _unfit(self, manifest: Manifest) -> Failed | None:
+        """Return why the model of MANIFEST cannot run here; None: it can."""
+        wanted, ram_mb = manifest.target.ram_mb, self._inventory().ram_mb
+        if wanted <= ram_mb:
+            return None
+        why = f"it needs {wanted} MB of memory, there are {ram_mb}"
+        return Failed("REJECTED", "ram", {"message": why})
 
     def download(self, model: Model, cancelled: Cancelled) -> Event:
         """Complete every blob of MODEL, and its exam."""
@@ -124,12 +155,7 @@ class Installer:
 
     def stage(self, slot: Slot) -> Event:
         """Build SLOT and look whether what is in it can run here."""
-        manifest = self._slots.stage(slot)
-        ram_mb = self._inventory().ram_mb
-        if manifest.target.ram_mb > ram_mb:
-            why = f"it needs {manifest.target.ram_mb} MB of memory, there are {ram_mb}"
-            return Failed("REJECTED", "ram", {"message": why})
-        return Staged()
+        return self._unfit(self._slots.stage(slot)) or Staged()
 
     def take(self, file: int, job_id: str, probation_s: float) -> Event:
         """Take the bundle that a person hands in as the open descriptor FILE."""
@@ -187,7 +213,7 @@ class Installer:
             sha256, size, source, chunks=chunks, cancelled=cancelled, progress=progress
         )
 
-    def _room(self, image: OciManifest, wanted: dict[str, int]) -> int:
+    def _room(self, image: OciManifest, wanted: Mapping[str, int]) -> int:
         """Return the bytes to fetch, after checking that the disk has room for them."""
         missing = sum(self._downloads.missing(sha256, size) for sha256, size in wanted.items())
         free = shutil.disk_usage(self._downloads.path(image.config.sha256).parent).free

@@ -222,4 +222,5 @@ def _job(job: messages.Job) -> Job:
         total_s=float(job.total_s),
         max_defer_s=float(job.max_defer_s),
         windows=job.windows,
+        max_p95_ratio=job.max_p95_ratio,
     )

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from edgepack.durable import sync_directory
 from edgepack.errors import EdgepackError, IntegrityError
-from edgepack.manifest import Manifest
+from edgepack.manifest import Manifest, read_manifest
 from edgepack.oci import MANIFEST, OciManifest, read_oci_manifest
 from edgepack.tree import check_tree
 from edgepack_agent.adapters.download import Downloads, disk_errors
@@ -79,6 +79,12 @@ class Slots:
         with contextlib.suppress(IntegrityError, OSError):
             return open_slot(self.path(slot)).digest == slot.model.digest
         return False
+
+    def ram_mb(self, slot: Slot) -> int:
+        """Return the MiB that the model in SLOT needs by its manifest; 0: it does not say."""
+        with contextlib.suppress(IntegrityError, OSError):
+            return read_manifest((self.path(slot) / MANIFEST).read_bytes()).target.ram_mb
+        return 0
 
     def link(self, state: State) -> None:
         """Make the links say what STATE says."""

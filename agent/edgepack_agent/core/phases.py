@@ -66,6 +66,11 @@ def _needs_approval(state: State) -> tuple[Effect, ...]:
     return (Approve(state.job),) if state.job else ()
 
 
+def _needs_watching(state: State) -> tuple[Effect, ...]:
+    job = state.job
+    return (Drain(job.probation_s, job.max_p95_ratio) if job else Drain(0.0),)
+
+
 def _needs_commit(state: State) -> tuple[Effect, ...]:
     slot = state.current
     if slot is None:
@@ -119,7 +124,7 @@ NEEDS: dict[Phase, Callable[[State], tuple[Effect, ...]]] = {
     "staged": _with_candidate(Load),
     "self_test": _with_candidate(lambda slot: Check(slot.model.exam)),
     "switching": lambda _: (Switch(),),
-    "probation": lambda state: (Drain(state.job.probation_s if state.job else 0.0),),
+    "probation": _needs_watching,
     "committed": _needs_commit,
     "rolling_back": _needs_revert,
 }

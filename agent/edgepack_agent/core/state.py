@@ -77,6 +77,8 @@ class Job:
     max_defer_s: float = 7 * 86400.0
     """Seconds it may be deferred in all."""
     windows: tuple[Window, ...] = ()
+    max_p95_ratio: float | None = None
+    """Of the new model's 95 % latency to the old one's; None: the device's own rule."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -425,6 +427,7 @@ class Drain:
     """Let the old model take no more; watch the new one for this many seconds."""
 
     probation_s: float
+    max_p95_ratio: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
