@@ -37,7 +37,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     [
         ("2.0.0", {}, "REJECTED", "acceptance_below_limit"),  # silently wrong
         ("4.0.0", {"lie": True}, "REJECTED", "golden_mismatch"),
-        ("4.1.0", {"broken": True}, "REJECTED", "bad_model"),
+        ("4.1.0", {"broken": True}, "REJECTED", "model_unreadable"),
         ("4.2.0", {"ram_mb": 2**30}, "REJECTED", "ram"),
         ("4.3.0", {"ram_mb": 12}, "FAILED", "memory_above_limit"),  # takes more than it says
         ("4.4.0", {"slow": True}, "FAILED", "latency_above_limit"),

@@ -50,7 +50,7 @@ class Endings:
             self.again,
             lambda: self.bad("2.0.0", "acceptance_below_limit"),
             lambda: self.bad("4.0.0", "golden_mismatch"),
-            lambda: self.bad("4.1.0", "bad_model"),
+            lambda: self.bad("4.1.0", "model_unreadable"),
             lambda: self.bad("4.2.0", "ram"),
             lambda: self.bad("4.3.0", "memory_above_limit"),
             self.pinned,

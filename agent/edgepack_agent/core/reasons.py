@@ -74,6 +74,7 @@ REASONS: dict[str, Reason] = (
         "load_timeout": "the model did not load in time",
         "self_test_timeout": "the proof did not end in time",
         "ram": "the model needs more memory than there is",
+        "model_unreadable": "the runtime cannot load the model",
         "revoked": "the model line has revoked it",
         "no_time_zone": "the device does not know the window's time zone; install tzdata",
         "wrong_hardware": "the model is for other hardware",
