@@ -12,9 +12,15 @@ TEST = digits_data()[1].head(8)
 
 
 class Hammer:
-    """Threads that ask without a pause: half on kept connections, half on a new one each time."""
+    """Threads that ask, half on kept connections, half on a new one each time.
 
-    def __init__(self, addresses: list[Any]) -> None:
+    Args:
+        addresses: Of the API; four threads for each.
+        pause_s: Between an answer and the next question of a thread.
+    """
+
+    def __init__(self, addresses: list[Any], pause_s: float = 0.0) -> None:
+        self._pause_s = pause_s
         self._digests: Counter[str] = Counter()
         self.last: dict[str, float] = {}
         """When each digest answered last, monotonic seconds."""
@@ -54,6 +60,15 @@ class Hammer:
             time.sleep(0.02)
         return found
 
+    def all_by(self, digest: str, count: int = 20) -> None:
+        """Return when the last COUNT answers and all later ones are of DIGEST."""
+        deadline = time.monotonic() + 20
+        while True:
+            self.forget()
+            if set(self.wait_for(count)) == {digest}:
+                return
+            assert time.monotonic() < deadline, self.answered()
+
     def _ask(self, address: Any, keep: bool) -> None:
         try:
             while not self._stop.is_set():
@@ -69,5 +84,6 @@ class Hammer:
             with self._lock:
                 self._digests[headers["edgepack-bundle"]] += 1
                 self.last[headers["edgepack-bundle"]] = time.monotonic()
+            self._stop.wait(self._pause_s)
             if not keep or headers.get("connection") == "close" or self._stop.is_set():
                 return
