@@ -44,7 +44,7 @@ class Endings:
 
     @property
     def all(self) -> list[Callable[[], None]]:
-        """Return the endings; 1.0.0 runs after each, and after the last 3.0.0 is the previous one."""
+        """Return the endings; 1.0.0 runs after each, and 3.0.0 is previous after the last."""
         return [
             self.again,
             lambda: self.bad("2.0.0", "acceptance_below_limit"),
