@@ -22,6 +22,9 @@ __all__ = [
     "LAYOUT",
     "MANIFEST",
     "MAX_DOCUMENT",
+    "MLBOM",
+    "PROVENANCE",
+    "README",
     "SIGNATURE",
     "Layer",
     "OciManifest",
@@ -40,6 +43,8 @@ LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
 MANIFEST = "manifest.json"
 CHUNKS = "chunks.json"
 SIGNATURE = "model.sig"
+PROVENANCE, MLBOM, README = "docs/provenance.json", "docs/mlbom.json", "docs/README.md"
+"""How the model came to be, what it is made of, and the same for people."""
 
 MAX_DOCUMENT = 4 * 1024 * 1024
 """Bytes that an image manifest, a config or a bundle's manifest may have."""

@@ -7,20 +7,25 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
+from importlib.metadata import version
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from edgepack import durable
+from edgepack import canonical, durable
 from edgepack.bundle import write_bundle
 from edgepack.errors import UsageError
 from edgepack.manifest import Manifest
+from edgepack.oci import MLBOM, PROVENANCE, README
 from edgepack_packager.adapters.datasets import write_npz
 from edgepack_packager.adapters.emit import emit
+from edgepack_packager.core.card_page import card_page
 from edgepack_packager.core.emit import emission
 from edgepack_packager.core.manifest import complete
+from edgepack_packager.core.mlbom import mlbom
 from edgepack_packager.core.proof import compare, golden_cosine, golden_picks
+from edgepack_packager.core.provenance import provenance
 from edgepack_packager.core.recipe import Recipe
 from edgepack_packager.core.report import About, Built, Score, report_document
 from edgepack_targets.machine import describe_machine
@@ -132,4 +137,17 @@ class Bundler:
             labels = desk / "labels.txt"
             labels.write_text("\n".join(manifest.labels) + "\n")
             files["labels.txt"] = labels
+        return files | self._documents(manifest, desk)
+
+    def _documents(self, manifest: Manifest, desk: Path) -> dict[str, Path]:
+        """Write where the model comes from and what it is made of."""
+        builder = version("edgepack")
+        contents = {
+            PROVENANCE: canonical.dumps(provenance(manifest, self._recipe, builder)),
+            MLBOM: canonical.dumps(mlbom(manifest, builder)),
+            README: card_page(manifest).encode(),
+        }
+        files = {path: desk / PurePosixPath(path).name for path in contents}
+        for path, content in contents.items():
+            files[path].write_bytes(content)
         return files

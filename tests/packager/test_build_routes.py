@@ -11,6 +11,7 @@ import pytest
 from digits import digits_data
 from edgepack.bundle import open_bundle
 from edgepack.manifest import Manifest
+from edgepack.oci import MLBOM, PROVENANCE, README
 from packager_rig import Done, OnnxDigits, Pair, bundles, edgepack
 
 TARGETS = ("onnx", "openvino", "tflite")
@@ -96,6 +97,24 @@ def test_cell_onnx_tflite(precision: str, onnx_tflite_build: Done) -> None:
 
 def test_two_onnx_builds_are_byte_identical(onnx_builds: Pair) -> None:
     check_identical(onnx_builds, 6)
+
+
+def test_a_bundle_says_how_it_came_to_be_and_what_it_is_made_of(onnx_builds: Pair) -> None:
+    for said in onnx_builds.first.document["bundles"]:
+        with open_bundle(Path(said["path"])) as bundle:
+            origin, bom = (bundle.read(path) for path in (PROVENANCE, MLBOM))
+            source = bundle.manifest.provenance.source_sha256
+            files = {f.path: f.sha256 for f in bundle.manifest.files if f.role == "model"}
+            assert bundle.manifest.release.partition("@")[0] in bundle.read(README).decode()
+        assert str(onnx_builds.home).encode() not in origin + bom
+        assert len(origin) + len(bom) < 16_384
+        statement = json.loads(origin)
+        assert {s["name"]: s["digest"]["sha256"] for s in statement["subject"]} == files
+        needed = statement["predicate"]["buildDefinition"]["resolvedDependencies"]
+        assert needed[0]["digest"]["sha256"] == source
+        assert needed[1]["name"] in {"calibration", "evaluation"}
+        hashes = {c["name"]: c["hashes"][0]["content"] for c in json.loads(bom)["components"][:1]}
+        assert hashes.items() <= files.items()
 
 
 @pytest.mark.parametrize("target", ["onnx", "openvino"])

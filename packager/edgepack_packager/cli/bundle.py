@@ -10,11 +10,13 @@ import click
 import msgspec
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from edgepack import canonical
 from edgepack.bundle import Bundle, open_bundle
 from edgepack.cli import print_json
 from edgepack.errors import IntegrityError, UsageError
 from edgepack.keys import key_id, load_public
 from edgepack.manifest import Manifest, TensorSpec
+from edgepack.oci import MAX_DOCUMENT, MLBOM, PROVENANCE
 
 __all__ = ["inspect", "unpack", "verify"]
 
@@ -24,16 +26,23 @@ _json_flag = click.option("--json", "as_json", is_flag=True, help="Print one JSO
 
 @click.command()
 @click.argument("bundle", type=_FILE)
+@click.option(
+    "--provenance", "document", flag_value=PROVENANCE, help="Print its SLSA provenance (JSON)."
+)
+@click.option("--mlbom", "document", flag_value=MLBOM, help="Print its CycloneDX ML-BOM (JSON).")
 @_json_flag
-def inspect(bundle: Path, as_json: bool) -> None:
+def inspect(bundle: Path, document: str | None, as_json: bool) -> None:
     """Show what BUNDLE says about itself. Checks its form, not who signed it.
 
     \b
     Example:
         edgepack inspect digits-1.0.0-onnx-int8.edgepack
+        edgepack inspect digits-1.0.0-onnx-int8.edgepack --mlbom
     """
     with open_bundle(bundle) as opened:
-        if as_json:
+        if document:
+            print_json(_document(opened, document))
+        elif as_json:
             print_json(_as_json(opened))
         else:
             _print_tables(opened)
@@ -111,6 +120,13 @@ def _check_directory(
     return f"{path}  ({count} files)", {"files": count}
 
 
+def _document(bundle: Bundle, path: str) -> object:
+    size = next((entry.size for entry in bundle.manifest.files if entry.path == path), 0)
+    if size > MAX_DOCUMENT:
+        raise IntegrityError(f"{path} is larger than {MAX_DOCUMENT} bytes", reason="too_large")
+    return canonical.loads(bundle.read(path), what=path)
+
+
 def _as_json(bundle: Bundle) -> dict[str, object]:
     return {
         "schema": "edgepack.inspect/v1",
@@ -172,6 +188,8 @@ def _origin(manifest: Manifest) -> list[tuple[str, str]]:
     rows = [("source", f"{source.source_format}, sha256 {source.source_sha256}")]
     if source.steps:
         rows.append(("steps", " -> ".join(source.steps)))
+    if source.tools:
+        rows.append(("built with", ", ".join(f"{t} {v}" for t, v in sorted(source.tools.items()))))
     if ranges:
         rows.append(("calibration", f"{ranges.method}, {ranges.samples} samples"))
     if metrics:
