@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 
@@ -24,7 +24,10 @@ from edgepack_fleet.service import Service, Settings
 from edgepack_fleet.web.app import main_app
 from edgepack_packager.adapters.fleet_repository import FleetRepository
 from edgepack_packager.adapters.publisher_home import PublisherHome
-from edgepack_packager.repository import PublishRequest, init, publish
+from edgepack_packager.mirror import export
+from edgepack_packager.repository import PublishRequest, init, public_keys, publish, revise
+from edgepack_packager.rotation import Rotation, rotated
+from edgepack_packager.standing import current_state
 from trust_rig import no_passphrase
 
 NOW = datetime.now(UTC)  # the fleet's routes go by the real clock
@@ -201,3 +204,26 @@ def test_only_an_operator_may_offer_or_read_blobs(fleet: Fleet, tmp_path: Path) 
             with pytest.raises(UsageError) as caught:
                 refused()
             assert caught.value.reason == "unauthorized"
+
+
+def test_online_keys_are_replaced_over_http(
+    home: PublisherHome, fleet: Fleet, bundle: Path, tmp_path: Path
+) -> None:
+    publish(home, fleet.client, PublishRequest([bundle]), NOW)
+    before = fleet.client.online_keys()
+    state = current_state(home, fleet.client)
+    rotation = Rotation({"snapshot": "", "timestamp": "", "line-digits": ""})
+    change = rotated(home, state, rotation, lambda: public_keys(fleet.client.next_online_keys()))
+    revise(home, fleet.client, state, change, NOW)
+    after = fleet.client.online_keys()
+    assert {role: key["keyid"] for role, key in after.items()} != {
+        role: key["keyid"] for role, key in before.items()
+    }
+    for role, key in after.items():
+        assert key["keyid"] in home.root.roles[role].keyids
+        assert before[role]["keyid"] not in home.root.roles[role].keyids
+    life = timedelta(days=30)
+    done = export(home, fleet.client, tmp_path / "stick", (), life, NOW)
+    assert done.copied_bytes > 3 * 1024 * 1024
+    again = export(home, fleet.client, tmp_path / "stick", (), life, NOW)
+    assert again.copied_bytes == 0
