@@ -87,7 +87,14 @@ class Patient:
         """Return the runner processes it may have, oldest first."""
         known = Path(f"{self.bench.runners}.pids")
         lines = known.read_text().splitlines() if known.exists() else []
-        return [int(line.split()[0]) for line in lines if str(self.device.data) in line]
+        pids = [line.split()[0] for line in lines if str(self.device.data) in line]
+        return [int(pid) for pid in pids if self._is_runner(pid)]
+
+    def _is_runner(self, pid: str) -> bool:
+        """Say whether PID still is a runner of this bench: numbers are soon used again."""
+        with contextlib.suppress(OSError):
+            return str(self.bench.runners).encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
+        return False
 
     # -- what the fleet knows
 
@@ -237,7 +244,7 @@ class Bench:
             time.sleep(dice.uniform(0, 0.5))
             self.start_fleet()
         elif what == "runner":
-            alive = [p for p in dice.choice(self.patients).runners() if Path(f"/proc/{p}").exists()]
+            alive = dice.choice(self.patients).runners()
             if alive:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(dice.choice(alive), signal.SIGKILL)
