@@ -28,6 +28,7 @@ from bundles import KEY
 from digits import INPUT, OUTPUT, accuracy, digits_data, digits_onnx, exam_npz
 from edgepack import messages
 from edgepack.bundle import write_bundle
+from edgepack.signed import public_pem
 from edgepack_agent.adapters.control import call
 from edgepack_agent.adapters.identity import write_identity
 from edgepack_agent.config import load_config
@@ -245,7 +246,13 @@ class Site:
             if session.get(GroupRow, group) is None:
                 session.add(GroupRow(id=group, created=0.0))
         token = service.enrolment.create_token(group, 60, 1)
-        request = messages.EnrollRequest(secret=token.secret, csr=csr(key), name=device.name)
+        report_key = ec.generate_private_key(ec.SECP256R1())
+        request = messages.EnrollRequest(
+            secret=token.secret,
+            csr=csr(key),
+            name=device.name,
+            report_key=public_pem(report_key.public_key()),
+        )
         reply = service.enrolment.enroll(request)
         image_root = self.root / "home" / "metadata" / "1.root.json"
         write_identity(
@@ -256,6 +263,7 @@ class Site:
             files={
                 "key.pem": pem(key),
                 "certificate.pem": reply.certificate.encode(),
+                "report-key.pem": pem(report_key),
                 "ca.pem": reply.ca.encode(),
                 "image-root.json": image_root.read_bytes(),
                 "director-root.json": reply.director_root.encode(),

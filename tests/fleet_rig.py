@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from paho.mqtt.enums import CallbackAPIVersion
 
 from edgepack import messages, topics
+from edgepack.signed import public_pem
 from edgepack_fleet.adapters.broker import Address, find_mosquitto, prepare
 from edgepack_fleet.adapters.pki import Pki
 from edgepack_fleet.adapters.tables import GroupRow
@@ -122,6 +123,7 @@ class Identity:
     ca: Path
     certificate: Path
     key: Path
+    report_key: ec.EllipticCurvePrivateKey | None = None
 
     def tls(self) -> ssl.SSLContext:
         context = ssl.create_default_context(cafile=str(self.ca))
@@ -130,21 +132,34 @@ class Identity:
 
 
 def enrol(
-    service: Service, name: str, group: str = "lab", inventory: messages.Inventory = INVENTORY
+    service: Service,
+    name: str,
+    group: str = "lab",
+    inventory: messages.Inventory = INVENTORY,
+    *,
+    signs: bool = False,
 ) -> Identity:
-    """Enrol a device in the running SERVICE, past HTTP."""
+    """Enrol a device in the running SERVICE, past HTTP; SIGNS: it gets a report key."""
     with service.database.write() as session:
         if session.get(GroupRow, group) is None:
             session.add(GroupRow(id=group, created=0.0))
     token = service.enrolment.create_token(group, 60, 1)
     key = ec.generate_private_key(ec.SECP256R1())
+    report_key = ec.generate_private_key(ec.SECP256R1()) if signs else None
+    public = public_pem(report_key.public_key()) if report_key else ""
     reply = service.enrolment.enroll(
-        messages.EnrollRequest(secret=token.secret, csr=csr(key), name=name, inventory=inventory)
+        messages.EnrollRequest(
+            secret=token.secret, csr=csr(key), name=name, inventory=inventory, report_key=public
+        )
     )
     folder = service.settings.data.parent / f"device-{reply.device}"
     folder.mkdir()
     identity = Identity(
-        reply.device, service.pki.ca_path, folder / "certificate.pem", folder / "key.pem"
+        reply.device,
+        service.pki.ca_path,
+        folder / "certificate.pem",
+        folder / "key.pem",
+        report_key,
     )
     identity.certificate.write_text(reply.certificate)
     identity.key.write_bytes(pem(key))

@@ -93,6 +93,7 @@ class Console:
                 lock=parts.locks.lock(),
                 now=parts.now(),
             )
+            | {"certificate": parts.renewer.describe()}
         )
 
     def _sync(self, asked: Asked) -> None:

@@ -35,8 +35,10 @@ from edgepack_agent.adapters.outbox import Outbox
 from edgepack_agent.adapters.pacing import Cap
 from edgepack_agent.adapters.patching import Patching, PatchRules
 from edgepack_agent.adapters.power import read_power
+from edgepack_agent.adapters.renewal import Renewer
 from edgepack_agent.adapters.reports import Reports
 from edgepack_agent.adapters.route import Route
+from edgepack_agent.adapters.signing import Signing
 from edgepack_agent.adapters.slots import Slots
 from edgepack_agent.adapters.trust import TrustClient
 from edgepack_agent.adapters.worker import Worker
@@ -79,6 +81,7 @@ class Parts:
     serving: Serving
     control: ControlServer
     notifier: Notifier
+    renewer: Renewer
     inventory: Callable[[], Inventory]
     locks: Locks
     now: Callable[[], Stamp] = read_stamp
@@ -135,7 +138,8 @@ def assemble(config: Config) -> Parts:
     def birth() -> dict[str, Any]:
         current = journal.state.current
         bundle = current.model.release if current else None
-        return {"boot": outbox.boot, "agent": version("edgepack"), "bundle": bundle}
+        facts = {"boot": outbox.boot, "agent": version("edgepack"), "bundle": bundle}
+        return facts | identity.in_use()
 
     def hear(happening: LinkChanged | Heard) -> None:
         # Whatever a fleet says, it says again; a flood of it must not fill the memory.
@@ -145,7 +149,8 @@ def assemble(config: Config) -> Parts:
     fleet = broker or (identity.broker_host, identity.broker_port)
     link = Link(identity, fleet, birth, hear)
     links = Links(lambda: post(desk.ask))
-    desk = Desk(link.say, post, links.take)
+    signing = Signing(identity, link.say)
+    desk = Desk(signing.say, post, links.take)
     metering = _metering(config.transfer, fleet[0])
     route = _route(config.transfer, link, Https(links, identity.tls), metering)
     # From the worker's thread; the loop notes it before the step's own result.
@@ -163,12 +168,13 @@ def assemble(config: Config) -> Parts:
         floors=floors,
         link=link,
         desk=desk,
-        reports=Reports(outbox, config.telemetry.level, link.say),
+        reports=Reports(outbox, config.telemetry.level, signing.say),
         installer=Installer(trust, downloads, slots, route, inventory, patching),
         worker=Worker(post),
         serving=Serving(config, open_sockets(config), slots.path, post),
         control=control,
         notifier=Notifier(),
+        renewer=Renewer(identity, link.say, link.renew, post),
         inventory=inventory,
         locks=Locks(data / "lock.json", config.run_dir / "inhibit", time.time),
     )

@@ -245,6 +245,8 @@ class Supervisor:
         if self._parts.link.connected:
             self._parts.desk.tick()
             self._parts.reports.send()
+        idle = self._state.phase == "idle"
+        self._parts.renewer.tick(connected=self._parts.link.connected, idle=idle)
 
     def _tell_inventory(self) -> None:
         self._parts.reports.inventory(self._parts.inventory())
@@ -318,6 +320,8 @@ class Supervisor:
             self._parts.desk.heard(heard.kind, heard.payload)
         elif heard.kind == "ack":
             self._parts.reports.acknowledged(heard.payload)
+        elif heard.kind.startswith("cert/"):
+            self._parts.renewer.heard(heard.kind, heard.payload)
 
     def _link_changed(self, up: bool) -> None:
         log.info("the link is %s", "up" if up else "down")

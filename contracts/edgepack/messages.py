@@ -16,6 +16,9 @@ __all__ = [
     "MAX_MESSAGE",
     "Ack",
     "BlobRequest",
+    "CertReply",
+    "CertRequest",
+    "Challenge",
     "Conn",
     "EnrollReply",
     "EnrollRequest",
@@ -30,6 +33,8 @@ __all__ = [
     "JobUpdate",
     "MetaRequest",
     "Rejected",
+    "Renewal",
+    "Report",
     "Telemetry",
     "Window",
     "decode",
@@ -85,6 +90,10 @@ class Conn(Message, frozen=True, kw_only=True):
     agent: Text = ""
     bundle: Text | None = None
     """`name@version` of the active bundle."""
+    cert: Text = ""
+    """Serial number, in hex, of the certificate of this connection."""
+    trusts: Text = ""
+    """SHA-256 of the authorities the device believes."""
 
 
 class Histogram(msgspec.Struct, frozen=True, kw_only=True):
@@ -246,6 +255,55 @@ class Head(Message, frozen=True, kw_only=True):
     size: Count = 0
 
 
+class CertRequest(Message, frozen=True, kw_only=True):
+    """Ask for a new certificate: over MQTT, or over HTTPS when the old one has expired."""
+
+    token: Id
+    request: Annotated[str, msgspec.Meta(max_length=65536)]
+    """A DSSE envelope around a `Renewal`, signed with the device's report key."""
+
+
+class Renewal(Message, frozen=True, kw_only=True):
+    """What a device signs to get a new certificate."""
+
+    device: Id
+    csr: Annotated[str, msgspec.Meta(max_length=16384)]
+    challenge: Text = ""
+    """Over HTTPS: what the fleet has handed out for this, so that no old request can be used."""
+    report_key: Text = ""
+    """PEM of the public report key, of a device that has not told it yet; it then signs with the
+    key of `certificate`."""
+    certificate: Annotated[str, msgspec.Meta(max_length=16384)] = ""
+
+
+class Challenge(Message, frozen=True, kw_only=True):
+    """What a renewal over HTTPS must repeat, within minutes."""
+
+    challenge: Id
+
+
+class CertReply(Message, frozen=True, kw_only=True):
+    """A new certificate, and the authorities to believe from now on."""
+
+    token: Id
+    certificate: str
+    authorities: str
+    """A DSSE envelope around PEM certificates, signed with the key of a trusted authority."""
+
+
+class Report(Message, frozen=True, kw_only=True):
+    """What a device signs of what it says: rows of its outbox, the state of its job."""
+
+    device: Id
+    kind: Id
+    """`tele`, `evt` or `job/update`."""
+    nonce: Id
+    time: float
+    """Unix seconds of the device."""
+    body: Any
+    """The message itself, as JSON. Its own numbers make a repeat harmless."""
+
+
 class EnrollRequest(Message, frozen=True, kw_only=True):
     """First contact over HTTPS: the secret of the token, a CSR and what the device is."""
 
@@ -253,6 +311,8 @@ class EnrollRequest(Message, frozen=True, kw_only=True):
     csr: Annotated[str, msgspec.Meta(max_length=16384)]
     name: Text = ""
     """The device id it would like; the server chooses."""
+    report_key: Annotated[str, msgspec.Meta(max_length=1024)] = ""
+    """PEM of the public half of the key it will sign reports with."""
     inventory: Inventory = Inventory()
 
 

@@ -1,7 +1,8 @@
 """How a stranger becomes a device: one-time tokens, and the exchange of one for a certificate.
 
-A token counts as used only when a certificate was issued for it, in one transaction. The name of
-an existing device cannot be taken over: the fleet chooses, and only takes a free one.
+A token counts as used only when a certificate was issued for it, in one transaction; whoever asks
+again with the same token and the same key gets the same answer, so that a lost one costs nothing.
+The name of an existing device cannot be taken over: the fleet chooses, and only takes a free one.
 """
 
 import base64
@@ -14,13 +15,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import msgspec
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from edgepack.errors import UsageError
 from edgepack.messages import EnrollReply, EnrollRequest
+from edgepack.signed import public_key, public_pem
 from edgepack.topics import DEVICE_ID
 from edgepack_fleet.adapters.broker import Address
+from edgepack_fleet.adapters.certificates import csr_key
 from edgepack_fleet.adapters.database import Database
 from edgepack_fleet.adapters.pki import FLEET, Issued, Pki
 from edgepack_fleet.adapters.tables import DeviceRow, EnrolToken, GroupRow
@@ -116,33 +121,38 @@ class Enrolment:
             IntegrityError: the certificate request cannot be accepted.
         """
         now = self._clock()
+        key = csr_key(request.csr)
+        report_key = public_pem(public_key(request.report_key)) if request.report_key else ""
         with self._database.write() as session:
-            token = self._check(session, request.secret, now)
-            name = _free_name(session, request.name)
-            issued = self._pki.issue(request.csr, name, datetime.fromtimestamp(now, UTC))
-            session.add(_device(issued, token.group_id, request, now))
-            token.used += 1
-            group = token.group_id
+            token = self._find(session, request.secret, now)
+            device = _enrolled_with(session, token, key)
+            if device is None:
+                if token.used >= token.uses:
+                    raise RefusedError(
+                        "the token has been used already", fix=_NEW_TOKEN, reason="token_used"
+                    )
+                name = _free_name(session, request.name)
+                issued = self._pki.issue(request.csr, name, datetime.fromtimestamp(now, UTC))
+                device = _device(issued, token, request, now)
+                device.report_key = report_key
+                session.add(device)
+                token.used += 1
         broker = self._broker()
         return EnrollReply(
-            device=issued.device,
-            group=group,
-            certificate=issued.pem,
-            ca=self._pki.ca_pem,
+            device=device.id,
+            group=device.group_id,
+            certificate=device.certificate,
+            ca=self._pki.bundle,
             broker_host=broker.host,
             broker_port=broker.port,
             director_root=self._root().decode(),
         )
 
-    def _check(self, session: Session, secret: str, now: float) -> EnrolToken:
+    def _find(self, session: Session, secret: str, now: float) -> EnrolToken:
         digest = _digest(secret)
         token = session.scalar(select(EnrolToken).where(EnrolToken.digest == digest))
         if token is None or not hmac.compare_digest(token.digest, digest):
             raise RefusedError("the token is not valid here", fix=_NEW_TOKEN)
-        if token.used >= token.uses:
-            raise RefusedError(
-                "the token has been used already", fix=_NEW_TOKEN, reason="token_used"
-            )
         if now >= token.expires:
             raise RefusedError("the token has expired", fix=_NEW_TOKEN, reason="token_expired")
         return token
@@ -155,12 +165,26 @@ def _digest(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
-def _device(issued: Issued, group: str, request: EnrollRequest, now: float) -> DeviceRow:
+def _enrolled_with(
+    session: Session, token: EnrolToken, key: ec.EllipticCurvePublicKey
+) -> DeviceRow | None:
+    """Return the device that has enrolled with TOKEN and KEY; None: there is none yet."""
+    mine = select(DeviceRow).where(DeviceRow.enrol_token == token.id, DeviceRow.revoked.is_(None))
+    for device in session.scalars(mine):
+        certificate = x509.load_pem_x509_certificate(device.certificate.encode())
+        if certificate.public_key() == key:
+            return device
+    return None
+
+
+def _device(issued: Issued, token: EnrolToken, request: EnrollRequest, now: float) -> DeviceRow:
     return DeviceRow(
         id=issued.device,
-        group_id=group,
+        group_id=token.group_id,
         enrolled=now,
         certificate_serial=issued.serial,
+        certificate=issued.pem,
+        enrol_token=token.id,
         inventory=msgspec.to_builtins(request.inventory),
         agent=request.inventory.agent,
         bundle=None,

@@ -8,7 +8,7 @@ import signal
 import socket
 import ssl
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,7 @@ def serve(settings: Settings, listeners: Listeners, *, embedded_broker: bool) ->
             broker = EmbeddedBroker(settings.data, Pki(settings.data / "pki", settings.hosts))
             broker.start()
             stack.callback(broker.stop)
-            settings = Settings(settings.data, broker.address, settings.database, settings.hosts)
+            settings = replace(settings, broker=broker.address)
         service = Service(settings)
         stack.callback(service.stop)
         stack.callback(endpoints.unlink, missing_ok=True)
@@ -129,6 +129,7 @@ async def _run(
         _server(main_app(service, device_url), listeners.tls_cert, listeners.tls_key),
         _server(device_app(service), *service.pki.pair("server")),
     ]
+    service.server_renewed = lambda: _reload(servers[1], *service.pki.pair("server"))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _leave, servers)
@@ -174,6 +175,12 @@ def _server(app: Any, certificate: Path | None, key: Path | None) -> _Server:
         ssl_keyfile=str(key) if key else None,
     )
     return _Server(config)
+
+
+def _reload(server: _Server, certificate: Path, key: Path) -> None:
+    """Let SERVER show another certificate, from the next connection on."""
+    if server.config.ssl is not None:
+        server.config.ssl.load_cert_chain(certificate, key)
 
 
 def _listen(address: Address) -> socket.socket:

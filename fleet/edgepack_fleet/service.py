@@ -21,7 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from edgepack import topics
 from edgepack_fleet import store
 from edgepack_fleet.access import Access, fleet_secret
-from edgepack_fleet.adapters.broker import Address
+from edgepack_fleet.adapters.broker import Address, reload
 from edgepack_fleet.adapters.content import ContentStore
 from edgepack_fleet.adapters.database import Database
 from edgepack_fleet.adapters.director import Director
@@ -35,6 +35,7 @@ from edgepack_fleet.core.model import SERVING
 from edgepack_fleet.core.variants import Release
 from edgepack_fleet.enrolment import Enrolment
 from edgepack_fleet.links import Belongings, Links
+from edgepack_fleet.renewals import GRACE_DAYS, Renewals
 from edgepack_fleet.revocation import Revocation
 from edgepack_fleet.rollouts import Rollouts
 from edgepack_fleet.sending import Sender
@@ -66,6 +67,8 @@ class Settings:
     """SQLAlchemy URL; None: SQLite below `data`."""
     hosts: tuple[str, ...] = ()
     """Names and addresses, beside `localhost`, that devices reach us under."""
+    grace_days: float = GRACE_DAYS
+    """Days after the end of its certificate in which a device may still renew it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,14 +106,18 @@ class Service:
             self.database, self.pki, self.director.root, self._public_broker, clock
         )
         self.revocation = Revocation(self.database, self.pki, settings.broker, clock)
+        secret = fleet_secret(data, create=True)
         self.links = Links(
-            fleet_secret(data, create=True),
+            secret,
             clock,
             Belongings(self.content.read, self.images.exams, self.patches.offers),
             self.revocation.blocks,
         )
-        self.uplink = Uplink(self.database, clock, self.links.link)
+        self.renewals = Renewals(self.database, self.pki, secret, clock, settings.grace_days)
+        self.uplink = Uplink(self.database, clock, self.links.link, self.renewals)
         self.transfer = Transfer(self._image_file, self.director.metadata, self.content)
+        self.server_renewed: Callable[[], None] = lambda: None
+        """Called when the certificate of our own listener is a new one."""
         self._heard_since: float | None = None
         self._said: queue.Queue[Incoming | _Connected | None] = queue.Queue(WAITING)
         self._wake, self._stopping = threading.Event(), threading.Event()
@@ -256,12 +263,26 @@ class Service:
                     refreshed = now
                     self.images.keep_fresh()
                     self.director.keep_fresh()
+                    self._renew_certificates()
                 self.revocation.tick()
                 self.rollouts.tick(self._heard_since or now, now)
                 self._empty_outbox()
             except Exception:  # a thread that ends would stop every rollout, silently
                 log.exception("a tick failed; the next one tries again")
             self._stopping.wait(SHORTEST_TICK_S)
+
+    def _renew_certificates(self) -> None:
+        """Renew what is past half of its life, and let it be used at once."""
+        self.renewals.revoke_retired()
+        renewed = self.pki.keep_fresh()
+        for name in sorted(renewed):
+            log.info("renewed before half of its life was over: %s", name)
+        if "server" in renewed:
+            self.server_renewed()
+            if not reload(self.settings.data):
+                log.warning("the broker goes on with its old certificate until it is restarted")
+        if "fleet" in renewed:
+            self.link.reconnect()
 
     def _empty_outbox(self) -> None:
         """Send what decisions left behind; a row goes only when the broker has its message."""

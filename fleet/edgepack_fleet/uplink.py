@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 
 from edgepack import messages, topics
 from edgepack.errors import IntegrityError
+from edgepack.signed import SIGNED_KINDS, public_key, read_report
 from edgepack_fleet import store
 from edgepack_fleet.adapters.database import Database
 from edgepack_fleet.adapters.mqtt import Incoming
@@ -33,6 +34,7 @@ from edgepack_fleet.adapters.tables import (
 from edgepack_fleet.core.jobs import Refusal, advance
 from edgepack_fleet.core.model import SERVING
 from edgepack_fleet.core.stream import Stream, absorb
+from edgepack_fleet.renewals import Renewals, seen_with
 
 __all__ = ["Answer", "Uplink"]
 
@@ -40,7 +42,7 @@ LARGEST = 2**53
 """Numbers a device may send: beyond this, neither JSON readers nor databases agree."""
 FENCED_S = 5.0
 """Seconds after the end of a session in which its last words may still arrive."""
-ACTIVE = frozenset({"activated", "rolled_back"})
+ACTIVE = frozenset({"activated", "rolled_back", "recovered"})
 """Events that say which bundle is active now."""
 
 log = logging.getLogger(__name__)
@@ -62,6 +64,8 @@ class _Turn:
     session: Session
     now: float
     link: Callable[[str, str], str]
+    verified: bool = False
+    """Whether the message at hand is signed by its device."""
     careful: bool = False
     """Whether every row is saved for itself, because one of them may be refused."""
     refused: Counter[str] = field(default_factory=Counter)
@@ -79,6 +83,7 @@ class Uplink:
         database: Where it goes.
         clock: Unix seconds.
         link: Returns the link to a model's files, for a device and the SHA-256 of the image.
+        renewals: Answers requests for certificates; None: they are not taken.
     """
 
     def __init__(
@@ -86,8 +91,10 @@ class Uplink:
         database: Database,
         clock: Callable[[], float],
         link: Callable[[str, str], str] = lambda _device, _image: "",
+        renewals: Renewals | None = None,
     ) -> None:
         self._database, self._clock, self._link = database, clock, link
+        self._renewals = renewals
         self.refused: Counter[str] = Counter()
         """Messages that were not taken, by cause."""
         self._handlers: dict[str, Callable[[_Turn, DeviceRow, bytes], None]] = {
@@ -97,6 +104,8 @@ class Uplink:
             "job/get": _job_get,
             "job/update": _job_update,
         }
+        if renewals is not None:
+            self._handlers["cert"] = self._cert
 
     def everybody_offline(self) -> None:
         """Forget who is online: the broker tells us again, by the births it has retained."""
@@ -130,7 +139,7 @@ class Uplink:
 
     def _save(self, batch: Iterable[Incoming], *, careful: bool = False) -> list[Answer]:
         with self._database.write() as session:
-            turn = _Turn(session, self._clock(), self._link, careful)
+            turn = _Turn(session, self._clock(), self._link, careful=careful)
             for message in batch:
                 self._take(turn, message)
             for (device, boot), stream in turn.acks.items():
@@ -156,11 +165,20 @@ class Uplink:
             return
         if not message.retained:
             device.seen = turn.now
+        payload = message.payload
         try:
-            handler(turn, device, message.payload)
+            if uplink.kind in SIGNED_KINDS:
+                key = public_key(device.report_key) if device.report_key else None
+                payload, turn.verified = read_report(device.id, uplink.kind, payload, key)
+            handler(turn, device, payload)
         except IntegrityError as error:
             turn.refused[error.reason] += 1
-            _refuse(turn, uplink, message.payload, error)
+            _refuse(turn, uplink, payload, error)
+
+    def _cert(self, turn: _Turn, device: DeviceRow, payload: bytes) -> None:
+        request = messages.decode(payload, messages.CertRequest)
+        assert self._renewals is not None
+        turn.say(device.id, "cert/accepted", self._renewals.over_mqtt(device, request))
 
     def _check_database(self) -> None:
         with self._database.write() as session:
@@ -173,13 +191,13 @@ class _Token(msgspec.Struct):
 
 def _refuse(turn: _Turn, uplink: topics.Uplink, payload: bytes, error: IntegrityError) -> None:
     """Answer a request that cannot be read, if at least its token can."""
-    if not uplink.kind.startswith("job/"):
+    if not uplink.kind.startswith(("job/", "cert")):
         return
     try:
         token = messages.decode(payload, _Token).token
     except IntegrityError:
         return
-    said = messages.Rejected(token=token, code="bad_message", message=(error.why or error.what))
+    said = messages.Rejected(token=token, code=error.reason, message=(error.why or error.what))
     turn.say(uplink.device, f"{uplink.kind}/rejected", said)
 
 
@@ -190,7 +208,11 @@ def _conn(_turn: _Turn, device: DeviceRow, payload: bytes) -> None:
     conn = messages.decode(payload, messages.Conn)
     if conn.online:
         device.online, device.conn, device.boot = True, conn.conn, conn.boot
-        device.agent, device.bundle = conn.agent, conn.bundle
+        device.agent, device.trusts = conn.agent, conn.trusts
+        # A birth is not signed: of a device that signs, what it runs is told by its events.
+        if not device.report_key:
+            device.bundle = conn.bundle
+        seen_with(device, conn.cert)
     elif conn.conn == device.conn:
         device.online = False
 
@@ -220,6 +242,7 @@ def _events(turn: _Turn, device: DeviceRow, payload: bytes) -> None:
             received=turn.now,
             type=row.type,
             body=msgspec.to_builtins(row),
+            verified=turn.verified,
         )
         if _keep(turn, kept):
             _learn(device, row)

@@ -38,6 +38,11 @@ EXAMPLES: list[messages.Message] = [
     messages.MetaRequest(xfer="x", repo="image", name="3.root.json"),
     messages.BlobRequest(xfer="x", sha256="a" * 64, size=70_000, start=0, n=2),
     messages.Head(status=404),
+    messages.CertRequest(token="t", request="{}"),
+    messages.Renewal(device="cam-1", csr="-----BEGIN", challenge="1.ab.cd"),
+    messages.Challenge(challenge="1.ab.cd"),
+    messages.CertReply(token="t", certificate="c", authorities="{}"),
+    messages.Report(device="cam-1", kind="evt", nonce="n", time=1.0, body=[{"v": 1}]),
     messages.EnrollRequest(secret="s", csr="-----BEGIN", inventory=messages.Inventory(ram_mb=1)),
     messages.EnrollReply(
         device="cam-1", group="eu", certificate="c", ca="a", broker_host="h", broker_port=8883,

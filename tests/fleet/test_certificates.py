@@ -140,7 +140,7 @@ def test_a_list_is_signed_again_before_it_goes_out_of_date(tmp_path: Path) -> No
     later = Pki(tmp_path / "pki", now=NOW + timedelta(days=186))
     after = x509.load_pem_x509_crl(first.crl_path.read_bytes())
     assert after.next_update_utc > before.next_update_utc + timedelta(days=180)  # type: ignore[operator]
-    assert later.revoked() == {0xAB12}
+    assert later.revoked() == {}, "what it names has expired by then"
     assert later.keep_fresh() == set()
 
 

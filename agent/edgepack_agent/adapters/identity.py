@@ -1,23 +1,35 @@
-"""Who this device is: key, certificate, CA, roots, broker. Written once, as a whole, 0600.
+"""Who this device is: keys, certificate, CA, roots, broker. Written as a whole, 0600.
 
     identity/  device.json  key.pem  certificate.pem  ca.pem  image-root.json  director-root.json
+               report-key.pem   signs what this device says
+               next-key.pem     made for a certificate that has been asked for
+               next.pem         key and certificate that have not been used yet
+               tls.pem          the same once they have; key.pem and certificate.pem are gone then
 
-The directory appears by a rename, so there is all of it or nothing.
+The directory appears by a rename, so there is all of it or nothing. A new pair is one file, and
+becomes the pair by a rename after it has worked: at no moment is there none that works.
 """
 
+import hashlib
 import shutil
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from edgepack.durable import sync_directory, write_file
 from edgepack.errors import UsageError
+from edgepack_agent.adapters.credentials import new_key, private_pem
+from edgepack_agent.adapters.listener import trusting
 
 __all__ = ["Identity", "load_identity", "refuse_second", "write_identity"]
 
-_FACTS = "device.json"
+_REPORT_KEY, _NEXT_REPORT_KEY = "report-key.pem", "next-report-key.pem"
+_FACTS, _PAIR, _NEWER, _NEXT_KEY = "device.json", "tls.pem", "next.pem", "next-key.pem"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +41,8 @@ class Identity:
     group: str
     broker_host: str
     broker_port: int
+    url: str = ""
+    """Base URL of the fleet's device listener; empty: not known."""
 
     @property
     def image_root(self) -> bytes:
@@ -40,13 +54,88 @@ class Identity:
         """First root of the director."""
         return (self.directory / "director-root.json").read_bytes()
 
-    def tls(self) -> ssl.SSLContext:
+    @property
+    def authorities(self) -> str:
+        """The certificates of the authorities this device believes, PEM."""
+        return (self.directory / "ca.pem").read_text()
+
+    @property
+    def has_newer(self) -> bool:
+        """Whether there is a pair that has not been used yet."""
+        return (self.directory / _NEWER).exists()
+
+    def certificate(self) -> x509.Certificate:
+        """Return the certificate in use."""
+        return x509.load_pem_x509_certificate(self._pair()[0].read_bytes())
+
+    def in_use(self) -> dict[str, str]:
+        """Return which certificate and which authorities are in use, for the birth message."""
+        cert = f"{self.certificate().serial_number:x}"
+        return {"cert": cert, "trusts": hashlib.sha256(self.authorities.encode()).hexdigest()}
+
+    def certificate_pem(self) -> str:
+        """Return the certificate in use as PEM, without its key."""
+        kind = serialization.Encoding.PEM
+        return self.certificate().public_bytes(kind).decode()
+
+    def key(self) -> ec.EllipticCurvePrivateKey:
+        """Return the key of the certificate in use."""
+        return new_key(self._pair()[1].read_bytes())
+
+    def report_key(self) -> ec.EllipticCurvePrivateKey | None:
+        """Return the key that signs what this device says; None: it enrolled without one."""
+        path = self.directory / _REPORT_KEY
+        return new_key(path.read_bytes()) if path.exists() else None
+
+    def tls(self, *, newer: bool = False) -> ssl.SSLContext:
         """Return a context that trusts the fleet's CA alone and shows our certificate."""
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        context.load_verify_locations(self.directory / "ca.pem")
-        context.load_cert_chain(self.directory / "certificate.pem", self.directory / "key.pem")
+        context = trusting(self.authorities)
+        certificate, key = (self.directory / _NEWER,) * 2 if newer else self._pair()
+        context.load_cert_chain(certificate, key)
         return context
+
+    def next_key(self) -> ec.EllipticCurvePrivateKey:
+        """Return the key for the next certificate: the same until there is one for it."""
+        path = self.directory / _NEXT_KEY
+        if path.exists():
+            key = new_key(path.read_bytes())
+            # A power cut may have left the key of the pair in use here; each has its own.
+            if key.public_key() != self.certificate().public_key():
+                return key
+        key = new_key()
+        write_file(path, private_pem(key), 0o600)
+        return key
+
+    def keep(self, certificate: str, authorities: str) -> None:
+        """Keep CERTIFICATE for the next key, to be tried, and believe AUTHORITIES."""
+        if authorities != self.authorities:
+            write_file(self.directory / "ca.pem", authorities.encode(), 0o600)
+        if self.report_key() is None:
+            (self.directory / _NEXT_REPORT_KEY).replace(self.directory / _REPORT_KEY)
+            sync_directory(self.directory)
+        pair = private_pem(self.next_key()) + certificate.encode()
+        write_file(self.directory / _NEWER, pair, 0o600)
+
+    def next_report_key(self) -> ec.EllipticCurvePrivateKey:
+        """Return the report key of a device that enrolled without one; in use once it is known."""
+        path = self.directory / _NEXT_REPORT_KEY
+        if not path.exists():
+            write_file(path, private_pem(new_key()), 0o600)
+        return new_key(path.read_bytes())
+
+    def promote(self) -> None:
+        """Make the newer pair the one in use: it has worked."""
+        (self.directory / _NEWER).replace(self.directory / _PAIR)
+        sync_directory(self.directory)
+        for name in ("key.pem", "certificate.pem", _NEXT_KEY):
+            (self.directory / name).unlink(missing_ok=True)
+
+    def _pair(self) -> tuple[Path, Path]:
+        """Return the paths of certificate and key in use; the same if they are one file."""
+        pair = self.directory / _PAIR
+        if pair.exists():
+            return pair, pair
+        return self.directory / "certificate.pem", self.directory / "key.pem"
 
 
 class _Facts(msgspec.Struct, frozen=True):
@@ -54,6 +143,7 @@ class _Facts(msgspec.Struct, frozen=True):
     group: str
     broker_host: str
     broker_port: int
+    url: str = ""
 
 
 def refuse_second(directory: Path) -> None:
@@ -72,7 +162,13 @@ def refuse_second(directory: Path) -> None:
 
 
 def write_identity(
-    directory: Path, *, device: str, group: str, broker: tuple[str, int], files: dict[str, bytes]
+    directory: Path,
+    *,
+    device: str,
+    group: str,
+    broker: tuple[str, int],
+    files: dict[str, bytes],
+    url: str = "",
 ) -> None:
     """Write a new identity: FILES by name, and the facts.
 
@@ -80,7 +176,7 @@ def write_identity(
         UsageError: there is one already, or DIRECTORY cannot be written.
     """
     refuse_second(directory)
-    facts = _Facts(device, group, *broker)
+    facts = _Facts(device, group, *broker, url)
     building = directory.with_name(f".{directory.name}.new")
     try:
         shutil.rmtree(building, ignore_errors=True)
@@ -113,4 +209,6 @@ def load_identity(directory: Path) -> Identity | None:
             fix="enrol this device anew",
             reason="bad_identity",
         ) from error
-    return Identity(directory, facts.device, facts.group, facts.broker_host, facts.broker_port)
+    return Identity(
+        directory, facts.device, facts.group, facts.broker_host, facts.broker_port, facts.url
+    )

@@ -74,6 +74,8 @@ class Link:
         self._birth, self._post = birth, post
         self._conn = "-"
         self._up = False
+        self._newer = False
+        """Whether the connection is made with the pair that has not been used yet."""
         self._stop, self._lost, self._hurry = (threading.Event() for _ in range(3))
         self._prefix = topics.down(identity.device, "")
         self._client = _Client(identity.device, self._lost.set)
@@ -108,6 +110,12 @@ class Link:
         if not self._up:
             self._hurry.set()
 
+    def renew(self) -> None:
+        """Connect anew, with the pair that has not been used yet."""
+        if self._up:
+            self._client.disconnect()
+        self._hurry.set()
+
     def say(self, kind: str, payload: bytes) -> bool:
         """Send PAYLOAD about KIND; return whether it is on its way."""
         if not self._up:
@@ -123,7 +131,7 @@ class Link:
     def _make_client(self) -> "_Client":
         client = _Client(self._identity.device, self._lost.set)
         client.connect_timeout = CONNECT_S
-        client.tls_set_context(self._identity.tls())
+        client.tls_set_context(self._identity.tls(newer=self._newer))
         client.will_set(*self._conn_message(online=False), qos=1, retain=True)
         client.on_socket_open = _tune
         client.on_connect = self._connected
@@ -154,6 +162,8 @@ class Link:
     def _try(self) -> bool:
         """Begin a connection, with a client of its own: nothing of the last one is left in it."""
         self._conn = secrets.token_hex(8)
+        # In turns: whichever of the two works ends the search.
+        self._newer = self._identity.has_newer and not self._newer
         try:
             self._client = self._make_client()
             self._client.connect(*self._broker, keepalive=KEEPALIVE_S)
@@ -184,6 +194,10 @@ class Link:
             log.warning("the broker does not let us listen: %s", reasons[0])
             client.disconnect()
             return
+        if self._newer:
+            self._newer = False
+            self._identity.promote()
+            log.info("the new certificate has worked; the old one is gone")
         # Only now will answers be heard; asking earlier could miss them.
         self._up = True
         self.announce()

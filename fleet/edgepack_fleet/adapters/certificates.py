@@ -4,6 +4,7 @@ Keys are EC P-256 throughout. A name is a common name and nothing else.
 """
 
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from ipaddress import ip_address
@@ -67,9 +68,12 @@ class Authority:
         return builder.sign(self.key, hashes.SHA256())
 
     def revoke(
-        self, serials: set[int], now: datetime, last: x509.CertificateRevocationList | None
+        self,
+        serials: Mapping[int, datetime],
+        now: datetime,
+        last: x509.CertificateRevocationList | None,
     ) -> x509.CertificateRevocationList:
-        """Return the list of revoked SERIALS that replaces LAST."""
+        """Return the list that replaces LAST: SERIALS and since when they are revoked."""
         # Of two lists OpenSSL believes the one with the later date, and of equals the first.
         issued = now - SKEW
         if last is not None:
@@ -80,8 +84,8 @@ class Authority:
             .last_update(issued)
             .next_update(max(now, issued) + CRL_LIFE)
         )
-        for serial in sorted(serials):
-            entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(issued)
+        for serial, since in sorted(serials.items()):
+            entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(since)
             builder = builder.add_revoked_certificate(entry.build())
         return builder.sign(self.key, hashes.SHA256())
 

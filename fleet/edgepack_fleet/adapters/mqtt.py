@@ -104,6 +104,10 @@ class Link:
         if self._thread.is_alive():
             self._thread.join(10)
 
+    def reconnect(self) -> None:
+        """Connect anew, with the certificate that is there now."""
+        self._client.disconnect()
+
     def publish(self, topic: str, payload: bytes, *, qos: int = 1) -> bool:
         """Send PAYLOAD to TOPIC; return whether it is on its way."""
         if not self.connected:

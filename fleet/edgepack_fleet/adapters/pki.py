@@ -16,7 +16,7 @@ import socket
 import ssl
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -27,10 +27,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from edgepack import dsse
 from edgepack.durable import write_file
 from edgepack.errors import IntegrityError, UsageError
+from edgepack.signed import AUTHORITIES
 from edgepack.topics import DEVICE_ID
 from edgepack_fleet.adapters.certificates import (
+    SKEW,
     Authority,
     alt_names,
     as_pem,
@@ -147,6 +150,11 @@ class Pki:
             and any(a.vouches_for(certificate) for a in self._authorities.values())
         )
 
+    def issued_last(self, certificate: x509.Certificate) -> bool:
+        """Return whether the authority that issues now has issued CERTIFICATE, unrevoked."""
+        revoked = certificate.serial_number in self.revoked()
+        return not revoked and self._issuing.vouches_for(certificate)
+
     @contextlib.contextmanager
     def stand_in(self, device: str) -> Iterator[tuple[ssl.SSLContext, str]]:
         """Yield what it takes to be DEVICE on the broker for a moment, and its serial number."""
@@ -162,15 +170,25 @@ class Pki:
 
     def revoke(self, *serials: str) -> None:
         """Put the certificates with SERIALS (hexadecimal) on the revocation lists."""
-        wanted = {int(serial, 16) for serial in serials}
         with self._alone():
-            if not wanted <= (known := self.revoked()):
-                self._write_lists(known | wanted)
+            known = self.revoked()
+            if not (wanted := {int(serial, 16) for serial in serials}) <= known.keys():
+                self._write_lists(dict.fromkeys(wanted, self._clock() - SKEW) | known)
 
-    def revoked(self) -> set[int]:
-        """Return the serial numbers on the revocation lists."""
+    def revoked(self) -> dict[int, datetime]:
+        """Return the serial numbers on the revocation lists, and since when.
+
+        What has been there longer than a device's certificate lives has expired, and is not.
+        """
+        oldest = self._clock() - DEVICE_LIFE - timedelta(days=1)
         lists = [found for name in self._authorities if (found := self._list(name))]
-        return {entry.serial_number for crl in lists for entry in crl}
+        entries = {e.serial_number: e.revocation_date_utc for crl in lists for e in crl}
+        return {serial: since for serial, since in entries.items() if since > oldest}
+
+    def announcement(self) -> str:
+        """Return the trusted authorities, signed by the oldest: the one every device knows."""
+        oldest = next(iter(self._authorities.values()))
+        return dsse.seal(AUTHORITIES, self.bundle.encode(), oldest.key).decode()
 
     def keep_fresh(self) -> set[str]:
         """Renew what is past half of its life; return which of `server`, `fleet`, `crl` were.
@@ -251,7 +269,7 @@ class Pki:
         path = self._list_path(name)
         return x509.load_pem_x509_crl(path.read_bytes()) if path.exists() else None
 
-    def _write_lists(self, serials: set[int]) -> None:
+    def _write_lists(self, serials: Mapping[int, datetime]) -> None:
         for name, authority in self._authorities.items():
             crl = authority.revoke(serials, self._clock(), self._list(name))
             write_file(self._list_path(name), as_pem(crl).encode())

@@ -53,6 +53,8 @@ class DeviceRow(Base):
     """PEM; empty for a device that enrolled before it was kept."""
     pending_certificate: Mapped[str] = mapped_column(default="")
     """PEM of a newer one that the device has not been seen with yet."""
+    retired: Mapped[str] = mapped_column(default="")
+    """Serial number of the one before, until it is on the revocation list."""
     report_key: Mapped[str] = mapped_column(default="")
     """PEM of the public key that signs its reports; empty: it has none."""
     enrol_token: Mapped[str] = mapped_column(default="")

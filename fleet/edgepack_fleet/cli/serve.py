@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from edgepack.cli import print_json
+from edgepack.cli import FiniteRange, print_json
 from edgepack.errors import UsageError
 
 __all__ = ["broker", "openapi", "serve"]
@@ -44,6 +44,14 @@ host_option = click.option(
 )
 @click.option("--tls-cert", type=click.Path(path_type=Path), help="Certificate of --listen.")
 @click.option("--tls-key", type=click.Path(path_type=Path), help="Its key.")
+@click.option(
+    "--renew-grace",
+    type=FiniteRange(min=0),
+    default=730.0,
+    show_default=True,
+    metavar="DAYS",
+    help="How long after its certificate ended a device may still renew it.",
+)
 def serve(
     data: Path,
     hosts: tuple[str, ...],
@@ -54,6 +62,7 @@ def serve(
     device_listen: str,
     tls_cert: Path | None,
     tls_key: Path | None,
+    renew_grace: float,
 ) -> None:
     """Serve the fleet: REST interface and pages, enrolment, and devices over MQTT."""
     from edgepack_fleet import server
@@ -69,7 +78,7 @@ def serve(
     server.check_exposure(listeners)
     _log_to_stderr()
     server.serve(
-        Settings(data.absolute(), address, database, hosts),
+        Settings(data.absolute(), address, database, hosts, renew_grace),
         listeners,
         embedded_broker=embedded_broker,
     )

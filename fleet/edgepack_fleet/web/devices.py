@@ -1,4 +1,4 @@
-"""The device listener: the only door a stranger may knock at. Enrolment, and files by a link."""
+"""The device listener: the only door a stranger may knock at: enrolment, renewal, links."""
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -7,7 +7,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from edgepack import messages
-from edgepack.messages import EnrollRequest
+from edgepack.messages import CertRequest, EnrollRequest
 from edgepack_fleet.service import Service
 from edgepack_fleet.web.blobs import blob_response
 from edgepack_fleet.web.problems import install, problem
@@ -29,6 +29,18 @@ def device_app(service: Service) -> Starlette:
             return problem(404, "nothing has been published yet", reason="no_root")
         return Response(data, media_type="application/json")
 
+    def challenge(_request: Request) -> Response:
+        answer = messages.Challenge(challenge=service.renewals.challenge())
+        return Response(messages.encode(answer), media_type="application/json")
+
+    async def renew(request: Request) -> Response:
+        body = await _body(request)
+        if body is None:
+            return problem(413, f"at most {MAX_BODY} bytes are read", reason="too_long")
+        wanted = messages.decode(body, CertRequest)
+        reply = await run_in_threadpool(service.renewals.over_https, wanted)
+        return Response(messages.encode(reply), media_type="application/json")
+
     async def enroll(request: Request) -> Response:
         body = await _body(request)
         if body is None:
@@ -49,6 +61,8 @@ def device_app(service: Service) -> Starlette:
             Route("/enroll/image-root", image_root),
             Route("/enroll", enroll, methods=["POST"]),
             Route("/blobs/{sha256}", blob),
+            Route("/renew", challenge, methods=["GET"]),
+            Route("/renew", renew, methods=["POST"]),
         ]
     )
     install(app)

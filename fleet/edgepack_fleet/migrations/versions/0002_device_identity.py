@@ -8,7 +8,14 @@ down_revision = "0001"
 branch_labels = None
 depends_on = None
 
-TEXTS = ("certificate", "pending_certificate", "report_key", "enrol_token", "trusts")
+TEXTS = (
+    "certificate",
+    "pending_certificate",
+    "retired",
+    "report_key",
+    "enrol_token",
+    "trusts",
+)
 TIMES = ("revoked", "fenced")
 
 
