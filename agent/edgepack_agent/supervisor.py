@@ -41,6 +41,7 @@ from edgepack_agent.core.state import (
     Recheck,
     Revert,
     Reverted,
+    Slot,
     Stage,
     State,
     Switch,
@@ -299,17 +300,17 @@ class Supervisor:
             with disk_errors():
                 self._parts.slots.discard(effect.discard)
         result = self._state.result
-        # What had arrived when the link went is kept: the next job may want it.
-        if result is None or result.reason != "unreachable":
-            self._tidy()
+        # What has arrived is kept, of the last model that was tried: the next job may want it.
+        full = result is not None and result.reason == "disk_full"
+        self._tidy(None if full else self._state.candidate)
         self.post(Reverted())
 
-    def _tidy(self) -> None:
+    def _tidy(self, tried: Slot | None = None) -> None:
         """Make links and blobs follow the journal; what fails now is done at the next start."""
         try:
             with disk_errors():
                 self._parts.slots.link(self._state)
-                self._parts.slots.collect(self._state.current, self._state.previous)
+                self._parts.slots.collect(self._state.current, self._state.previous, tried)
         except EdgepackError as error:
             log.warning("%s: %s", error, error.why)
 

@@ -380,6 +380,29 @@ def test_a_map_that_a_cut_left_beside_a_complete_blob_goes(tmp_path: Path) -> No
     assert store.has(blob.sha256, 1000)
 
 
+def test_a_download_under_way_has_its_room_already(small_disk: Path) -> None:
+    store, blob = downloads(small_disk), Blob(content(2 * CHUNK_SIZE), fail_after=20)
+    assert store.room(blob.sha256, 2 * CHUNK_SIZE) == 2 * CHUNK_SIZE
+    with pytest.raises(UnreachableError):
+        store.fetch(blob.sha256, 2 * CHUNK_SIZE, blob)
+    assert store.missing(blob.sha256, 2 * CHUNK_SIZE) == CHUNK_SIZE
+    assert store.room(blob.sha256, 2 * CHUNK_SIZE) == 0
+
+
+def test_what_came_of_a_model_that_was_only_tried_is_kept_for_the_next(tmp_path: Path) -> None:
+    _, one = stocked(tmp_path, "1.0.0")
+    slots, two = stocked(tmp_path, "2.0.0")
+    store = downloads(tmp_path)
+    store.path(two.model.sha256).unlink()
+    before = len(list((tmp_path / "blobs").iterdir()))
+    slots.collect(one, None, two)
+    assert len(list((tmp_path / "blobs").iterdir())) < before, "its list of files is not here"
+    _, two = stocked(tmp_path, "2.0.0")
+    before = len(list((tmp_path / "blobs").iterdir()))
+    slots.collect(one, None, two)
+    assert len(list((tmp_path / "blobs").iterdir())) == before
+
+
 def test_only_the_blobs_of_models_in_use_are_kept(tmp_path: Path) -> None:
     _, one = stocked(tmp_path, "1.0.0")
     slots, two = stocked(tmp_path, "2.0.0")

@@ -85,6 +85,14 @@ class Downloads:
             return 0
         return size - claimed(self._parts, sha256, size)
 
+    def room(self, sha256: str, size: int) -> int:
+        """Return the bytes of disk that a blob still takes: what is under way has its room."""
+        if self.has(sha256, size):
+            return 0
+        with contextlib.suppress(OSError):
+            return max(0, size - 512 * (self._parts / f"{sha256}.part").stat().st_blocks)
+        return size
+
     def fetch(
         self,
         sha256: str,

@@ -216,11 +216,12 @@ class Installer:
     def _room(self, image: OciManifest, wanted: Mapping[str, int]) -> int:
         """Return the bytes to fetch, after checking that the disk has room for them."""
         missing = sum(self._downloads.missing(sha256, size) for sha256, size in wanted.items())
+        needed = sum(self._downloads.room(sha256, size) for sha256, size in wanted.items())
         free = shutil.disk_usage(self._downloads.path(image.config.sha256).parent).free
-        if missing + SPARE_BYTES > free:
+        if needed + SPARE_BYTES > free:
             raise DiskFullError(
                 "there is no room for the model",
-                why=f"{missing} bytes and {SPARE_BYTES} to spare are needed, {free} are free",
+                why=f"{needed} bytes and {SPARE_BYTES} to spare are needed, {free} are free",
             )
         return missing
 

@@ -26,8 +26,8 @@ __all__ = ["LAG", "Partial", "chunk_count", "chunk_size", "claimed"]
 BLOCKS_PER_CHUNK = CHUNK_SIZE // BLOCK_SIZE
 DIGEST = 32
 NOTHING = bytes(DIGEST)
-LAG = 2
-"""Chunks that may be written and not yet be durable: what a power cut costs at most."""
+LAG = 1
+"""Chunks that may be written and not yet be durable; blocks on their way come meanwhile."""
 TRIES = 3
 """Times that one chunk may arrive wrong."""
 

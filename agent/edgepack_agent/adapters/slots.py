@@ -97,7 +97,8 @@ class Slots:
         for slot in filter(None, slots):
             kept.add(slot.model.sha256)
             kept |= {slot.model.exam.sha256} if slot.model.exam else set()
-            with contextlib.suppress(OSError, IntegrityError):
+            # Of a model that was only tried, not even the list of its files may be here.
+            with contextlib.suppress(OSError, EdgepackError):
                 kept |= read_image(self._downloads, slot.model).blobs().keys()
         self._downloads.keep_only(kept)
 
