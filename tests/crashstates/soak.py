@@ -281,6 +281,8 @@ class Course:
             self.current = version
             if reason != "already_active":
                 self._commits.append(f"digits@{version}")
+                with self._tally.lock:
+                    self._tally.commits += 1
         expected = {"good": ("SUCCEEDED", ""), "bad": ("REJECTED", BAD.get(version, ""))}[kind]
         # A candidate that sees too many restarts, or whose runner was killed twice, is given up.
         excused = {"restart_loop", "runner_exited", "already_active"}
@@ -301,7 +303,6 @@ class Course:
         extra = max(0, len(found) - len(self._commits))
         with self._tally.lock:
             self._tally.double += extra
-            self._tally.commits += 1 if self._commits and not extra else 0
         if found != self._commits:
             self._fail(f"committed {self._commits[-4:]}, the fleet heard of {found[-4:]}")
             self._commits = [name for name in found if name]

@@ -63,6 +63,9 @@ def _bury() -> None:
 
 
 def _become_agent(wanted: dict[str, str]) -> NoReturn:
+    from edgepack_agent.runner.kernel import die_with_parent
+
+    die_with_parent()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     log = os.open(wanted["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
