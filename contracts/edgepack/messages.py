@@ -16,6 +16,7 @@ __all__ = [
     "MAX_MESSAGE",
     "Ack",
     "BlobRequest",
+    "CertHint",
     "CertReply",
     "CertRequest",
     "Challenge",
@@ -280,6 +281,13 @@ class Challenge(Message, frozen=True, kw_only=True):
     """What a renewal over HTTPS must repeat, within minutes."""
 
     challenge: Id
+
+
+class CertHint(Message, frozen=True, kw_only=True):
+    """Ask for a new certificate soon: the authority that issues them changes."""
+
+    within_s: Annotated[int, msgspec.Meta(ge=0, le=86400)] = 600
+    """Devices spread over this many seconds."""
 
 
 class CertReply(Message, frozen=True, kw_only=True):

@@ -8,6 +8,7 @@
     ep/1/d/{d}/dn/job/notify          a hint only: server state is the truth
     ep/1/d/{d}/up/cert                request for a new certificate
     ep/1/d/{d}/dn/cert/{accepted|rejected}
+    ep/1/d/{d}/dn/cert/notify         a hint to ask for one soon
     ep/1/d/{d}/up/meta                trust metadata request
     ep/1/d/{d}/dn/meta/{xfer}/{i}     its answer: `head`, then blocks 0, 1, ...
     ep/1/d/{d}/up/blob                content request

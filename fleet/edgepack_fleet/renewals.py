@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from sqlalchemy import select
 
 from edgepack.errors import IntegrityError, UsageError
-from edgepack.messages import CertReply, CertRequest, Renewal
+from edgepack.messages import CertHint, CertReply, CertRequest, Renewal
 from edgepack.signed import public_key, public_pem, read_renewal, unsigned_renewal
 from edgepack_fleet.adapters.certificates import csr_key, half_gone, serial_of
 from edgepack_fleet.adapters.database import Database
@@ -52,6 +52,8 @@ class Renewals:
     ) -> None:
         self._database, self._pki, self._secret = database, pki, secret
         self._clock, self._grace = clock, timedelta(days=grace_days)
+        self.hint = CertHint()
+        """How devices are told to ask for a certificate soon."""
 
     def over_mqtt(self, device: DeviceRow, request: CertRequest) -> CertReply:
         """Return a new certificate for DEVICE, whose row belongs to an open transaction.
@@ -60,6 +62,17 @@ class Renewals:
             IntegrityError: it is not signed as it must be, or asks for no certificate.
         """
         return self._answer(device, request, self._proven(device, request))
+
+    def outdated(self, device: DeviceRow) -> bool:
+        """Return whether DEVICE does not know our authorities, or is not certified by the newest.
+
+        One that tells nothing about it cannot be helped.
+        """
+        if not device.trusts:
+            return False
+        pem = device.pending_certificate or device.certificate
+        current = bool(pem) and self._pki.issued_last(_load(pem))
+        return device.trusts != self._pki.bundle_sha256 or not current
 
     def challenge(self) -> str:
         """Return what a renewal over HTTPS must repeat."""

@@ -31,6 +31,7 @@ from edgepack_fleet.adapters.mqtt import Identity, Incoming, Link
 from edgepack_fleet.adapters.patches import Patches
 from edgepack_fleet.adapters.pki import FLEET, Pki
 from edgepack_fleet.adapters.tables import JobRow, OutboxRow, RolloutRow
+from edgepack_fleet.authorities import Authorities
 from edgepack_fleet.core.model import SERVING
 from edgepack_fleet.core.variants import Release
 from edgepack_fleet.enrolment import Enrolment
@@ -115,6 +116,9 @@ class Service:
         )
         self.renewals = Renewals(self.database, self.pki, secret, clock, settings.grace_days)
         self.uplink = Uplink(self.database, clock, self.links.link, self.renewals)
+        self.authorities = Authorities(
+            self.database, self.pki, self.renewals, self._renew_certificates, clock
+        )
         self.transfer = Transfer(self._image_file, self.director.metadata, self.content)
         self.server_renewed: Callable[[], None] = lambda: None
         """Called when the certificate of our own listener is a new one."""

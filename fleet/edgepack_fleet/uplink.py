@@ -105,7 +105,7 @@ class Uplink:
             "job/update": _job_update,
         }
         if renewals is not None:
-            self._handlers["cert"] = self._cert
+            self._handlers |= {"cert": self._cert, "conn": self._birth}
 
     def everybody_offline(self) -> None:
         """Forget who is online: the broker tells us again, by the births it has retained."""
@@ -174,6 +174,12 @@ class Uplink:
         except IntegrityError as error:
             turn.refused[error.reason] += 1
             _refuse(turn, uplink, payload, error)
+
+    def _birth(self, turn: _Turn, device: DeviceRow, payload: bytes) -> None:
+        _conn(turn, device, payload)
+        assert self._renewals is not None
+        if device.online and self._renewals.outdated(device):
+            turn.say(device.id, "cert/notify", self._renewals.hint)
 
     def _cert(self, turn: _Turn, device: DeviceRow, payload: bytes) -> None:
         request = messages.decode(payload, messages.CertRequest)

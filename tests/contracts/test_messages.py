@@ -41,6 +41,7 @@ EXAMPLES: list[messages.Message] = [
     messages.CertRequest(token="t", request="{}"),
     messages.Renewal(device="cam-1", csr="-----BEGIN", challenge="1.ab.cd"),
     messages.Challenge(challenge="1.ab.cd"),
+    messages.CertHint(within_s=60),
     messages.CertReply(token="t", certificate="c", authorities="{}"),
     messages.Report(device="cam-1", kind="evt", nonce="n", time=1.0, body=[{"v": 1}]),
     messages.EnrollRequest(secret="s", csr="-----BEGIN", inventory=messages.Inventory(ram_mb=1)),

@@ -7,6 +7,7 @@ inference: a device whose certificate cannot be renewed says so in its status an
 
 import hashlib
 import logging
+import math
 import random
 import secrets
 import threading
@@ -17,7 +18,16 @@ from typing import Any
 import msgspec
 
 from edgepack.errors import EdgepackError, UnreachableError
-from edgepack.messages import CertReply, CertRequest, Challenge, Rejected, Renewal, decode, encode
+from edgepack.messages import (
+    CertHint,
+    CertReply,
+    CertRequest,
+    Challenge,
+    Rejected,
+    Renewal,
+    decode,
+    encode,
+)
 from edgepack.signed import public_pem, sign_renewal
 from edgepack_agent.adapters.credentials import (
     check_certificate,
@@ -66,6 +76,8 @@ class Renewer:
         self._post, self._clock, self._wall = post, clock, wall
         self._token, self._tells = "", False
         self._next_try, self._pause = 0.0, FIRST_PAUSE_S
+        self._wanted = math.inf
+        """When the fleet's wish for a new certificate is done."""
         self._thread: threading.Thread | None = None
         self.trouble: dict[str, str] | None = None
 
@@ -90,7 +102,8 @@ class Renewer:
             if connected and idle:
                 self._reconnect()
             return
-        if self._clock() < self._next_try or (self.phase == "fresh" and not self._untold):
+        wanted = self._untold or self._clock() >= self._wanted
+        if self._clock() < self._next_try or (self.phase == "fresh" and not wanted):
             return
         if connected:
             self._ask()
@@ -98,8 +111,13 @@ class Renewer:
             self._call()
 
     def heard(self, kind: str, payload: bytes) -> None:
-        """Take an answer over MQTT: KIND is `cert/accepted` or `cert/rejected`."""
+        """Take an answer over MQTT, `cert/accepted` or `cert/rejected`; or a hint to ask."""
         try:
+            if kind == "cert/notify":
+                within = decode(payload, CertHint).within_s
+                soon = self._clock() + random.uniform(0, within)  # noqa: S311  no secret
+                self._wanted = min(self._wanted, soon)
+                return
             if kind == "cert/rejected":
                 self._refused(decode(payload, Rejected))
             elif (reply := decode(payload, CertReply)).token == self._token:
@@ -180,6 +198,7 @@ class Renewer:
         check_certificate(reply.certificate, identity.device, identity.next_key(), authorities)
         identity.keep(reply.certificate, authorities)
         self._token, self.trouble, self._pause = "", None, FIRST_PAUSE_S
+        self._wanted, self._next_try = math.inf, 0.0
         log.info("there is a new certificate; it is used from the next connection on")
         if self.phase == "expired":
             self._reconnect()

@@ -12,6 +12,7 @@ Keys are EC P-256 and 0600. Signs nothing about models: that is the repositories
 """
 
 import contextlib
+import hashlib
 import socket
 import ssl
 import tempfile
@@ -114,6 +115,11 @@ class Pki:
         return "".join(as_pem(a.certificate) for a in self._authorities.values())
 
     @property
+    def bundle_sha256(self) -> str:
+        """SHA-256 of the bundle: what a device says it trusts."""
+        return hashlib.sha256(self.bundle.encode()).hexdigest()
+
+    @property
     def authorities(self) -> dict[str, Authority]:
         """The trusted authorities by name, the oldest first."""
         return dict(self._authorities)
@@ -154,6 +160,32 @@ class Pki:
         """Return whether the authority that issues now has issued CERTIFICATE, unrevoked."""
         revoked = certificate.serial_number in self.revoked()
         return not revoked and self._issuing.vouches_for(certificate)
+
+    @property
+    def next(self) -> str | None:
+        """The name of the authority that is announced and does not issue yet."""
+        newest = self._roles.trusted[-1]
+        return None if newest == self._roles.issuing else newest
+
+    def announce_next(self) -> None:
+        """Make the authority that will issue next; from now on it is trusted."""
+        with self._alone():
+            name = f"ca-{1 + max(int(n[3:] or 1) for n in self._roles.trusted)}"
+            self._make_authority(name)
+            self._set_roles(_Roles(self._roles.issuing, (*self._roles.trusted, name)))
+
+    def switch(self) -> None:
+        """Let the newest authority issue; our own certificates follow with `keep_fresh`."""
+        with self._alone():
+            self._set_roles(_Roles(self._roles.trusted[-1], self._roles.trusted))
+
+    def retire_old(self) -> None:
+        """Trust only the authority that issues."""
+        with self._alone():
+            for name, authority in self._authorities.items():
+                if name != self._roles.issuing:
+                    self.trust.remove_authority(authority.certificate)
+            self._set_roles(_Roles(self._roles.issuing, (self._roles.issuing,)))
 
     @contextlib.contextmanager
     def stand_in(self, device: str) -> Iterator[tuple[ssl.SSLContext, str]]:
@@ -229,6 +261,13 @@ class Pki:
             name: Authority(*_read_pair(*self.pair(name))) for name in self._roles.trusted
         }
         self._issuing = self._authorities[self._roles.issuing]
+
+    def _set_roles(self, roles: _Roles) -> None:
+        revoked = self.revoked()
+        write_file(self.directory / "authorities.json", msgspec.json.encode(roles))
+        self._load()
+        self._write_lists(revoked)
+        self._write_trust()
 
     def _make_authority(self, name: str) -> None:
         certificate_path, key_path = self.pair(name)

@@ -1,6 +1,7 @@
 """The REST interface below `/api/v1`. Routes only: what they do is in the service."""
 
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -54,6 +55,7 @@ def at_least(role: Role) -> Callable[..., Role]:
 
 Fleet = Annotated[Service, Depends(_service)]
 Viewer, Operator = Depends(at_least("viewer")), Depends(at_least("operator"))
+Admin = Depends(at_least("admin"))
 
 
 @router.get("/health")
@@ -192,6 +194,24 @@ def cancel_rollout(fleet: Fleet, rollout: str) -> schemas.Rollout:
     fleet.rollouts.cancel(rollout)
     fleet.poke()
     return show_rollout(fleet, rollout)
+
+
+@router.get("/ca", dependencies=[Viewer])
+def show_authorities(fleet: Fleet) -> schemas.Authorities:
+    """Say which certificate authorities are trusted, and which devices are behind."""
+    return schemas.Authorities(**asdict(fleet.authorities.standing()))
+
+
+@router.post("/ca/rotate", dependencies=[Admin])
+def rotate_authority(fleet: Fleet, step: schemas.Step) -> schemas.Authorities:
+    """Announce the next certificate authority; called again, let it issue."""
+    return schemas.Authorities(**asdict(fleet.authorities.rotate(force=step.force)))
+
+
+@router.post("/ca/retire", dependencies=[Admin])
+def retire_authority(fleet: Fleet, step: schemas.Step) -> schemas.Authorities:
+    """Believe the old certificate authority no more."""
+    return schemas.Authorities(**asdict(fleet.authorities.retire(force=step.force)))
 
 
 @router.get("/tokens", dependencies=[Operator])

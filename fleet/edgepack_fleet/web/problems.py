@@ -21,6 +21,7 @@ BY_REASON = {
     "unknown_rollout": 404,
     "wrong_state": 409,
     "superseded": 409,
+    "devices_behind": 409,
     "exists": 409,
     "disk_full": 507,
 }

@@ -8,6 +8,7 @@ from edgepack.offers import MAX_OFFERS
 from edgepack_fleet.access import Role
 
 __all__ = [
+    "Authorities",
     "Device",
     "Devices",
     "EnrolToken",
@@ -32,6 +33,7 @@ __all__ = [
     "Rollout",
     "Rollouts",
     "Session",
+    "Step",
     "Variant",
     "Wave",
 ]
@@ -88,6 +90,23 @@ class Devices(Model):
     """All devices."""
 
     devices: list[Device]
+
+
+class Authorities(Model):
+    """Where a replacement of the certificate authority is."""
+
+    issuing: str
+    trusted: list[str]
+    next: str | None = Field(description="Announced to devices, not issuing yet")
+    sha256: str = Field(description="Of the one that issues: what new enrolment tokens pin")
+    devices: int
+    behind: list[str] = Field(description="Devices that have not followed the last step")
+
+
+class Step(Model):
+    """A step of the replacement."""
+
+    force: bool = Field(False, description="Leave devices behind; they must enrol anew")
 
 
 class RevokedDevice(Model):
