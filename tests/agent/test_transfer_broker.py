@@ -82,12 +82,14 @@ class Known:
 
     identity: Identity
     group: str = "lab"
+    has_newer = False
 
     @property
     def device(self) -> str:
         return self.identity.name
 
-    def tls(self) -> ssl.SSLContext:
+    def tls(self, *, newer: bool = False) -> ssl.SSLContext:
+        assert not newer
         return self.identity.tls()
 
 
