@@ -99,6 +99,18 @@ class MetadataDirectory:
         split_name(name)
         write_file(self.path / name, data)
 
+    def write_all(self, files: Mapping[str, bytes]) -> None:
+        """Write FILES, by name, in an order in which an interruption does least harm.
+
+        A new root may take the keys away that signed what the timestamp still leads to, so
+        that roots come last, right before a new timestamp.
+
+        Raises:
+            TrustError: one has no name of a metadata file (reason `bad_path`).
+        """
+        for name in sorted(files, key=lambda name: split_name(name)[1] == Root.type):
+            self.write(name, files[name])
+
     def versions(self, role: str) -> list[int]:
         """Return the versions of ROLE that are here, lowest first."""
         found = (_NAME.fullmatch(path.name) for path in self.path.glob(f"*.{role}.json"))

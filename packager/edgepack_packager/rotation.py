@@ -61,8 +61,15 @@ def rotated(
         online: Returns the keys the fleet will sign with; None: there is no fleet.
 
     Raises:
-        UsageError: there is no such key or role.
+        UsageError: there is no such key or role, or devices could not follow.
     """
+    if state.gone and "snapshot" not in rotation.replace:
+        raise UsageError(
+            f"devices that have seen {', '.join(sorted(state.gone))} would not follow",
+            why="a snapshot key never lets a line go; only a new one may",
+            fix="--replace snapshot --replace timestamp as well",
+            reason="line_gone",
+        )
     changes = _Changes(state)
     for name, source in rotation.replace.items():
         for role in _roles_of(name):
@@ -143,9 +150,11 @@ def _keyids(state: State, role: str) -> list[str]:
 def _old(home: PublisherHome, state: State, name: str, role: str) -> list[str]:
     """Return the id of the key NAME, which ROLE has; none for an export key that is new."""
     keyids = _keyids(state, role)
-    known = home.keys.public(name)
-    if known is not None and known.keyid in keyids:
-        return [known.keyid]
+    # One that waits counts already if an earlier attempt was cut short after publishing it.
+    for place in (name, f"next/{name}"):
+        known = home.keys.public(place)
+        if known is not None and known.keyid in keyids:
+            return [known.keyid]
     export = home.keys.public(EXPORT_KEY)
     if name == EXPORT_KEY:
         return []

@@ -3,6 +3,9 @@
 Either may be ahead: a home that missed its last step, another machine of the publisher, a
 repository restored from a backup. The newest that is rightly signed counts, except where a key
 was stolen: then the publisher says which side to believe.
+
+What keys of old signed is superseded, not forged: a change of keys that was cut short leaves
+that behind, on either side. It never counts, but is what one goes on from if nothing else is.
 """
 
 from collections.abc import Collection, Iterator
@@ -12,6 +15,7 @@ from tuf.api.metadata import Root, Targets
 
 from edgepack.errors import IntegrityError, UsageError
 from edgepack.metadata import parse, verify
+from edgepack.trust import TrustError
 from edgepack_packager.adapters.published import Published, current_roles
 from edgepack_packager.adapters.publisher_home import PublisherHome
 from edgepack_packager.core.state import State
@@ -54,16 +58,13 @@ def current_state(
     home.settle()
     roots = _roots(home, repository)
     online = current_roles(repository) if repository else {}
-    # A side that has not heard of the newest root may hold what a key of old signed.
-    newest = list(roots)[-1]
-    behind = newest not in home.roots, bool(repository and not repository.metadata(newest))
-    sides = _Sides(home, online, doubt or Doubt(), behind)
-    root = parse(list(roots.values())[-1], Root).signed
-    sides.take("targets", root)
+    sides = _Sides(home, online, doubt or Doubt(), [parse(d, Root).signed for d in roots.values()])
+    sides.take("targets", sides.roots[-1])
     top = parse(sides.roles["targets"], Targets).signed
     for role in (top.delegations and top.delegations.roles) or {}:
         sides.take(role, top)
-    return State(roots, sides.roles, sides.seen)
+    gone = frozenset(online.keys() - sides.roles.keys())
+    return State(roots, sides.roles, sides.seen, frozenset(sides.renew), gone)
 
 
 def _roots(home: PublisherHome, repository: Published | None) -> dict[str, bytes]:
@@ -93,19 +94,16 @@ def _later_roots(repository: Published, root: Root) -> Iterator[tuple[str, bytes
 
 
 class _Sides:
-    """Home and repository, and what is taken of them: `roles`, and the versions `seen`."""
+    """Home and repository, and what is taken of them: `roles`, `seen` and `renew` of a `State`."""
 
     def __init__(
-        self,
-        home: PublisherHome,
-        online: dict[str, bytes],
-        doubt: Doubt,
-        behind: tuple[bool, bool],
+        self, home: PublisherHome, online: dict[str, bytes], doubt: Doubt, roots: list[Root]
     ) -> None:
         self._home, self._online, self._doubt = home, online, doubt
-        self._behind = behind
+        self.roots = roots
         self.roles: dict[str, bytes] = {}
         self.seen: dict[str, int] = {}
+        self.renew: set[str] = set()
 
     def take(self, role: str, delegator: Root | Targets) -> None:
         """Take ROLE, whose keys DELEGATOR names, from the side that counts."""
@@ -116,20 +114,56 @@ class _Sides:
                 theirs = None
                 if ours is None:
                     return
-        sides = zip((ours, theirs), self._behind, strict=True)
-        candidates = [
-            data for data, behind in sides if data and _counts(role, data, delegator, behind=behind)
-        ]
-        if not candidates:
+        sides = [data for data in (ours, theirs) if data]
+        counting = [data for data in sides if self._counts(role, data, delegator)]
+        if not sides:
             raise IntegrityError(f"the metadata of {role} is lost", reason="metadata_missing")
-        self.roles[role] = max(candidates, key=_version)
+        self.roles[role] = max(counting, key=_version) if counting else self._base(role, sides)
+        self._outrun(role, theirs, counting)
+
+    def _counts(self, role: str, data: bytes, delegator: Root | Targets) -> bool:
+        """Return whether DATA of ROLE counts.
+
+        Raises:
+            IntegrityError: it does not, and never did.
+        """
+        if _signed(role, data, delegator):
+            return True
+        if any(_signed(role, data, earlier) for earlier in self._earlier(role)):
+            return False
+        verify(delegator, role, parse(data, Targets))
+        return True
+
+    def _earlier(self, role: str) -> Iterator[Root | Targets]:
+        """Yield who may have named the keys of ROLE before."""
+        if role == "targets":
+            yield from self.roots
+            return
+        files = self._home.metadata
+        every = [files.read(f"{version}.targets.json") for version in files.versions("targets")]
+        for data in filter(None, (*every, self._online.get("targets"))):
+            if any(_signed("targets", data, root) for root in self.roots):
+                yield parse(data, Targets).signed
+
+    def _base(self, role: str, sides: list[bytes]) -> bytes:
+        """Return what to go on from if none of SIDES counts."""
+        ours, theirs = sides[0], sides[-1]
+        return theirs if _believed(role, ours, theirs, self._doubt) else ours
+
+    def _outrun(self, role: str, theirs: bytes | None, counting: list[bytes]) -> None:
+        """See to it that ROLE gets a version that counts, and is higher than what does not."""
+        if not counting or (theirs and theirs not in counting):
+            seen = max(_version(theirs) if theirs else 0, self.seen.get(role, 0))
+            if not counting or seen >= _version(self.roles[role]):
+                self.seen[role] = seen
+                self.renew.add(role)
 
 
-def _counts(role: str, data: bytes, delegator: Root | Targets, *, behind: bool) -> bool:
+def _signed(role: str, data: bytes, delegator: Root | Targets) -> bool:
     try:
         verify(delegator, role, parse(data, Targets))
-    except IntegrityError:
-        if not behind:
+    except TrustError as error:
+        if error.reason != "bad_signature":
             raise
         return False
     return True

@@ -111,8 +111,7 @@ class ImageRepo:
             accepted = accept(self._current(), files, keyids, self._clock())
             for target in accepted.added:
                 self._check_blobs(target)
-            for name, data in accepted.files.items():
-                self._metadata.write(name, data)
+            self._metadata.write_all(accepted.files)
             self._promote()
             snapshot = seal(self._metadata, accepted.roles, OnlineKeys(**online), self._clock())
             self._signed = True

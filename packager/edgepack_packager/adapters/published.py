@@ -175,8 +175,7 @@ class DirectoryRepository:
         """
         with self._usable():
             self._check_kind()
-            for name, data in files.items():
-                self._metadata.write(name, data)
+            self._metadata.write_all(files)
             root = self._metadata.read(f"{self._metadata.versions('root')[-1]}.root.json")
             keys = self._keys(parse(root or b"", Root).signed)
             return seal(self._metadata, roles, keys, self._now, self._life, export=self._export)

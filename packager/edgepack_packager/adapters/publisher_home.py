@@ -143,8 +143,7 @@ class PublisherHome:
                 catches up from the repository.
         """
         try:
-            for name, data in files.items():
-                self.metadata.write(name, data)
+            self.metadata.write_all(files)
         except OSError as error:
             raise _unwritable(self.path, error) from error
 

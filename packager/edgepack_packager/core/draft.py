@@ -97,7 +97,8 @@ def make_draft(state: State, change: Change, now: datetime) -> Draft:
         root = next_root(state.root, of_root, now)
         files[f"{root.version}.root.json"] = Metadata(root).to_bytes()
     new = {n: k for n, k in change.line_keys.items() if not delegates(state.targets, n)}
-    again = change.again | {each.role for each in of_root if each.role == "targets"}
+    again = change.again | state.renew
+    again |= {each.role for each in of_root if each.role == "targets"}
     tired = bool(change.lines) and stale(state.targets.expires, TARGETS_LIFE, now)
     if new or of_lines or tired or "targets" in again:
         seen = state.seen.get("targets", 0)

@@ -23,11 +23,16 @@ class State:
         roots: Every root by file name, oldest first.
         roles: `targets` and the lines by name.
         seen: Highest version of a role anybody has seen, where `roles` has a lower one.
+        renew: Roles to sign again with whatever is signed next: keys that count no longer
+            signed what `roles` has of them, or what is published.
+        gone: Roles that are published and that nobody delegates to any more.
     """
 
     roots: Mapping[str, bytes]
     roles: Mapping[str, bytes]
     seen: Mapping[str, int] = field(default_factory=dict)
+    renew: frozenset[str] = frozenset()
+    gone: frozenset[str] = frozenset()
 
     @cached_property
     def root(self) -> Root:
