@@ -6,15 +6,15 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from tuf.api.metadata import Root, Targets
+from tuf.api.metadata import DelegatedRole, Delegations, Root, Targets
 
 from edgepack.errors import UsageError
 from edgepack.keys import create_keypair, load_private, load_public, public_pem
 from edgepack.metadata import OnlineKeys, parse, public_key, seal, sign, signer_of, target_file
-from edgepack.trust import TrustError
+from edgepack.trust import TargetInfo, TrustError, line_paths, line_role
 from edgepack_agent.adapters.trust import TrustClient
 from edgepack_packager.rotation import Rotation, in_doubt
-from edgepack_packager.standing import Doubt
+from edgepack_packager.standing import Doubt, current_state
 from trust_rig import FACTS, World, line_of, target_of
 
 
@@ -184,6 +184,69 @@ def test_a_thief_of_the_targets_key_drove_versions_too_high(world: World) -> Non
     world.rotate("targets", "snapshot", "timestamp", doubt=doubt)
     assert client.approve(FACTS) is not None
     assert world.device("new").approve(FACTS) is None  # nothing wanted, and nothing refused
+
+
+def stolen_targets(world: World, line: str) -> TargetInfo:
+    """A thief with the targets key puts LINE under a key of his own, and a model in it."""
+    evil = target_of(world.bundle("6.6.6", name=line, security_epoch=9))
+    create_keypair(world.path / "thief.pem", None)
+    thief = signer_of(load_private(world.path / "thief.pem"))
+    published = world.image_files.current()
+    top = Targets.from_dict(parse(published["targets"], Targets).signed.to_dict())
+    top.version += 5
+    assert top.delegations is not None
+    assert top.delegations.roles is not None
+    role = line_role(line)
+    top.delegations.roles[role] = DelegatedRole(role, [], 1, True, line_paths(line))
+    top.add_key(thief.public_key, role)
+    own = Targets(7, expires=top.expires, targets={evil.path: target_file(evil)})
+    roles = {"targets": sign(top, world.home.signer("targets")), role: sign(own, thief)}
+    files = world.image_files
+    files.write_all(
+        {f"{top.version}.targets.json": roles["targets"], f"7.{role}.json": roles[role]}
+    )
+    keys = OnlineKeys(world.online_key("snapshot"), world.online_key("timestamp"))
+    seal(files, files.current() | roles, keys, world.clock())
+    return evil
+
+
+@pytest.mark.parametrize("line", ["digits", "evil"])
+def test_what_a_thief_of_the_targets_key_delegated_goes_with_the_key(
+    world: World, line: str
+) -> None:
+    good = world.image.releases()[0].variants[0]
+    client = world.device()
+    evil = stolen_targets(world, line)
+    world.director_says("cam-1", evil)
+    approved = client.approve(FACTS)
+    assert approved is not None
+    assert approved.version == "6.6.6"
+    world.clock.forward(hours=1)
+    doubt = Doubt(["targets"], discard=["targets"])
+    if line == "evil":  # a device never lets go of a line that an old snapshot key named
+        with pytest.raises(UsageError) as caught:
+            world.rotate("targets", doubt=doubt)
+        assert caught.value.reason == "line_gone"
+    world.rotate("targets", "snapshot", "timestamp", doubt=doubt)
+    assert sorted(world.image_files.current()) == ["line-digits", "targets"]
+    for device in (client, world.device("cam-2")):
+        world.director_says(device._device, evil)
+        assert reason(device) == "not_in_image_repo"
+    world.director.assign("cam-1", good)
+    assert client.approve(FACTS) is not None
+    world.director.assign("cam-1", world.release("1.1.0", security_epoch=1))
+    assert client.approve(FACTS) is not None
+
+
+def test_no_line_goes_while_the_key_that_delegated_it_counts(world: World) -> None:
+    state = current_state(world.home, world.published)
+    top = Targets.from_dict(state.targets.to_dict())
+    top.version, top.delegations = top.version + 1, Delegations({}, {})
+    with pytest.raises(TrustError) as caught:
+        world.image.publish(
+            {f"{top.version}.targets.json": sign(top, world.home.signer("targets"))}
+        )
+    assert caught.value.reason == "mismatch"
 
 
 def test_thresholds_of_several_people(world: World, tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 The fleet holds none of the publisher's keys. It checks a push as strictly as a device would,
 so that a repository that devices refuse is never put online: the root chain, the signatures
 and versions of every role, the shape of the delegations, and that nothing that is published
-ever changes or disappears.
+ever changes. A line disappears only if a new root takes away the key that delegated it: it may
+have been a thief's.
 """
 
 from collections.abc import Mapping
@@ -66,11 +67,13 @@ def accept(
         before = current.roles.get(line_role(name))
         old = parse(before, Targets).signed if before else None
         added += added_targets(name, targets_of(old), targets_of(line.signed))
-    if lost := current.roles.keys() - _delegated(targets.signed):
+    lost = current.roles.keys() - _delegated(targets.signed)
+    if lost and not _superseded(current, root):
         raise TrustError("mismatch", f"the push takes away {', '.join(sorted(lost))}")
     if unknown := pushed.keys() - _delegated(targets.signed):
         raise TrustError("bad_path", f"nobody delegates to {', '.join(sorted(unknown))}")
-    return Accepted(files, roles, tuple(added))
+    kept = {role: data for role, data in roles.items() if role not in lost}
+    return Accepted(files, kept, tuple(added))
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +157,15 @@ def _role(
     if signed.is_expired(now):
         raise TrustError("metadata_expired", f"the pushed metadata of {role} has expired")
     return _Role(data, signed)
+
+
+def _superseded(current: Current, root: Root) -> bool:
+    """Return whether the keys that signed the top role which is online count no longer."""
+    try:
+        verify(root, "targets", parse(current.roles["targets"], Targets))
+    except TrustError:
+        return True
+    return False
 
 
 def _delegated(targets: Targets) -> set[str]:
