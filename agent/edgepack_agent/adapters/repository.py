@@ -16,11 +16,10 @@ from urllib.parse import unquote
 
 from tuf.api import exceptions as tuf_errors
 from tuf.api.metadata import Root, Snapshot, Targets, Timestamp
-from tuf.ngclient import Updater, UpdaterConfig
-from tuf.ngclient.fetcher import FetcherInterface
 
 from edgepack.durable import sync_directory
 from edgepack.trust import EXPORT, ISSUED, Reason, TrustError, line_role
+from edgepack_agent.adapters.slim_tuf import FetcherInterface, Updater, UpdaterConfig
 
 __all__ = [
     "CONFIG",
