@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 import msgspec
+from engine_page import engine_page, reasons_page
 
 from edgepack import manifest, messages
 from edgepack.cli import root
@@ -25,6 +26,8 @@ def pages() -> dict[str, str]:
     return {
         "cli.md": cli_page(),
         "agent-config.md": config_page(),
+        "update-engine.md": engine_page(),
+        "reason-codes.md": reasons_page(),
         "manifest.schema.json": as_json(manifest.json_schema()),
         "messages.schema.json": as_json(messages_schema()),
         "agent-config.schema.json": as_json(config_schema()),

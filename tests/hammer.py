@@ -22,8 +22,9 @@ class Hammer:
     def __init__(self, addresses: list[Any], pause_s: float = 0.0) -> None:
         self._pause_s = pause_s
         self._digests: Counter[str] = Counter()
-        self.last: dict[str, float] = {}
-        """When each digest answered last, monotonic seconds."""
+        self.first: dict[str, float] = {}
+        """When each digest answered first, monotonic seconds; may be cleared."""
+        self.total = 0
         self.failures: list[BaseException] = []
         self._stop = threading.Event()
         self._lock = threading.Lock()
@@ -83,7 +84,8 @@ class Hammer:
             assert answer.shape == (1, 10), label
             with self._lock:
                 self._digests[headers["edgepack-bundle"]] += 1
-                self.last[headers["edgepack-bundle"]] = time.monotonic()
+                self.total += 1
+                self.first.setdefault(headers["edgepack-bundle"], time.monotonic())
             self._stop.wait(self._pause_s)
             if not keep or headers.get("connection") == "close" or self._stop.is_set():
                 return

@@ -8,15 +8,18 @@ import os
 
 from edgepack.errors import EdgepackError, UsageError
 from edgepack_agent.adapters.control import Asked
+from edgepack_agent.core.choice import Wish
 from edgepack_agent.core.deferral import MAX_LOCK_S, Lock, Moment, Rules, hold
 from edgepack_agent.core.state import (
     CancelAsked,
     Event,
     Failed,
+    Held,
     Outcome,
     PinAsked,
     RollbackAsked,
     State,
+    Troubled,
 )
 from edgepack_agent.engine import PROBATION_S, Engine, local_job, local_name
 from edgepack_agent.parts import Parts
@@ -67,10 +70,15 @@ class Console:
 
     def refused(self, result: Event) -> None:
         """Tell whoever waits that what they asked for did not even begin."""
-        if isinstance(result, Failed):
-            self._answer(Outcome("", result.status, result.reason, result.detail))
-        else:
-            self._answer(Outcome("", "FAILED", "unreachable"))
+        match result:
+            case Failed(status, reason, detail):
+                self._answer(Outcome("", status, reason, detail))
+            case Troubled(reason, detail):
+                self._answer(Outcome("", "FAILED", reason, detail))
+            case Held(hold):
+                self._answer(Outcome("", "FAILED", hold.reason, {"message": hold.text}))
+            case _:
+                self._answer(Outcome("", "FAILED", "unreachable"))
 
     def _answer(self, result: Outcome | None) -> None:
         waiting, self._waiting, self._result = self._waiting, None, None
@@ -99,6 +107,7 @@ class Console:
     def _sync(self, asked: Asked) -> None:
         self._parts.link.hurry()
         self._parts.desk.ask()
+        self._engine.ask_standing()
         self._parts.reports.close_interval()
         self._parts.reports.send()
         asked.reply.set_result({"connected": self._parts.link.connected})
@@ -127,8 +136,11 @@ class Console:
         if self._engine.state.phase != "idle" or self._parts.worker.busy:
             raise EdgepackError("an update is under way", fix="try again soon", reason="busy")
         self._wait(asked)
-        name = local_name()
-        self._engine.work(lambda _: self._parts.installer.take(file, name, PROBATION_S))
+        name, release = local_name(), str(asked.args.get("release") or "")
+        current = self._engine.state.current
+        line = current.model.release.partition("@")[0] if current else ""
+        wish = Wish(release, line)
+        self._engine.work(lambda _: self._parts.installer.take(file, name, PROBATION_S, wish))
 
     def _check_welcome(self) -> None:
         """Check that nobody at this device has spoken against installing.

@@ -42,6 +42,10 @@ class Engine(Protocol):
         """Do ACTION in SECONDS, unless another phase has been entered by then."""
         ...
 
+    def ask_standing(self) -> None:
+        """Ask what the publisher says of the model that runs, if nothing else is going on."""
+        ...
+
     def reconsider(self) -> None:
         """Look now whether this is a good moment for an update."""
         ...

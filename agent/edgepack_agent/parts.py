@@ -102,8 +102,14 @@ class Parts:
         Raises:
             TrustError: it has.
         """
-        if model.epoch < self.floors.epoch(model.release.partition("@")[0]):
+        line = model.release.partition("@")[0]
+        floor = max(self.floors.epoch(line), self.floors.standing(line).min_epoch)
+        if model.epoch < floor:
             raise TrustError("epoch_below_floor", f"{model.release} has been revoked")
+
+    def stops(self, model: Model) -> bool:
+        """Say whether MODEL must not serve any more, by what its publisher said last."""
+        return self.floors.standing(model.release.partition("@")[0]).stops(model.epoch)
 
 
 def assemble(config: Config) -> Parts:

@@ -126,6 +126,12 @@ class Serving:
         failed, self.candidate = self.candidate, None
         self._end(failed)
 
+    def retire(self, slot: Slot) -> None:
+        """Let the model in SLOT answer no more; harmless to repeat."""
+        if self.current and self.current.slot == slot:
+            old, self.current = self.current, None
+            self._end(old)
+
     def seat_of(self, runner: Runner) -> Seat | None:
         """Return the seat that RUNNER sits on; None if it has been replaced."""
         seats = (self.current, self.candidate)

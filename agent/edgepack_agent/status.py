@@ -14,6 +14,12 @@ __all__ = ["describe", "failure"]
 
 SCHEMA = "edgepack.agent.status/v1"
 _CODES = {
+    "no_release": 2,
+    "bad_block": 3,
+    "blob_missing": 3,
+    "digest_mismatch": 3,
+    "metadata_expired": 3,
+    "metadata_missing": 3,
     "acceptance_below_limit": 4,
     "golden_mismatch": 4,
     "wrong_hardware": 5,

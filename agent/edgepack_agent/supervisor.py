@@ -39,11 +39,13 @@ from edgepack_agent.core.state import (
     Log,
     Publish,
     Recheck,
+    Retire,
     Revert,
     Reverted,
     Slot,
     Stage,
     State,
+    Stood,
     Switch,
     Tell,
     TryLater,
@@ -61,6 +63,8 @@ log = logging.getLogger(__name__)
 TICK_S = 5.0
 RETRY_S = 5.0
 INVENTORY_S = 600.0
+STANDING_S = 300.0
+"""Seconds between two looks at what the publisher says of the model that runs, at least."""
 _Happening = Event | Heard | LinkChanged | Spoke | Done[Event] | Asked | Callable[[], None]
 
 
@@ -101,6 +105,7 @@ class Supervisor:
             Drain: self._drain,
             Confirm: self._confirm,
             Revert: self._revert,
+            Retire: self._retire,
             Log: lambda e: log.warning("%s", e.text),
         }
 
@@ -125,6 +130,9 @@ class Supervisor:
         self._timers.repeat(TICK_S, self._tick)
         self._timers.repeat(self._parts.config.poll_s, self._parts.desk.ask, jitter=True)
         self._timers.repeat(INVENTORY_S, self._tell_inventory)
+        self._timers.repeat(
+            max(self._parts.config.poll_s, STANDING_S), self.ask_standing, jitter=True
+        )
         if self._parts.notifier.watchdog_s:
             self._timers.repeat(self._parts.notifier.watchdog_s, self._sign_of_life)
         try:
@@ -180,7 +188,9 @@ class Supervisor:
     def _done(self, done: Done[Event]) -> None:
         if not self._parts.worker.accept(done):
             return
-        if self._state.phase == "idle" and not isinstance(done.result, InstallAsked):
+        if isinstance(done.result, Stood):
+            self.on(done.result)
+        elif self._state.phase == "idle" and not isinstance(done.result, InstallAsked):
             self._console.refused(done.result)
         else:
             self.on(done.result)
@@ -230,6 +240,14 @@ class Supervisor:
     def later(self, seconds: float, action: Callable[[], None]) -> None:
         """Do ACTION in SECONDS."""
         self._timers.later(seconds, action)
+
+    def ask_standing(self) -> None:
+        """Ask what the publisher says of the model that runs, if nothing else is going on."""
+        state, worker = self._state, self._parts.worker
+        if state.phase == "idle" and state.current and not worker.busy:
+            model = state.current.model
+            back = state.previous.model if state.previous else None
+            self.work(lambda _: self._parts.installer.standing(model, back))
 
     def reconsider(self) -> None:
         """Look now whether this is a good moment for an update."""
@@ -305,6 +323,13 @@ class Supervisor:
         self._tidy(None if full else self._state.candidate)
         self.post(Reverted())
 
+    def _retire(self, effect: Retire) -> None:
+        self._parts.serving.retire(effect.slot)
+        with disk_errors():
+            self._parts.slots.discard(effect.slot)
+            self._parts.slots.link(self._state)
+        self._parts.link.announce()
+
     def _tidy(self, tried: Slot | None = None) -> None:
         """Make links and blobs follow the journal; what fails now is done at the next start."""
         try:
@@ -350,7 +375,7 @@ class Supervisor:
     def _fall_back_on_disk(self) -> None:
         """Without a journal, the slot that proves to be whole is the truth."""
         found = self._parts.slots.recover()
-        if found is None:
+        if found is None or self._parts.stops(found.model):
             return
         self._state = State(current=found)
         self._parts.journal.save(self._state)

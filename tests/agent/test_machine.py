@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from edgepack_agent.core import state as s
-from edgepack_agent.core.deadlines import MAX_TRIES, deadline
+from edgepack_agent.core.deadlines import MAX_TRIES, TOO_LATE, deadline
 from edgepack_agent.core.machine import MAX_BOOTS, PHASES, TABLE, transition
 from edgepack_agent.core.phases import MAX_STEPS
+from edgepack_agent.core.reasons import REASONS, kind_of
 
 EXAM = s.Exam("e" * 64, 10, 0.9)
 
@@ -512,6 +513,44 @@ def test_a_failed_download_does_not_cost_the_way_back() -> None:
     assert state.previous == s.Slot("a", model(1))
 
 
+RUNS_2 = s.State(current=s.Slot("b", model(2)), previous=s.Slot("a", model(1)))
+
+
+def test_a_revocation_is_told_once_and_costs_nothing_if_the_model_may_stay() -> None:
+    said = s.Stood(model(2).digest, revoked=True)
+    state, effects = walk(RUNS_2, said)
+    (told,) = effects
+    assert isinstance(told, s.Publish)
+    assert (told.type, told.detail) == ("revoked", {"policy": "keep"})
+    assert walk(state, said) == (state, [])
+    assert (state.current, state.previous) == (RUNS_2.current, RUNS_2.previous)
+
+
+def test_a_model_that_must_stop_gives_way_to_the_one_before_if_that_is_allowed() -> None:
+    said = s.Stood(model(2).digest, revoked=True, stop=True, back=True)
+    state, effects = walk(RUNS_2, said)
+    assert s.Retire(s.Slot("b", model(2))) in effects
+    assert s.Load(s.Slot("a", model(1))) in effects
+    assert state.current is None
+    state, _ = walk(state, *GOOD[2:])
+    assert (state.current, state.previous) == (s.Slot("a", model(1)), None)
+
+
+def test_a_model_that_must_stop_leaves_nothing_if_nothing_is_allowed() -> None:
+    said = s.Stood(model(2).digest, revoked=True, stop=True, back=False)
+    state, effects = walk(RUNS_2, said)
+    assert s.Retire(s.Slot("b", model(2))) in effects
+    assert (state.phase, state.current, state.previous) == ("idle", None, None)
+    assert walk(state, *begun(3), *GOOD)[0].current == s.Slot("a", model(3))
+
+
+def test_what_is_said_of_another_model_or_during_an_update_changes_nothing() -> None:
+    late = s.Stood(model(1).digest, revoked=True, stop=True)
+    assert walk(RUNS_2, late) == (RUNS_2, [])
+    busy, _ = walk(RUNS_2, *begun(3))
+    assert walk(busy, s.Stood(model(2).digest, revoked=True, stop=True)) == (busy, [])
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.lists(EVENTS, max_size=60))
 def test_whatever_happens_a_job_writes_little_and_commits_once(events: list[s.Event]) -> None:
@@ -530,3 +569,10 @@ def test_whatever_happens_a_job_writes_little_and_commits_once(events: list[s.Ev
         assert after.boots <= MAX_BOOTS
         assert (deadline(after) is None) == (after.phase == "idle")
         state = after
+
+
+def test_every_reason_that_ends_a_phase_is_in_the_table_of_reasons() -> None:
+    for status, reason in TOO_LATE.values():
+        assert REASONS[reason].kind == {"FAILED": "fail", "REJECTED": "reject"}[status]
+    assert kind_of("nobody_knows", integrity=True) == "reject"
+    assert kind_of("nobody_knows", integrity=False) == "fail"

@@ -6,7 +6,7 @@ Every step may be repeated: what is there already is found and not done again.
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,8 @@ from edgepack_agent.adapters.download import BlobSource, Cancelled, DiskFullErro
 from edgepack_agent.adapters.patching import Patching
 from edgepack_agent.adapters.route import Route
 from edgepack_agent.adapters.slots import DamagedBlobError, Slots, read_image
-from edgepack_agent.adapters.trust import TrustClient
+from edgepack_agent.adapters.trust import DirectoryChannel, TrustClient
+from edgepack_agent.core.choice import Wish, choose
 from edgepack_agent.core.reasons import kind_of
 from edgepack_agent.core.state import (
     Approved,
@@ -38,6 +39,7 @@ from edgepack_agent.core.state import (
     Slot,
     Staged,
     Status,
+    Stood,
     Troubled,
     Unreachable,
 )
@@ -157,21 +159,70 @@ class Installer:
         """Build SLOT and look whether what is in it can run here."""
         return self._unfit(self._slots.stage(slot)) or Staged()
 
-    def take(self, file: int, job_id: str, probation_s: float) -> Event:
-        """Take the bundle that a person hands in as the open descriptor FILE."""
+    def take(self, file: int, job_id: str, probation_s: float, wish: Wish) -> Event:
+        """Take what a person hands in as the open descriptor FILE: a bundle, or a mirror."""
+        place = Path(f"/proc/self/fd/{file}")
+        try:
+            model = self._take_mirror(place, wish) if place.is_dir() else self._take_bundle(place)
+        finally:
+            os.close(file)
+        job = Job(job_id, model.release, model.path, probation_s, LOCAL_PATIENCE_S, local=True)
+        return InstallAsked(job, model)
+
+    def standing(self, model: Model, previous: Model | None) -> Event:
+        """Ask what the publisher says of MODEL, and whether PREVIOUS may run instead.
+
+        Without an answer, what was said last holds.
+        """
+        line = model.release.partition("@")[0]
+        try:
+            found = self._trust.check(line)
+        except EdgepackError as error:
+            log.info("no news of %s: %s", line, error)
+            found = self._trust.standing(line)
+        back = previous is not None and not self._revoked(previous)
+        return Stood(model.digest, found.revokes(model.epoch), found.stops(model.epoch), back)
+
+    def _revoked(self, model: Model) -> bool:
+        return self._trust.standing(model.release.partition("@")[0]).revokes(model.epoch)
+
+    def _take_bundle(self, path: Path) -> Model:
         # Only few devices ever read a bundle; the others do without its readers.
         from edgepack.bundle import open_bundle
 
+        with open_bundle(path) as bundle:
+            found = self._approve_bundle(bundle)
+            for sha256 in bundle.blobs():
+                self._downloads.put(sha256, _pieces(bundle, sha256))
+        return _model(found)
+
+    def _take_mirror(self, mirror: Path, wish: Wish) -> Model:
+        """Take the model of WISH from the directory MIRROR, a repository with its own timestamp."""
+        channel, facts = DirectoryChannel(mirror), self._facts()
+        wanted = choose(self._trust.offered(channel), facts, wish)
+        model = _model(self._trust.approve_local(wanted, facts, channel))
+        _check_size("the list of the model's files", model.size, MAX_DOCUMENT)
+        self._put(mirror, model.sha256, model.size)
+        image = read_image(self._downloads, model)
+        blobs = dict(image.blobs()) | ({model.exam.sha256: model.exam.size} if model.exam else {})
+        self._room(image, blobs)
+        for sha256, size in blobs.items():
+            self._put(mirror, sha256, size)
+        return model
+
+    def _put(self, mirror: Path, sha256: str, size: int) -> None:
+        path = mirror / "blobs" / "sha256" / sha256
         try:
-            with open_bundle(Path(f"/proc/self/fd/{file}")) as bundle:
-                found = self._approve_bundle(bundle)
-                for sha256 in bundle.blobs():
-                    self._downloads.put(sha256, _pieces(bundle, sha256))
-        finally:
-            os.close(file)
-        model = _model(found)
-        job = Job(job_id, model.release, model.path, probation_s, LOCAL_PATIENCE_S, local=True)
-        return InstallAsked(job, model)
+            with path.open("rb") as file:
+                pieces = iter(lambda: file.read(CHUNK_SIZE), b"")
+                self._downloads.put(sha256, _no_longer_than(size, pieces))
+        except FileNotFoundError as error:
+            raise IntegrityError(
+                "the mirror is not whole",
+                why=f"blob {sha256[:12]} is missing",
+                fix="run edgepack repo export again",
+                reason="blob_missing",
+            ) from error
 
     def _facts(self) -> DeviceFacts:
         found = self._inventory()
@@ -273,6 +324,15 @@ def _model(found: ApprovedModel) -> Model:
         found.epoch,
         Exam(exam.sha256, exam.size, exam.min_score) if exam else None,
     )
+
+
+def _no_longer_than(size: int, pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield PIECES, but no more than SIZE bytes: what is longer is not what was signed."""
+    for piece in pieces:
+        size -= len(piece)
+        if size < 0:
+            raise IntegrityError("a file is longer than it was signed", reason="digest_mismatch")
+        yield piece
 
 
 def _pieces(bundle: "Bundle", sha256: str) -> Iterator[bytes]:

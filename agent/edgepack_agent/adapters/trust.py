@@ -36,6 +36,7 @@ from edgepack.trust import (
     TrustError,
     cross_check,
     exam_path,
+    line_role,
 )
 from edgepack_agent.adapters.floors import Floors
 from edgepack_agent.adapters.repository import (
@@ -122,6 +123,24 @@ class TrustClient:
             except UnreachableError:
                 log.info("no answer; going by what is known")
         return self._approve_by_cache(wanted, facts)
+
+    def offered(self, mirror: MetadataChannel) -> tuple[TargetInfo, ...]:
+        """Return the models that MIRROR has by its signed metadata; none is approved by that.
+
+        Raises:
+            TrustError: something does not hold.
+        """
+        with in_our_words(mirror=True):
+            image = self._image(mirror)
+            delegated = image.targets.delegations
+            names = [
+                role.removeprefix(line_role("")) for role in (delegated and delegated.roles) or ()
+            ]
+            for name in names:
+                image.get_targetinfo(exam_path(name))
+            lines = filter(None, (image.line(name) for name in names))
+            files = [file for line in lines for file in line.targets.values()]
+            return tuple(target_info(f) for f in files if f.path.endswith(".json"))
 
     def check(self, line: str, mirror: MetadataChannel | None = None) -> Standing:
         """Ask the image repository what the publisher of LINE says of installed models.

@@ -12,7 +12,7 @@ COMMANDS = {
     "run": ("edgepack_agent.cli.run", "Run the agent."),
     "enroll": ("edgepack_agent.cli.enroll", "Make this device part of a fleet."),
     "status": ("edgepack_agent.cli.control", "Show what the agent is doing."),
-    "install": ("edgepack_agent.cli.control", "Install a bundle from a file."),
+    "install": ("edgepack_agent.cli.control", "Install from a bundle or a mirror."),
     "rollback": ("edgepack_agent.cli.control", "Go back to the previous model."),
     "lock": ("edgepack_agent.cli.control", "Let updates wait for a while."),
     "unlock": ("edgepack_agent.cli.control", "Let updates go on."),

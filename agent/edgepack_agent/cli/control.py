@@ -1,5 +1,6 @@
 """`edgepack-agent status | install | rollback | lock | pin | sync`: what an agent is told."""
 
+import os
 import re
 from datetime import datetime
 from pathlib import Path
@@ -31,20 +32,30 @@ def status(config: Path | None, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option(
+    "--release",
+    metavar="NAME@VERSION",
+    help="Which model of a mirror [default: the newest of the line in use].",
+)
 @_json
 @click.pass_obj
-def install(config: Path | None, bundle: Path, as_json: bool) -> None:
-    """Install BUNDLE from a file, with the same checks as from the fleet.
+def install(config: Path | None, path: Path, release: str | None, as_json: bool) -> None:
+    """Install from PATH, a bundle or a mirror directory, with the same checks as from the fleet.
 
-    Needs `allow_local_install: true`; the fleet is told.
+    Needs `allow_local_install: true`; the fleet is told. A mirror is what `edgepack repo
+    export` writes, e.g. on a USB stick.
     """
     socket = load_config(config).control_socket
     try:
-        with bundle.open("rb") as file:
-            found = call(socket, "install", file.fileno())
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise UsageError(f"cannot read {bundle}", why=str(error), reason="no_such_file") from error
+        why = error.strerror or str(error)
+        raise UsageError(f"cannot read {path}", why=why, reason="no_such_file") from error
+    try:
+        found = call(socket, "install", file, args={"release": release})
+    finally:
+        os.close(file)
     _print_bundle(found, as_json=as_json)
 
 

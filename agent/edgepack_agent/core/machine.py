@@ -46,13 +46,16 @@ from edgepack_agent.core.state import (
     OutcomeTaken,
     Phase,
     PinAsked,
+    Publish,
     Recheck,
+    Retire,
     Retry,
     Reverted,
     RollbackAsked,
     Slot,
     Staged,
     State,
+    Stood,
     TimerFired,
     Troubled,
     TryLater,
@@ -163,6 +166,24 @@ def _pin_under_way(state: State, event: PinAsked) -> Step:
     if not event.why or state.job is None or state.job.local:
         return pinned, ()
     return fail(pinned, "REJECTED", "pinned", {"message": event.why})
+
+
+def _stood(state: State, event: Stood) -> Step:
+    """Tell of a revocation once; if it says so, stop at once and go back to what is allowed."""
+    slot = state.current
+    if slot is None or slot.model.digest != event.digest or not event.revoked:
+        return state, ()
+    policy = {"policy": "stop" if event.stop else "keep"}
+    told = Publish("revoked", slot.model.release, event.digest, "revoked", policy)
+    if not event.stop:
+        known = state.revoked == event.digest
+        return replace(state, revoked=event.digest), () if known else (told,)
+    back = state.previous if event.back else None
+    alone = replace(fresh(state), current=None, previous=None, revoked=event.digest, pinned="")
+    if back is None:
+        return enter("idle", alone, told, Retire(slot))
+    job = Job(f"revoked-{slot.name}", back.model.release, back.model.path, 0.0, local=True)
+    return enter("staged", alone, told, Retire(slot), job=job, candidate=back)
 
 
 def _troubled(state: State, event: Troubled) -> Step:
@@ -325,6 +346,7 @@ _STORY: tuple[tuple[Phase, type[Any], Rule], ...] = (
     ("idle",         RollbackAsked, _go_back),
     ("idle",         Retry,         _again),
     ("idle",         CancelAsked,   _nothing),
+    ("idle",         Stood,         _stood),
 
     ("offered",      Booted,        _not_taken),
     ("offered",      JobSeen,       _offer_again),
@@ -417,6 +439,7 @@ _ANYWHERE: tuple[tuple[type[Any], Rule], ...] = (
     (PinAsked,     _pin),
     (Clear,        _nothing),
     (Held,         _nothing),
+    (Stood,        _nothing),
 )  # fmt: skip
 
 TABLE: dict[tuple[Phase, type[Any]], Rule] = (

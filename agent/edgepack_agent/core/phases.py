@@ -138,6 +138,7 @@ def fresh(state: State) -> State:
         outcome=state.outcome,
         ended=state.ended,
         pinned=state.pinned,
+        revoked=state.revoked,
     )
 
 

@@ -14,9 +14,9 @@ __all__ = [
     "Confirm", "Confirmed", "Consider", "Damaged", "Died", "Download", "Downloaded", "Drain",
     "Effect", "Event", "Exam", "Failed", "Halt", "Held", "Hold", "InstallAsked", "Job", "JobGone",
     "JobSeen", "JobTaken", "Judged", "Load", "Loaded", "Log", "Model", "Outcome", "OutcomeTaken",
-    "Phase", "PinAsked", "Publish", "Recheck", "Retry", "Revert", "Reverted", "RollbackAsked",
-    "Slot", "SlotName", "Stage", "Staged", "Stamp", "State", "Status", "Switch", "Tell",
-    "TimerFired", "Troubled", "TryLater", "Unreachable",
+    "Phase", "PinAsked", "Publish", "Recheck", "Retire", "Retry", "Revert", "Reverted",
+    "RollbackAsked", "Slot", "SlotName", "Stage", "Staged", "Stamp", "State", "Status", "Stood",
+    "Switch", "Tell", "TimerFired", "Troubled", "TryLater", "Unreachable",
 ]  # fmt: skip
 
 Phase = Literal[
@@ -140,6 +140,8 @@ class State:
     """Why this device stays with the model it has; empty: it does not."""
     tries: int = 0
     """Steps of this job that were repeated because of trouble that may pass."""
+    revoked: str = ""
+    """Digest of the model whose revocation the fleet has been told of."""
     steps: int = 0
     """Phases entered with a candidate: a job that goes round in circles is ended."""
     worked_s: float = 0.0
@@ -239,6 +241,17 @@ class Clear:
 
 
 @dataclass(frozen=True, slots=True)
+class Stood:
+    """What the publisher says of the current model: revoked or not, and whether it must stop."""
+
+    digest: str
+    revoked: bool
+    stop: bool = False
+    back: bool = False
+    """Whether the previous model may run."""
+
+
+@dataclass(frozen=True, slots=True)
 class PinAsked:
     """A person wants this device to stay with its model; an empty reason: no longer."""
 
@@ -332,7 +345,7 @@ Event = (
     Booted | JobSeen | JobTaken | JobGone | OutcomeTaken | InstallAsked | RollbackAsked
     | CancelAsked | Approved | Unreachable | Retry | Failed | Downloaded | Damaged | Staged
     | Loaded | Checked | Died | Accepting | Judged | Confirmed | Reverted | TimerFired
-    | Troubled | Held | Clear | PinAsked
+    | Troubled | Held | Clear | PinAsked | Stood
 )  # fmt: skip
 
 
@@ -445,6 +458,13 @@ class Revert:
 
 
 @dataclass(frozen=True, slots=True)
+class Retire:
+    """Let the model in SLOT answer no more, and remove it."""
+
+    slot: Slot
+
+
+@dataclass(frozen=True, slots=True)
 class Log:
     """Note something unexpected."""
 
@@ -453,5 +473,5 @@ class Log:
 
 Effect = (
     Tell | Publish | Approve | TryLater | Download | Stage | Load | Check | Switch | Drain
-    | Confirm | Revert | Log | Consider | Recheck | Halt
+    | Confirm | Revert | Log | Consider | Recheck | Halt | Retire
 )  # fmt: skip
