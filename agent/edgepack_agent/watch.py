@@ -52,7 +52,9 @@ class Watch:
         self._rule = health.Rule(0.0)
         self._before: tuple[str, health.Latencies] = "", health.Latencies()
         """Digest and latencies of the current model."""
+        self._watched: Seat | None = None
         self._current = health.Vitals(0.0, 0.0)
+        """Of the current model's runner, on the seat that is watched."""
         self._limits: dict[str, float | None] = {}
         self._fell_back = False
 
@@ -95,6 +97,10 @@ class Watch:
         seat = self._parts.serving.current
         if seat is None or seat.runner is None or not seat.accepting:
             return
+        if seat is not self._watched:
+            # It has just taken over, and was watched as the candidate until now.
+            self._watch_anew(seat)
+            return
         limit, rss_mb = self._limit(seat), min(self._current.rss_mb)
         if self._clock() - self._current.last_beat > HUNG_S:
             seat.trouble = "no_heartbeat"
@@ -108,13 +114,18 @@ class Watch:
         seat.runner.kill()
 
     def _current_beats(self, seat: Seat, event: dict[str, Any]) -> None:
-        now, digest = self._clock(), seat.slot.model.digest
+        if seat is not self._watched or event["evt"] == "accepting":
+            self._watch_anew(seat)
         if event["evt"] == "accepting":
-            self._current = health.Vitals(now, now)
             return
-        self._current = health.beat(self._current, now, event)
+        digest = seat.slot.model.digest
+        self._current = health.beat(self._current, self._clock(), event)
         known = self._before[1] if self._before[0] == digest else health.Latencies()
         self._before = digest, known.add(event.get("stats", {}).get("latency_ms"))
+
+    def _watch_anew(self, seat: Seat) -> None:
+        now = self._clock()
+        self._watched, self._current = seat, health.Vitals(now, now)
 
     def _limit(self, seat: Seat) -> float | None:
         """Return the MiB that the model of SEAT may take by its manifest; None: it does not say."""
