@@ -7,7 +7,7 @@ from securesystemslib.signer import CryptoSigner, Key, SSlibKey
 
 from edgepack.errors import UsageError
 
-__all__ = ["public_key", "signer_of"]
+__all__ = ["named_by_content", "public_key", "signer_of"]
 
 
 def public_key(pem: bytes) -> Key:
@@ -20,6 +20,18 @@ def public_key(pem: bytes) -> Key:
         return SSlibKey.from_crypto(load_pem_public_key(pem))
     except (ValueError, UnsupportedAlgorithm) as error:
         raise UsageError("this is not a public key", why=str(error), reason="bad_key") from error
+
+
+def named_by_content(key: Key) -> bool:
+    """Return whether the id of KEY follows from its content, as it does for each of ours.
+
+    TUF asks for no such thing, so that another key may stand under an id that people know; who
+    is shown ids has to ask this first.
+    """
+    try:
+        return public_key(key.keyval["public"].encode()) == key
+    except (UsageError, AttributeError, KeyError):
+        return False
 
 
 def signer_of(key: ec.EllipticCurvePrivateKey) -> CryptoSigner:

@@ -20,6 +20,7 @@ from securesystemslib.signer import Key, SSlibKey
 from edgepack.bundle import Bundle, open_bundle
 from edgepack.errors import IntegrityError, UsageError
 from edgepack.metadata import sign
+from edgepack.signers import named_by_content
 from edgepack.trust import OnRevoked, TargetInfo, exam_target, line_role, model_target
 from edgepack_packager.adapters.exam import read_exam
 from edgepack_packager.adapters.patch_workshop import Progress
@@ -271,7 +272,11 @@ def public_keys(online: Mapping[str, Any]) -> dict[str, Key]:
 
 
 def _public_key(facts: dict[str, Any]) -> Key:
-    return SSlibKey.from_dict(facts.pop("keyid"), facts)
+    key = SSlibKey.from_dict(facts.pop("keyid"), facts)
+    # Else a fleet in wrong hands could put its key in the place of one of ours.
+    if not named_by_content(key):
+        raise ValueError(f"the key {key.keyid[:12]} has an id that does not follow from it")
+    return key
 
 
 def _change(bundles: Sequence[Bundle], request: PublishRequest) -> tuple[Change, bytes | None]:

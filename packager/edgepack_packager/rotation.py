@@ -71,9 +71,10 @@ def rotated(
             reason="line_gone",
         )
     changes = _Changes(state)
-    for name, source in rotation.replace.items():
+    for name in rotation.replace:  # refuses before a key is made
         for role in _roles_of(name):
             changes.remove(role, _old(home, state, name, role))
+    for name, source in rotation.replace.items():
         key = _new(home, name, source, online)
         for role in _roles_of(name):
             changes.add(role, key)

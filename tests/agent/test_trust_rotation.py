@@ -157,6 +157,18 @@ def test_stolen_online_keys_are_replaced_at_the_fleet(world: World) -> None:
     assert client.approve(FACTS) is not None  # the fleet itself signs over it
 
 
+def test_a_stolen_fleet_offers_its_key_under_the_id_of_one_of_ours(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the thief would hold our targets key as soon as the online keys are replaced."""
+    answer = world.image.next_online_keys()
+    answer["timestamp"] |= {"keyid": keyids(world, "targets")[0]}
+    monkeypatch.setattr(world.image, "next_online_keys", lambda: answer)
+    with pytest.raises(UsageError, match="online keys"):
+        world.rotate("snapshot", "timestamp")
+    assert world.home.root.version == 1
+
+
 def test_keys_no_root_names_sign_nothing(world: World) -> None:
     """Somebody lost the fleet's keys; until a root names the new ones the old files stay."""
     before = world.image_files.read("timestamp.json")
@@ -324,6 +336,10 @@ def test_what_cannot_be_meant(world: World) -> None:
         with pytest.raises(UsageError) as caught:
             world.rotate(**asked)
         assert caught.value.reason in {"no_key", "no_role"}
+    with pytest.raises(UsageError) as caught:
+        world.rotate("root-2", "line-none")
+    assert caught.value.reason == "no_role"
+    assert not any(name.startswith("next/") for name in world.home.keys.names())
     (world.path / "home" / "keys" / "root-1.pub.pem").unlink()
     with pytest.raises(UsageError) as caught:
         world.rotate("root-1")

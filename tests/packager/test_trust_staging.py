@@ -10,6 +10,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from securesystemslib.signer import SSlibKey
 from tuf.api.metadata import Metadata, Root, Targets
 
 from edgepack import canonical
@@ -239,6 +240,25 @@ def test_a_published_model_with_other_content(team: Team) -> None:
         file.hashes["sha256"] = "e" * 64
 
     assert refused(team, changed(asked, name, swap)) == "mismatch"
+
+
+@pytest.mark.parametrize("file", ["root", "targets"])
+def test_another_key_under_an_id_that_people_know(team: Team, file: str) -> None:
+    """TUF does not bind a key's id to the key; a summary of ids would not show the exchange."""
+    team.world.release()
+    again = frozenset({"root", "targets"})
+    asked = open_request(team.ask(Change(again=again)))
+    thief = signer_of(ec.generate_private_key(ec.SECP256R1())).public_key
+
+    def swap(signed: Targets | Root) -> None:
+        role = "targets" if isinstance(signed, Root) else "line-digits"
+        owner = signed if isinstance(signed, Root) else signed.delegations
+        assert owner is not None
+        keyid = signed.get_delegated_role(role).keyids[0]
+        owner.keys[keyid] = SSlibKey(keyid, thief.keytype, thief.scheme, thief.keyval)
+
+    name = next(name for name in asked.draft.files if split_name(name)[1] == file)
+    assert refused(team, changed(asked, name, swap)) == "bad_request"
 
 
 def test_a_base_that_nobody_signed(team: Team) -> None:

@@ -11,11 +11,12 @@ from datetime import datetime, timedelta
 from typing import Annotated, Literal, get_args
 
 import msgspec
-from tuf.api.metadata import Metadata, Root, Targets
+from tuf.api.metadata import Delegations, Metadata, Root, Targets
 
 from edgepack import canonical
 from edgepack.errors import IntegrityError
 from edgepack.metadata import parse, split_name, targets_of, verify
+from edgepack.signers import named_by_content
 from edgepack.succession import added_targets, delegated_lines
 from edgepack.trust import MIN_EPOCH, ON_REVOKED, OnRevoked, TrustError, line_role
 from edgepack_packager.core.draft import Draft, describe, entitled
@@ -29,6 +30,8 @@ MAX_REQUEST = 8 * 1024 * 1024
 MAX_FILES = 256
 SLACK = timedelta(days=2)
 """How far the clocks of two machines may differ, and how long a request travels."""
+
+_NOBODY = Delegations({}, {})
 
 _Text = Annotated[str, msgspec.Meta(max_length=2 * 1024 * 1024)]
 _Files = Annotated[dict[str, _Text], msgspec.Meta(max_length=MAX_FILES)]
@@ -181,6 +184,10 @@ def _check_fields(name: str, signed: Root | Targets) -> None:
             raise _bad(f"{name} says what is not understood of revoked models")
     if fields:
         raise _bad(f"{name} has unknown fields: {', '.join(sorted(fields))}")
+    keys = signed.keys if isinstance(signed, Root) else (signed.delegations or _NOBODY).keys
+    # What is shown to people are ids: another key under an id they know would go unseen.
+    if strange := [keyid for keyid, key in keys.items() if not named_by_content(key)]:
+        raise _bad(f"{name} has another key under the id {strange[0][:12]}")
     if isinstance(signed, Root) and not signed.consistent_snapshot:
         raise _bad("the root does not ask for consistent snapshots")
 
