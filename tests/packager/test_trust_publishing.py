@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import stat
 from datetime import timedelta
 from pathlib import Path
@@ -335,6 +336,28 @@ def test_an_exam_for_two_lines(site: Site, tmp_path: Path) -> None:
 
 
 # Homes and repositories that have lost touch
+
+
+def test_the_slower_of_two_publishers_starts_again(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else one publication is lost, and there are two files of one version."""
+    site.publish(site.bundle("1.0.0"))
+    shutil.copytree(site.path / "home", site.path / "colleague")
+    colleague = Site(site.path, "colleague")
+    put, slower = DirectoryRepository.put, site.bundle("1.2.0")
+
+    def meanwhile(self: DirectoryRepository, *blob: object) -> None:
+        monkeypatch.setattr(DirectoryRepository, "put", put)
+        colleague.publish(colleague.bundle("1.1.0"))
+        put(self, *blob)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(DirectoryRepository, "put", meanwhile)
+    with pytest.raises(UsageError) as caught:
+        site.publish(slower)
+    assert caught.value.reason == "overtaken"
+    site.publish(slower)
+    assert [path.split("/")[2] for path in site.line().targets] == ["1.0.0", "1.1.0", "1.2.0"]
 
 
 def test_a_home_that_missed_the_last_step_catches_up(site: Site) -> None:

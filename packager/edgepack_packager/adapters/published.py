@@ -4,13 +4,15 @@ Both keep metadata and blobs and make what they are given visible in one step. W
 there are is decided before (see `core.roles`).
 """
 
+import fcntl
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from tuf.api.metadata import Root, Snapshot, Timestamp
+from tuf.api.metadata import Root, Snapshot, Targets, Timestamp
 
 from edgepack.durable import BlobSink, sweep
 from edgepack.errors import IntegrityError, UsageError
@@ -171,10 +173,11 @@ class DirectoryRepository:
         """Write FILES, then snapshot and timestamp, which make them count.
 
         Raises:
-            UsageError: the directory cannot be written.
+            UsageError: the directory cannot be written, or somebody else published meanwhile.
         """
-        with self._usable():
+        with self._usable(), self._alone():
             self._check_kind()
+            self._check_follows(roles)
             self._metadata.write_all(files)
             root = self._metadata.read(f"{self._metadata.versions('root')[-1]}.root.json")
             keys = self._keys(parse(root or b"", Root).signed)
@@ -194,6 +197,37 @@ class DirectoryRepository:
                 fix="choose an empty directory",
                 reason="wrong_kind",
             )
+
+    def _check_follows(self, roles: Mapping[str, bytes]) -> None:
+        """Check that nothing was published since ROLES were made from what was here.
+
+        Raises:
+            UsageError: something was; it would be lost, and devices would see two files of one
+                version.
+        """
+        for role, data in self._metadata.current().items():
+            here, new = (
+                parse(each, Targets).signed.version for each in (data, roles.get(role, data))
+            )
+            if here > new or (here == new and roles.get(role, data) != data):
+                raise UsageError(
+                    "somebody else published meanwhile",
+                    why=f"{role} {here} is here, and {role} {new} was to follow",
+                    fix="run it again; nothing was changed",
+                    reason="overtaken",
+                )
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other publishers out; a file system without locks has no others."""
+        self._metadata.path.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self._metadata.path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            with suppress(OSError):
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
 
     @contextmanager
     def _usable(self) -> Iterator[None]:
