@@ -131,10 +131,11 @@ def merge(
     one = merged(list(requests))
     changes = review(one, home.roots["1.root.json"], now)
     check_not_older(home, one.state)
-    now_published = current_state(home, repository)
+    published = current_state(home, repository)
     if any(one.state.roles.get(r) != d and r not in one.state.seen
-           for r, d in now_published.roles.items()) or (
-        now_published.root.version != one.state.root.version
+           for r, d in published.roles.items()) or (
+        # The draft's own root is there if an earlier attempt was cut short.
+        published.root not in (one.state.root, one.draft.after(one.state).root)
     ):  # fmt: skip
         raise UsageError(
             "something else was published since the request was made",
@@ -143,7 +144,9 @@ def merge(
         )
     draft = signed_by_home(home, one.state, one.draft)
     check_complete(home, missing(one.state, draft), staged=True)
-    snapshot = commit(home, repository, draft.after(one.state))
+    after = draft.after(one.state)
+    # A root that is there keeps the signatures it has.
+    snapshot = commit(home, repository, State({**after.roots, **published.roots}, after.roles))
     return Revision(tuple(draft.files), tuple(changes), snapshot)
 
 

@@ -4,9 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from edgepack.metadata import MetadataDirectory
+from edgepack.keys import create_keypair, load_private
+from edgepack.metadata import MetadataDirectory, signer_of
 from edgepack_fleet.adapters.image_repo import ImageRepo
 from edgepack_packager.adapters.publisher_home import PublisherHome
+from edgepack_packager.core.draft import Change
+from edgepack_packager.core.roles import KeyChange
+from edgepack_packager.staging import merge, open_request, request, sign
+from edgepack_packager.standing import current_state
 from trust_rig import FACTS, World, no_passphrase
 
 
@@ -67,3 +72,26 @@ def test_a_rotation_that_is_killed_anywhere_is_simply_run_again(
         approved = world.device().approve(FACTS)
         assert approved is not None
         assert approved.version == "1.1.0"
+
+
+def test_a_merge_that_is_killed_is_simply_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worst moment: the new root is there, and what its keys signed is not."""
+    knife, world = Knife(monkeypatch), World(tmp_path)
+    bob = create_keypair(tmp_path / "bob.pem", None)
+    world.rotate(add=[("targets", str(bob))])
+    state = current_state(world.home, world.published)
+    change = Change(keys=(KeyChange("targets", threshold=2),))
+    request(world.home, state, change, tmp_path / "r.json", world.clock())
+    signer = signer_of(load_private(tmp_path / "bob.pem"))
+    asked = open_request(tmp_path / "r.json")
+    sign(asked, signer, None, lambda: True, tmp_path / "s.json")
+    complete = [open_request(tmp_path / "s.json")]
+    knife.cut(4)
+    with pytest.raises(Cut, match="snapshot"):
+        merge(world.home, world.published, complete, world.clock())
+    knife.cut(-1)
+    merge(world.home, world.published, complete, world.clock())
+    assert world.home.root.roles["targets"].threshold == 2
+    assert world.device().approve(FACTS) is None  # nothing wanted, and nothing refused
