@@ -1,6 +1,7 @@
 """A device's certificate is renewed in time, after a long absence, and across power cuts."""
 
 import contextlib
+import errno
 import os
 import shutil
 import threading
@@ -16,10 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent_rig import Device, Site, site
+from edgepack.errors import UsageError
 from edgepack.messages import EnrollRequest, Inventory
 from edgepack_agent.adapters.credentials import private_pem, request_pem
 from edgepack_agent.adapters.enroll import Token, enroll
 from edgepack_agent.adapters.identity import Identity, load_identity, write_identity
+from edgepack_agent.adapters.renewal import Renewer
 from edgepack_agent.core.renewal import DUE, SPREAD, Life, phase
 from edgepack_fleet.adapters.pki import Pki
 from edgepack_fleet.adapters.tables import DeviceRow
@@ -252,3 +255,68 @@ def test_a_lost_answer_does_not_burn_a_token(tmp_path: Path) -> None:
         assert identity is not None
         assert identity.certificate_pem() == lost[0].certificate
         assert [path.name for path in home.parent.iterdir()] == ["identity"]
+
+
+# -- on a disk that fails, and with files that are damaged
+
+
+def renewer(identity: Identity, calls: list[str]) -> Renewer:
+    """A renewer of a certificate that is due; CALLS gets what it does."""
+
+    def say(kind: str, _payload: bytes) -> bool:
+        calls.append(kind)
+        return True
+
+    end = identity.certificate().not_valid_after_utc.timestamp()
+    return Renewer(
+        identity, say, lambda: calls.append("reconnect"), lambda action: action(),
+        wall=lambda: end - 3600,
+    )  # fmt: skip
+
+
+def test_a_disk_without_room_for_a_key_stops_nothing_but_the_renewal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    found = renewer(new_identity(tmp_path / "identity", Pki(tmp_path / "pki")), calls)
+
+    def full(_handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        found.tick(connected=True, idle=True)
+    assert found.trouble
+    assert found.trouble["reason"] == "disk_full"
+    assert not calls
+
+
+@pytest.mark.parametrize("name", ["certificate.pem", "report-key.pem"])
+def test_a_damaged_file_of_the_identity_stops_nothing_but_the_renewal(
+    tmp_path: Path, name: str
+) -> None:
+    identity = new_identity(tmp_path / "identity", Pki(tmp_path / "pki"))
+    found = renewer(identity, [])
+    (identity.directory / name).write_bytes(b"\xff")
+    found.tick(connected=True, idle=True)
+    assert found.trouble
+    assert found.trouble["reason"] == "bad_identity"
+
+
+def test_a_new_pair_that_does_not_come_into_use_is_tried_now_and_then(tmp_path: Path) -> None:
+    calls: list[str] = []
+    pki = Pki(tmp_path / "pki")
+    identity = new_identity(tmp_path / "identity", pki)
+    found = renewer(identity, calls)
+    request = request_pem(identity.next_key(), "cam")
+    identity.keep(pki.issue(request, "cam", datetime.now(UTC)).pem, pki.bundle)
+    for _ in range(20):
+        found.tick(connected=True, idle=True)
+    assert calls == ["reconnect"]
+
+
+def test_facts_that_are_no_text_are_a_clear_error(tmp_path: Path) -> None:
+    directory = new_identity(tmp_path / "identity", Pki(tmp_path / "pki")).directory
+    (directory / "device.json").write_bytes(b'{"device": "\xff"}')
+    with pytest.raises(UsageError, match="cannot be read"):
+        load_identity(directory)

@@ -202,7 +202,7 @@ def load_identity(directory: Path) -> Identity | None:
         return None
     try:
         facts = msgspec.json.decode((directory / _FACTS).read_bytes(), type=_Facts)
-    except (OSError, msgspec.MsgspecError) as error:
+    except (OSError, ValueError) as error:
         raise UsageError(
             f"the identity in {directory} cannot be read",
             why=str(error),

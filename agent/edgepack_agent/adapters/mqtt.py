@@ -196,12 +196,20 @@ class Link:
             return
         if self._newer:
             self._newer = False
-            self._identity.promote()
-            log.info("the new certificate has worked; the old one is gone")
+            self._promote()
         # Only now will answers be heard; asking earlier could miss them.
         self._up = True
         self.announce()
         self._post(LinkChanged(up=True))
+
+    def _promote(self) -> None:
+        try:
+            self._identity.promote()
+        except OSError as error:
+            # It is tried again; a disk that fails must not keep a device from its fleet.
+            log.warning("the new certificate works and cannot be kept: %s", error)
+            return
+        log.info("the new certificate has worked; the old one is gone")
 
     def _received(self, _client: paho.Client, _data: Any, message: paho.MQTTMessage) -> None:
         block, payload = topics.parse_block(message.topic), bytes(message.payload)

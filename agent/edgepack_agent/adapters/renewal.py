@@ -5,6 +5,7 @@ tries it; only when a connection with it has come up is the old pair gone. Nothi
 inference: a device whose certificate cannot be renewed says so in its status and goes on.
 """
 
+import contextlib
 import hashlib
 import logging
 import math
@@ -12,7 +13,7 @@ import random
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -34,6 +35,7 @@ from edgepack_agent.adapters.credentials import (
     read_authorities,
     request_pem,
 )
+from edgepack_agent.adapters.download import disk_errors
 from edgepack_agent.adapters.identity import Identity
 from edgepack_agent.adapters.listener import listener_at, trusting
 from edgepack_agent.core.renewal import Life, Phase, phase
@@ -98,8 +100,14 @@ class Renewer:
 
     def tick(self, *, connected: bool, idle: bool) -> None:
         """Do what is due; IDLE: no update would be disturbed by a new connection."""
+        with self._noted():
+            self._tick(connected=connected, idle=idle)
+
+    def _tick(self, *, connected: bool, idle: bool) -> None:
         if self._identity.has_newer:
-            if connected and idle:
+            if connected and idle and self._clock() >= self._next_try:
+                # A pair that does not work, or that cannot be kept, must not cost the link.
+                self._next_try = self._clock() + ASK_S
                 self._reconnect()
             return
         wanted = self._untold or self._clock() >= self._wanted
@@ -112,18 +120,26 @@ class Renewer:
 
     def heard(self, kind: str, payload: bytes) -> None:
         """Take an answer over MQTT, `cert/accepted` or `cert/rejected`; or a hint to ask."""
-        try:
+        with self._noted():
             if kind == "cert/notify":
                 within = decode(payload, CertHint).within_s
                 soon = self._clock() + random.uniform(0, within)  # noqa: S311  no secret
                 self._wanted = min(self._wanted, soon)
-                return
-            if kind == "cert/rejected":
+            elif kind == "cert/rejected":
                 self._refused(decode(payload, Rejected))
             elif (reply := decode(payload, CertReply)).token == self._token:
                 self._keep(reply)
+
+    @contextlib.contextmanager
+    def _noted(self) -> Iterator[None]:
+        """Note what goes wrong: neither a disk that fails nor a damaged file stops inference."""
+        try:
+            with disk_errors():
+                yield
         except EdgepackError as error:
             self._failed(error)
+        except ValueError as error:
+            self._note("bad_identity", str(error), "enrol this device anew")
 
     @property
     def _untold(self) -> bool:
@@ -174,7 +190,7 @@ class Renewer:
             failure = error
             self._post(lambda: self._failed(failure))
         else:
-            self._post(lambda: self._keep_safely(reply))
+            self._post(lambda: self._keep_noted(reply))
 
     def _answer_over_https(self) -> CertReply:
         key = self._identity.report_key()
@@ -186,11 +202,9 @@ class Renewer:
         body = encode(CertRequest(token=secrets.token_hex(8), request=request))
         return decode(listener.call(context, "POST", "/renew", body), CertReply)
 
-    def _keep_safely(self, reply: CertReply) -> None:
-        try:
+    def _keep_noted(self, reply: CertReply) -> None:
+        with self._noted():
             self._keep(reply)
-        except EdgepackError as error:
-            self._failed(error)
 
     def _keep(self, reply: CertReply) -> None:
         identity = self._identity
