@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from edgepack.errors import EdgepackError, UnreachableError, UsageError
 
 __all__ = ["Asked", "ControlServer", "call"]
@@ -26,6 +28,7 @@ __all__ = ["Asked", "ControlServer", "call"]
 log = logging.getLogger(__name__)
 MAX_LINE = 64 * 1024
 ANSWER_S = 900.0
+ACCEPT_PAUSE_S = 1.0
 _CREDENTIALS = struct.Struct("3i")
 Reply = dict[str, Any]
 
@@ -40,6 +43,13 @@ class Asked:
     reply: "Future[Reply]" = field(default_factory=Future)
 
 
+class _Command(msgspec.Struct, frozen=True):
+    """A request. Read strictly: text that is no Unicode could not be kept or told later."""
+
+    cmd: str
+    args: dict[str, Any] = {}
+
+
 class ControlServer:
     """Listens on PATH and hands every allowed command to POST, from threads of its own.
 
@@ -49,12 +59,14 @@ class ControlServer:
 
     def __init__(self, path: Path, post: Callable[[Asked], None]) -> None:
         self._path, self._post = path, post
+        self._closed = threading.Event()
         self._listener = _listen(path)
         self._thread = threading.Thread(target=self._serve, name="control", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
         """Stop listening and remove the socket."""
+        self._closed.set()
         self._path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
@@ -64,8 +76,13 @@ class ControlServer:
         while True:
             try:
                 peer, _ = self._listener.accept()
-            except OSError:
-                return
+            except OSError as error:
+                if self._closed.is_set():
+                    return
+                # Out of descriptors, for one: that passes, and then people are heard again.
+                log.warning("nobody is heard on %s: %s", self._path, error)
+                self._closed.wait(ACCEPT_PAUSE_S)
+                continue
             threading.Thread(target=self._answer, args=(peer,), daemon=True).start()
 
     def _answer(self, peer: socket.socket) -> None:
@@ -80,13 +97,12 @@ class ControlServer:
             return {"error": {"code": 2, "reason": "not_allowed", "message": "not your agent"}}
         data, files, _, _ = socket.recv_fds(peer, MAX_LINE, 1)
         try:
-            document = json.loads(data)
-            command, args = str(document["cmd"]), dict(document.get("args", {}))
-        except (ValueError, KeyError, TypeError, AttributeError):
+            wanted = msgspec.json.decode(data, type=_Command)
+        except (ValueError, RecursionError):
             for file in files:
                 os.close(file)
             return {"error": {"code": 2, "reason": "bad_command", "message": "not a command"}}
-        asked = Asked(command, files[0] if files else None, args)
+        asked = Asked(wanted.cmd, files[0] if files else None, wanted.args)
         self._post(asked)
         try:
             return asked.reply.result(ANSWER_S)
