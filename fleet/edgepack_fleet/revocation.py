@@ -59,7 +59,8 @@ class Revocation:
         self, database: Database, pki: Pki, broker: Address, clock: Callable[[], float]
     ) -> None:
         self._database, self._pki, self._broker, self._clock = database, pki, broker, clock
-        self._blocked = self._load()
+        self._blocked = set(self._load())
+        """Only ever grows, and in place: what one thread adds, no other may overwrite."""
         self._fencing = threading.Lock()
 
     def blocks(self, device: str) -> bool:
@@ -74,13 +75,13 @@ class Revocation:
         """
         with self._fencing:  # a tick in between must not end the session a second time
             row = self._write_down(device, by)
-            self._blocked |= {device}
+            self._blocked.add(device)
             self._pki.revoke(*_serials(row))
             return Revoked(device, row.revoked or 0.0, self._fence(device))
 
     def tick(self) -> None:
         """End the sessions that are still open, and learn what other workers have revoked."""
-        self._blocked = self._load()
+        self._blocked.update(self._load())
         if not self._fencing.acquire(blocking=False):
             return  # somebody is revoking right now
         try:

@@ -121,6 +121,23 @@ def test_what_a_revoked_device_says_is_refused_even_if_the_broker_lets_it(
     back.leave()
 
 
+def test_a_tick_that_began_before_lets_nobody_back_in(
+    fleet: tuple[Service, Mosquitto], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, _ = fleet
+    enrol(service, "cam")
+    read = service.revocation._load
+
+    def slowly() -> frozenset[str]:
+        found = read()
+        service.revocation.revoke("cam")
+        return found
+
+    monkeypatch.setattr(service.revocation, "_load", slowly)
+    service.revocation.tick()
+    assert service.revocation.blocks("cam")
+
+
 def test_a_broker_that_is_away_is_told_when_it_is_back(
     fleet: tuple[Service, Mosquitto],
 ) -> None:
