@@ -157,7 +157,7 @@ def assemble(config: Config) -> Parts:
     links = Links(lambda: post(desk.ask))
     signing = Signing(identity, link.say)
     desk = Desk(signing.say, post, links.take)
-    metering = _metering(config.transfer, fleet[0])
+    metering = _metering(config.transfer, fleet[0], links)
     route = _route(config.transfer, link, Https(links, identity.tls), metering)
     # From the worker's thread; the loop notes it before the step's own result.
     patching = _patching(config, downloads, link, metering, lambda r: post(partial(_note, desk, r)))
@@ -201,9 +201,14 @@ def _note(desk: Desk, report: Report) -> None:
     desk.note("patches", report.facts())
 
 
-def _metering(config: TransferConfig, host: str) -> Metering:
+def _metering(config: TransferConfig, broker: str, links: Links) -> Metering:
+    def hosts() -> list[str]:
+        # Files over HTTPS may take another interface than the broker's messages.
+        link = links.current
+        return [broker, link.host] if link and config.via != "mqtt" else [broker]
+
     return Metering(
-        lambda: [host],
+        hosts,
         config.metered_interfaces,
         wait=config.metered == "wait",
         sparing=config.metered == "patches",

@@ -14,10 +14,13 @@ from agent.test_chunks import CHUNKS, CONTENT, SHA256, SIZE
 from edgepack.errors import EdgepackError, IntegrityError, UnreachableError
 from edgepack.topics import BLOCK_SIZE
 from edgepack_agent.adapters.download import Downloads
+from edgepack_agent.adapters.https import Links
 from edgepack_agent.adapters.network import Metering, interface_to
 from edgepack_agent.adapters.pacing import Cap, Pacer
 from edgepack_agent.adapters.route import Route, Via
+from edgepack_agent.config import TransferConfig
 from edgepack_agent.core.pace import Limits
+from edgepack_agent.parts import _metering
 
 LIMITS = Limits(0.0, 3600.0, 3600.0)
 FREE = Metering(list, (), wait=False)
@@ -196,3 +199,15 @@ def test_an_interface_with_a_modems_name_is_metered() -> None:
     if "unshare" in said.stderr:
         pytest.skip("a network namespace cannot be made here")
     assert said.stdout == "wwan0 metered\n", said.stderr
+
+
+def test_the_host_of_the_link_is_looked_at_too() -> None:
+    """Messages over one interface, files over another one that costs."""
+    links = Links(lambda: None)
+    config = TransferConfig(metered="wait", metered_interfaces=("lo",))
+    metering = _metering(config, "192.0.2.1", links)
+    metering.check()
+    links.take("https://127.0.0.1:1/{sha256}")
+    with pytest.raises(EdgepackError) as caught:
+        metering.check()
+    assert caught.value.reason == "metered"
