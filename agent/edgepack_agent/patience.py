@@ -22,6 +22,8 @@ __all__ = ["Patience"]
 
 RETELL_S = 60.0
 RETRY_S = 5.0
+JUMP_S = 2.0
+"""More than a clock that is only slewed moves between two looks."""
 _BY_THE_LINK = frozenset({"checking", "downloading", "verifying", "deferred"})
 """Phases whose steps are tried again."""
 _CAN_WAIT = frozenset({"checking", "downloading", "verifying"})
@@ -42,12 +44,14 @@ class Patience:
         self._tries = 0
         self._received = 0
         self._told = 0.0
+        self._born = self._birth()
 
     def entered(self, state: State) -> None:
         """Begin to wait for the end of the phase that STATE has come to."""
         self._tries = 0
         self._received = self._parts.installer.received
         self._told = self._clock()
+        self._born = self._birth()
         self._expect(state, total=False)
         self._expect(state, total=True)
 
@@ -74,10 +78,12 @@ class Patience:
             self._engine.on(Retry())
 
     def tick(self) -> None:
-        """Notice a moment that has turned bad, and tell the fleet that we are still at it."""
-        state = self._engine.state
+        """Notice a moment that has turned bad, a clock that was set; say that we are at it."""
+        state, jumped = self._engine.state, self._jumped()
         if state.job is None or state.job.local:
             return
+        if jumped and state.phase == "deferred":
+            self.consider()
         if state.phase in _CAN_WAIT and isinstance(held := self._judged(), Held):
             self._engine.on(held)
         self._tell_again(self._engine.state)
@@ -131,6 +137,16 @@ class Patience:
         if self._engine.entered == entered:
             pause = RETRY_S if total else deadline(state) or RETRY_S
             self._engine.while_here(pause, partial(self._end, state, total=total))
+
+    def _birth(self) -> float:
+        """Return when this boot began, by the wall clock; that changes only if the clock is set."""
+        now = self._parts.now()
+        return now.wall - now.up
+
+    def _jumped(self) -> bool:
+        """Say whether the clock was set since this phase was entered, or this was asked last."""
+        before, self._born = self._born, self._birth()
+        return abs(self._born - before) > JUMP_S
 
     def _came_on(self) -> bool:
         """Say whether anything has arrived since this was asked last."""

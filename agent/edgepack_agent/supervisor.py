@@ -228,6 +228,7 @@ class Supervisor:
 
     def _phase_changed(self, state: State) -> None:
         self._entered += 1
+        self._timers.leave()
         self._unsaved.clear()
         self._patience.entered(state)
         self._console.phase_changed(state)
@@ -255,8 +256,7 @@ class Supervisor:
 
     def while_here(self, seconds: float, action: Callable[[], None]) -> None:
         """Do ACTION in SECONDS, unless another phase has been entered by then."""
-        entered = self._entered
-        self.later(seconds, lambda: action() if self._entered == entered else None)
+        self._timers.later(seconds, action, here=True)
 
     def _tick(self) -> None:
         self._patience.tick()

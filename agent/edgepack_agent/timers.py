@@ -15,12 +15,21 @@ class Timers:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._waiting: list[tuple[float, int, _Action]] = []
+        self._waiting: list[tuple[float, int, _Action, bool]] = []
         self._order = itertools.count()
 
-    def later(self, seconds: float, action: _Action) -> None:
-        """Let ACTION fall due in SECONDS."""
-        heapq.heappush(self._waiting, (self._clock() + seconds, next(self._order), action))
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def later(self, seconds: float, action: _Action, *, here: bool = False) -> None:
+        """Let ACTION fall due in SECONDS; HERE: unless `leave` comes first."""
+        entry = self._clock() + seconds, next(self._order), action, here
+        heapq.heappush(self._waiting, entry)
+
+    def leave(self) -> None:
+        """Forget what was only to be done here; deadlines of days must not pile up."""
+        self._waiting = [entry for entry in self._waiting if not entry[3]]
+        heapq.heapify(self._waiting)
 
     def repeat(self, seconds: float, action: _Action, *, jitter: bool = False) -> None:
         """Let ACTION fall due every SECONDS, give or take a quarter with JITTER."""

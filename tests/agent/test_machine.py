@@ -576,3 +576,21 @@ def test_every_reason_that_ends_a_phase_is_in_the_table_of_reasons() -> None:
         assert REASONS[reason].kind == {"FAILED": "fail", "REJECTED": "reject"}[status]
     assert kind_of("nobody_knows", integrity=True) == "reject"
     assert kind_of("nobody_knows", integrity=False) == "fail"
+
+
+def test_a_list_that_is_damaged_while_it_is_checked_is_asked_for_again() -> None:
+    state, _ = walk(RUNS_1, s.JobSeen(job(2)), s.JobTaken("job-2"), s.Clear())
+    for _ in range(MAX_TRIES):
+        state, effects = transition(state, s.Damaged())
+        assert (state.phase, effects) == ("checking", (s.TryLater(),))
+    state, _ = transition(state, s.Damaged())
+    assert state.result
+    assert state.result.reason == "damaged_blob"
+
+
+def test_a_person_can_decline_what_is_only_offered() -> None:
+    state, effects = walk(RUNS_1, s.JobSeen(job(2)), s.CancelAsked())
+    assert state.phase == "idle"
+    assert state.outcome == s.Outcome("job-2", "FAILED", "cancelled_locally")
+    assert s.Tell(state.outcome, "idle") in effects
+    assert transition(state, s.JobSeen(job(2)))[0].phase == "idle", "it does not come back"

@@ -116,6 +116,14 @@ def _stays(state: State, job: Job) -> Step:
     return enter("idle", state, outcome=no, ended=job.id)
 
 
+def _decline(state: State, _event: CancelAsked) -> Step:
+    """Refuse the job that is offered: a person at the device does not want it."""
+    if state.job is None:
+        return _not_taken(state, _event)
+    no = Outcome(state.job.id, "FAILED", "cancelled_locally")
+    return enter("idle", fresh(state), outcome=no, ended=state.job.id)
+
+
 def _same_or_cancel(state: State, event: JobSeen) -> Step:
     if state.job is None or state.job.local or state.job.id == event.job.id:
         return state, ()
@@ -242,6 +250,11 @@ def _damaged(state: State, _event: Damaged) -> Step:
     return enter("downloading", state, repairs=state.repairs + 1)
 
 
+def _damaged_list(state: State, _event: Damaged) -> Step:
+    """Ask again: there is no candidate yet to download anew."""
+    return _troubled(state, Troubled("damaged_blob"))
+
+
 def _staged(state: State, _event: Staged) -> Step:
     return enter("staged", state)
 
@@ -357,6 +370,7 @@ _STORY: tuple[tuple[Phase, type[Any], Rule], ...] = (
     ("offered",      JobGone,       _not_taken),
     ("offered",      TimerFired,    _not_taken),
     ("offered",      PinAsked,      _pin_offered),
+    ("offered",      CancelAsked,   _decline),
 
     ("deferred",     Booted,        _look_again),
     ("deferred",     Clear,         _cleared),
@@ -367,6 +381,7 @@ _STORY: tuple[tuple[Phase, type[Any], Rule], ...] = (
     ("checking",     Approved,      _approved),
     ("checking",     Unreachable,   _pause),
     ("checking",     Troubled,      _troubled),
+    ("checking",     Damaged,       _damaged_list),
     ("checking",     Held,          _held),
     ("checking",     Retry,         _again),
 
