@@ -82,6 +82,10 @@ def examine(path: Path | None, now: datetime) -> Iterator[Finding]:
             yield from check(site)
         except EdgepackError as error:
             yield _failure(name, error)
+        except ValueError as error:
+            # What should be text, an address or a certificate, and is not.
+            fix = "enrol this device anew, or restore the file"
+            yield Finding(name, "fail", "a file does not hold what it should", str(error), fix, 1)
         except PermissionError as error:
             yield _hidden(name, Path(error.filename or site.data))
         except OSError as error:
@@ -134,6 +138,7 @@ def _identity(site: _Site) -> Iterator[Finding]:
             "edgepack-agent enroll TOKEN --root FILE", doctor.USAGE,
         )  # fmt: skip
         return
+    site.identity.report_key()
     owner = site.data.stat().st_uid
     strange = [p for p in site.config.identity_dir.iterdir() if p.stat().st_uid != owner]
     if strange and owner != 0:
@@ -329,11 +334,11 @@ def _broker(site: _Site) -> Iterator[Finding]:
 
 
 def _fleet(site: _Site) -> Iterator[Finding]:
-    url = getattr(site.identity, "url", "")
-    parts = urlsplit(url)
-    if site.identity is not None and parts.hostname:
-        reach.reach(parts.hostname, parts.port or 443, site.identity.tls())
-        yield Finding("fleet", "ok", f"{url} answers")
+    identity = site.identity
+    if identity is None or not (host := urlsplit(identity.url).hostname):
+        return
+    reach.reach(host, urlsplit(identity.url).port or 443, identity.tls())
+    yield Finding("fleet", "ok", f"{identity.url} answers")
 
 
 def _sources(site: _Site) -> Iterator[Finding]:

@@ -135,6 +135,33 @@ def test_what_is_broken_on_the_disk_is_named(stopped: Device) -> None:
     assert found["certificate"]["status"] == "fail"
 
 
+NO_ADDRESS = json.dumps(
+    {"device": "cam", "group": "lab", "broker_host": "127.0.0.1", "broker_port": 1}
+    | {"url": "https://fleet:99999"}
+).encode()
+
+
+@pytest.mark.mosquitto
+@pytest.mark.parametrize(
+    ("name", "data", "check"),
+    [
+        ("ca.pem", b"", "broker"),
+        ("ca.pem", b"\xff", "broker"),
+        ("device.json", b'{"device": "\xff"}', "identity"),
+        ("device.json", NO_ADDRESS, "fleet"),
+        ("certificate.pem", b"\xff", "certificate"),
+        ("report-key.pem", b"\xff", "identity"),
+    ],
+)  # fmt: skip
+def test_a_file_of_the_identity_that_holds_nonsense_is_a_finding(
+    stopped: Device, name: str, data: bytes, check: str
+) -> None:
+    (stopped.data / "identity" / name).write_bytes(data)
+    code, found = asked(stopped.config)
+    assert code != 0
+    assert found[check]["status"] == "fail"
+
+
 def test_a_device_that_is_not_enrolled_is_told_how(tmp_path: Path) -> None:
     config = tmp_path / "agent.yaml"
     config.write_text(

@@ -167,6 +167,17 @@ def test_a_journal_whose_current_model_cannot_be_read_counts_as_lost(tmp_path: P
     reopened.close()
 
 
+def test_a_journal_with_what_is_no_text_counts_as_lost(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    journal = Journal(path)
+    journal.save(State(ended="job-1"))
+    journal.close()
+    reopened = rewritten(path, "CAST(replace(body, 'job-1', CAST(x'ff' AS TEXT)) AS BLOB)")
+    assert reopened.lost
+    assert reopened.state == State()
+    reopened.close()
+
+
 def test_a_journal_that_cannot_be_written_is_an_error_with_a_reason(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(EdgepackError) as found:

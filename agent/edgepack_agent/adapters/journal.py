@@ -39,7 +39,7 @@ class Journal:
         self._state = State()
         try:
             self._state = self._load()
-        except (msgspec.MsgspecError, sqlite3.Error) as error:
+        except (ValueError, sqlite3.Error) as error:
             log.warning("the journal does not hold a state: %s", error)
             self.lost = True
 
@@ -73,7 +73,7 @@ class Journal:
         """
         try:
             self._load()
-        except (msgspec.MsgspecError, sqlite3.Error) as error:
+        except (ValueError, sqlite3.Error) as error:
             raise EdgepackError("the journal cannot be read", reason="storage") from error
 
     def close(self) -> None:
