@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import (
 )
 
 from edgepack import canonical
+from edgepack.dsse import pae
 from edgepack.errors import IntegrityError
 from edgepack.keys import key_id
 from edgepack.oci import SIGNATURE
@@ -140,9 +141,7 @@ def _document(payload: bytes, signature: bytes, hint: str) -> bytes:
 
 def authenticated(payload: bytes) -> bytes:
     """Return DSSE's pre-authentication encoding of PAYLOAD."""
-    return b"DSSEv1 %d %s %d %s" % (
-        len(PAYLOAD_TYPE), PAYLOAD_TYPE.encode(), len(payload), payload,
-    )  # fmt: skip
+    return pae(PAYLOAD_TYPE, payload)
 
 
 def _signature_bytes(document: Any) -> bytes:
