@@ -250,6 +250,17 @@ def test_what_a_thief_of_the_targets_key_delegated_goes_with_the_key(
     assert client.approve(FACTS) is not None
 
 
+def test_a_version_that_no_other_could_follow_is_not_put_online(world: World) -> None:
+    state = current_state(world.home, world.published)
+    top = Targets.from_dict(state.targets.to_dict())
+    top.version = 10**16 - 1
+    with pytest.raises(TrustError) as caught:
+        world.image.publish(
+            {f"{top.version}.targets.json": sign(top, world.home.signer("targets"))}
+        )
+    assert caught.value.reason == "mismatch"
+
+
 def test_no_line_goes_while_the_key_that_delegated_it_counts(world: World) -> None:
     state = current_state(world.home, world.published)
     top = Targets.from_dict(state.targets.to_dict())

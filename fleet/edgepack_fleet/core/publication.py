@@ -17,7 +17,10 @@ from edgepack.metadata import parse, split_name, targets_of, verify
 from edgepack.succession import added_targets, delegated_lines
 from edgepack.trust import TargetInfo, TrustError, line_role
 
-__all__ = ["Accepted", "Current", "accept"]
+__all__ = ["MAX_VERSION", "Accepted", "Current", "accept"]
+
+MAX_VERSION = 10**15
+"""A name has room for ten times as much: who steals a key cannot use up what recovery needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,8 @@ def _newest(files: Mapping[str, bytes]) -> dict[str, tuple[int, bytes]]:
         version, role = split_name(file)
         if version is None or role in {"snapshot", "timestamp"} or role in newest:
             raise TrustError("bad_path", f"{file} is not for a publisher to push")
+        if version > MAX_VERSION:
+            raise TrustError("mismatch", f"{file} leaves no room for later versions")
         if role != "root":
             newest[role] = (version, data)
     return newest
