@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import stat
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from edgepack_agent.adapters.floors import Floors
 from edgepack_agent.adapters.trust import DirectoryChannel, TrustClient
 from edgepack_packager.adapters.published import DirectoryRepository
 from edgepack_packager.adapters.publisher_home import PublisherHome
+from edgepack_packager.cli.key_options import KeyOptions
 from edgepack_packager.cli.repo import repo
 from edgepack_packager.repository import Publication, PublishRequest, init, publish
 from trust_rig import FACTS, START, Clock, no_passphrase, target_of
@@ -521,3 +523,22 @@ def test_a_new_key_never_replaces_an_old_one(tmp_path: Path) -> None:
     with pytest.raises(UsageError):
         create_keypair(tmp_path / "k.pem", None)
     assert load_private(tmp_path / "k.pem").private_numbers() == first.private_numbers()
+
+
+def test_what_is_discarded_has_its_key_replaced() -> None:
+    """Else it would be kept without a word: its key still counts."""
+    options = KeyOptions((), (), (), (), (), ("line-digits",))
+    with pytest.raises(UsageError) as caught:
+        _ = options.doubt
+    assert "--replace line-digits" in caught.value.fix
+    assert replace(options, replace=("line-digits",)).doubt.discard == ("line-digits",)
+
+
+def test_the_place_that_is_full_is_named(site: Site, tmp_path: Path) -> None:
+    site.publish(site.bundle())
+    (blob, *_) = (site.place / "blobs" / "sha256").iterdir()
+    (tmp_path / "full").write_bytes(b"")
+    place = DirectoryRepository(site.place, site.home.online_keys, START, timedelta())
+    with pytest.raises(UsageError, match="full") as caught:
+        place.fetch(blob.name, blob.stat().st_size, tmp_path / "full" / "blob")
+    assert caught.value.reason == "unwritable"

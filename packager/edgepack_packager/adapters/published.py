@@ -120,8 +120,15 @@ class DirectoryRepository:
             UsageError: it is not there, or PATH cannot be written.
             IntegrityError: it is not what it was.
         """
-        with self._usable(), (self._blobs / sha256).open("rb") as file:
-            take(pieces(file), sha256, size, path)
+        with self._usable():
+            file = (self._blobs / sha256).open("rb")
+        try:
+            with file:
+                take(pieces(file), sha256, size, path)
+        except OSError as error:
+            raise UsageError(
+                f"cannot write {path}", why=error.strerror or str(error), reason="unwritable"
+            ) from error
 
     def offers(self, target: str, size: int) -> Offers:
         """Return the patches that are offered to the blob TARGET of SIZE bytes."""

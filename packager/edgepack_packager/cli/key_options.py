@@ -55,8 +55,20 @@ class KeyOptions:
 
     @property
     def doubt(self) -> Doubt:
-        """Whose published state may be a thief's, and what was said about it."""
-        return Doubt(in_doubt(self.rotation), self.keep, self.discard)
+        """Whose published state may be a thief's, and what was said about it.
+
+        Raises:
+            UsageError: it was said of a role whose key stays.
+        """
+        roles = in_doubt(self.rotation)
+        if idle := sorted({*self.keep, *self.discard} - set(roles)):
+            raise UsageError(
+                f"nothing is in doubt about {', '.join(idle)}",
+                why="what is published counts as long as the key that signed it does",
+                fix=f"--replace {idle[0]} as well",
+                reason="usage",
+            )
+        return Doubt(roles, self.keep, self.discard)
 
 
 def key_options(command: Callable[..., Any]) -> Callable[..., Any]:
