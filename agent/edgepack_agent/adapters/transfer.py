@@ -74,6 +74,17 @@ class _Transfer:
         # Woken up for each block, a reader would spend more on waking up than on reading.
         return self.awaited in self.blocks and (len(self.blocks) >= TOGETHER or not self.wanted)
 
+    def expect(self, size: int) -> None:
+        """Want SIZE bytes, now that it is known, and of what came before only what fits."""
+        lengths = {
+            index: min(BLOCK_SIZE, size - index * BLOCK_SIZE)
+            for index in range(-(-size // BLOCK_SIZE))
+        }
+        with self.changed:
+            self.blocks = {i: b for i, b in self.blocks.items() if len(b) == lengths.get(i)}
+            self.wanted = {i: n for i, n in lengths.items() if i not in self.blocks}
+            self.exact = True
+
     def abort(self) -> None:
         with self.changed:
             self.aborted = True
@@ -136,9 +147,9 @@ class Transfers:
             if head is None or head.status == 404:
                 return None
             _check_length(head, name, max_length)
-            count = -(-head.size // BLOCK_SIZE)
-            self._wait(transfer, lambda: len(transfer.blocks) >= count, ask)
-            return b"".join(transfer.blocks[index] for index in range(count))
+            transfer.expect(head.size)
+            self._wait(transfer, lambda: not transfer.wanted, ask)
+            return b"".join(block for _, block in sorted(transfer.blocks.items()))
 
     def blocks(
         self, sha256: str, size: int, start: int, count: int, pacer: Pacer | None = None
