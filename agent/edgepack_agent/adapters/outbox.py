@@ -8,6 +8,7 @@ that was on the wire is never changed: the fleet may have it.
 """
 
 import contextlib
+import logging
 import secrets
 import sqlite3
 import time
@@ -25,6 +26,7 @@ from edgepack_agent.core.telemetry import add_rows
 
 __all__ = ["Batch", "Kind", "Outbox"]
 
+log = logging.getLogger(__name__)
 Kind = Literal["tele", "evt"]
 MAX_ROWS = 4000
 WINDOW = 200
@@ -41,6 +43,8 @@ _ROWS = """CREATE TABLE IF NOT EXISTS rows (
     body BLOB NOT NULL, wired INTEGER NOT NULL, UNIQUE (boot, seq))"""
 _SAID = "CREATE TABLE IF NOT EXISTS said (place INTEGER PRIMARY KEY, what TEXT NOT NULL UNIQUE)"
 REMEMBERED = 100
+_COUNTS = 2**53
+"""No device counts as far as this."""
 """Events told `once` that are remembered."""
 _Key = tuple[str, int]
 
@@ -77,6 +81,7 @@ class Outbox:
         self._sent: dict[_Key, float] = {}
         with self._transaction() as database:
             database.execute("INSERT OR IGNORE INTO box VALUES (1, ?, 0, 0)", (_new_boot(),))
+            _mend(database)
         self.boot: str = self._one("SELECT boot FROM box")
 
     def __len__(self) -> int:
@@ -219,6 +224,35 @@ def _disk_errors() -> Iterator[None]:
         raise EdgepackError(
             "the outbox cannot be used", why=str(error), reason="storage"
         ) from error
+
+
+def _mend(database: sqlite3.Connection) -> None:
+    """Take out what a failing disk has changed: the fleet would refuse all that is sent with it."""
+    rows = database.execute("SELECT place, boot, seq, kind, body FROM rows")
+    damaged = [(place,) for place, *row in rows if not _is_sound(*row)]
+    database.executemany("DELETE FROM rows WHERE place = ?", damaged)
+    boot, number, lost = database.execute("SELECT boot, next, lost FROM box").fetchone()
+    used = database.execute("SELECT max(seq) FROM rows WHERE boot = ?", (boot,)).fetchone()[0]
+    whole = isinstance(boot, str) and _is_count(number) and number > (-1 if used is None else used)
+    if damaged or not _is_count(lost):
+        log.warning("%d damaged rows of the outbox are lost", len(damaged))
+        lost = (lost if _is_count(lost) else 0) + len(damaged)
+        database.execute("UPDATE box SET lost = ?", (lost,))
+    if not whole:
+        database.execute("UPDATE box SET boot = ?, next = 0", (_new_boot(),))
+
+
+def _is_sound(boot: object, seq: object, kind: object, body: Any) -> bool:
+    told: type[Telemetry | Event] = Telemetry if kind == "tele" else Event
+    try:
+        row = msgspec.json.decode(body, type=told)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, TypeError):
+        return False
+    return kind in {"tele", "evt"} and (row.boot, row.seq) == (boot, seq)
+
+
+def _is_count(number: object) -> bool:
+    return isinstance(number, int) and 0 <= number < _COUNTS
 
 
 def _is_new(database: sqlite3.Connection, what: str) -> bool:
