@@ -15,7 +15,7 @@ import json
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -27,6 +27,7 @@ __all__ = ["BUILD_TIME", "SKEW", "Floors"]
 
 BUILD_TIME = int(datetime(2026, 1, 1, tzinfo=UTC).timestamp())
 """No device runs this agent before then, whatever its clock says."""
+_LATEST = int(datetime(9999, 12, 31, tzinfo=UTC).timestamp())
 SKEW = timedelta(hours=1)
 """How far the clocks of device and fleet may differ before it is called an error."""
 
@@ -43,7 +44,7 @@ class _State(msgspec.Struct, frozen=True, kw_only=True):
     roles: dict[str, Count] = {}
     epochs: dict[str, Count] = {}
     lines: dict[str, _Line] = {}
-    time: Count = BUILD_TIME
+    time: Annotated[int, msgspec.Meta(ge=0, le=_LATEST)] = BUILD_TIME
 
 
 class Floors:
@@ -123,7 +124,7 @@ class Floors:
                 "clock",
                 "the clock of this device is behind",
                 why=f"it says {now:%Y-%m-%d %H:%M} UTC; it is at least "
-                f"{datetime.fromtimestamp(floor, UTC):%Y-%m-%d %H:%M}",
+                f"{datetime.fromtimestamp(min(floor, _LATEST), UTC):%Y-%m-%d %H:%M}",
                 fix="set the clock; updates wait until then, inference goes on",
             )
 
@@ -159,7 +160,7 @@ def _merged(files: tuple[Path, ...]) -> _State:
 def _read(data: bytes) -> _State | None:
     try:
         return msgspec.json.decode(data, type=_State)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
 
 

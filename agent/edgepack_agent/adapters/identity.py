@@ -13,6 +13,8 @@ becomes the pair by a rename after it has worked: at no moment is there none tha
 import hashlib
 import shutil
 import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,17 +49,18 @@ class Identity:
     @property
     def image_root(self) -> bytes:
         """First root of the image repository."""
-        return (self.directory / "image-root.json").read_bytes()
+        return self._read("image-root.json")
 
     @property
     def director_root(self) -> bytes:
         """First root of the director."""
-        return (self.directory / "director-root.json").read_bytes()
+        return self._read("director-root.json")
 
     @property
     def authorities(self) -> str:
         """The certificates of the authorities this device believes, PEM."""
-        return (self.directory / "ca.pem").read_text()
+        with _told(self.directory):
+            return self._read("ca.pem").decode()
 
     @property
     def has_newer(self) -> bool:
@@ -66,7 +69,8 @@ class Identity:
 
     def certificate(self) -> x509.Certificate:
         """Return the certificate in use."""
-        return x509.load_pem_x509_certificate(self._pair()[0].read_bytes())
+        with _told(self.directory):
+            return x509.load_pem_x509_certificate(self._pair()[0].read_bytes())
 
     def in_use(self) -> dict[str, str]:
         """Return which certificate and which authorities are in use, for the birth message."""
@@ -80,18 +84,22 @@ class Identity:
 
     def key(self) -> ec.EllipticCurvePrivateKey:
         """Return the key of the certificate in use."""
-        return new_key(self._pair()[1].read_bytes())
+        with _told(self.directory):
+            return new_key(self._pair()[1].read_bytes())
 
     def report_key(self) -> ec.EllipticCurvePrivateKey | None:
         """Return the key that signs what this device says; None: it enrolled without one."""
         path = self.directory / _REPORT_KEY
-        return new_key(path.read_bytes()) if path.exists() else None
+        with _told(self.directory):
+            return new_key(path.read_bytes()) if path.exists() else None
 
     def tls(self, *, newer: bool = False) -> ssl.SSLContext:
         """Return a context that trusts the fleet's CA alone and shows our certificate."""
-        context = trusting(self.authorities)
         certificate, key = (self.directory / _NEWER,) * 2 if newer else self._pair()
-        context.load_cert_chain(certificate, key)
+        with _told(self.directory):
+            context = trusting(self.authorities)
+            # Asked for a pass phrase, a daemon has none to give; a damaged key may look locked.
+            context.load_cert_chain(certificate, key, password="")
         return context
 
     def next_key(self) -> ec.EllipticCurvePrivateKey:
@@ -130,12 +138,30 @@ class Identity:
         for name in ("key.pem", "certificate.pem", _NEXT_KEY):
             (self.directory / name).unlink(missing_ok=True)
 
+    def _read(self, name: str) -> bytes:
+        with _told(self.directory):
+            return (self.directory / name).read_bytes()
+
     def _pair(self) -> tuple[Path, Path]:
         """Return the paths of certificate and key in use; the same if they are one file."""
         pair = self.directory / _PAIR
         if pair.exists():
             return pair, pair
         return self.directory / "certificate.pem", self.directory / "key.pem"
+
+
+@contextmanager
+def _told(directory: Path) -> Iterator[None]:
+    """Tell of a file that is lost or damaged in our words: inference must go on without it."""
+    try:
+        yield
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise UsageError(
+            f"the identity in {directory} cannot be read",
+            why=str(error),
+            fix="enrol this device anew",
+            reason="bad_identity",
+        ) from error
 
 
 class _Facts(msgspec.Struct, frozen=True):
@@ -200,15 +226,8 @@ def load_identity(directory: Path) -> Identity | None:
     """
     if not directory.exists():
         return None
-    try:
+    with _told(directory):
         facts = msgspec.json.decode((directory / _FACTS).read_bytes(), type=_Facts)
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"the identity in {directory} cannot be read",
-            why=str(error),
-            fix="enrol this device anew",
-            reason="bad_identity",
-        ) from error
     return Identity(
         directory, facts.device, facts.group, facts.broker_host, facts.broker_port, facts.url
     )

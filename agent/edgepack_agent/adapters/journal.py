@@ -20,6 +20,8 @@ __all__ = ["Journal", "open_database"]
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+_UNREADABLE = (msgspec.MsgspecError, sqlite3.Error, UnicodeDecodeError, RecursionError, TypeError)
+"""What reading a damaged row raises: the database has no checksums of its own."""
 _TABLE = "CREATE TABLE IF NOT EXISTS state (id INTEGER PRIMARY KEY CHECK (id = 1), body BLOB)"
 _SAVE = "INSERT INTO state VALUES (1, ?) ON CONFLICT (id) DO UPDATE SET body = excluded.body"
 
@@ -39,7 +41,7 @@ class Journal:
         self._state = State()
         try:
             self._state = self._load()
-        except (ValueError, sqlite3.Error) as error:
+        except _UNREADABLE as error:
             log.warning("the journal does not hold a state: %s", error)
             self.lost = True
 
@@ -73,7 +75,7 @@ class Journal:
         """
         try:
             self._load()
-        except (ValueError, sqlite3.Error) as error:
+        except _UNREADABLE as error:
             raise EdgepackError("the journal cannot be read", reason="storage") from error
 
     def close(self) -> None:

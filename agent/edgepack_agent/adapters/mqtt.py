@@ -19,6 +19,7 @@ import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 
 from edgepack import topics
+from edgepack.errors import EdgepackError
 from edgepack.messages import MAX_MESSAGE, Conn, encode
 from edgepack_agent.adapters.identity import Identity
 from edgepack_agent.adapters.transfer import Transfers
@@ -167,7 +168,7 @@ class Link:
         try:
             self._client = self._make_client()
             self._client.connect(*self._broker, keepalive=KEEPALIVE_S)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EdgepackError) as error:
             log.info("no link to %s:%d: %s", *self._broker, error)
             return False
         self._client.loop_start()
