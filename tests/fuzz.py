@@ -1,12 +1,24 @@
-"""For fuzzing parsers: JSON values, documents that are almost right, and why one was refused."""
+"""For fuzzing parsers: JSON values, documents that are almost right, and why one was refused.
+
+EDGEPACK_FUZZ=50 in the environment makes the runs of `examples` fifty times as long.
+"""
 
 import copy
+import os
 from collections.abc import Callable
 from typing import Any
 
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from edgepack.errors import EdgepackError
+
+
+def examples(count: int) -> settings:
+    """Return settings for COUNT examples, with fixtures that all of them share."""
+    longer = int(os.environ.get("EDGEPACK_FUZZ", "1"))
+    shared = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    return settings(max_examples=count * longer, suppress_health_check=shared)
 
 
 def refusal(read: Callable[..., object], *arguments: object) -> str | None:
@@ -60,3 +72,34 @@ def almost(draw: st.DrawFn, document: Any) -> Any:
     else:
         holder[f"{place}2"] = holder[place]
     return changed
+
+
+_SPLICES = (
+    b"\x00", b"\xff", b"\xc3", b"[" * 5000, b'{"a":' * 2000, b"9" * 5000, b"-1", b"1e999", b"null",
+    b'"', b"\\ud800", b"\r\n", b"../", b"\x80" * 12,
+)  # fmt: skip
+
+
+@st.composite
+def damaged(draw: st.DrawFn, sample: bytes) -> bytes:
+    """Return the bytes of SAMPLE after one to three of what disks and strangers do to them."""
+    data = bytearray(sample)
+    for _ in range(draw(st.integers(1, 3))):
+        start = draw(st.integers(0, len(data)))
+        end = min(len(data), start + draw(st.integers(0, 40)))
+        action = draw(st.sampled_from(["flip", "splice", "cut", "zero", "double", "end", "other"]))
+        if action == "flip" and start < len(data):
+            data[start] ^= 1 << draw(st.integers(0, 7))
+        elif action == "splice":
+            data[start:end] = draw(st.sampled_from(_SPLICES))
+        elif action == "cut":
+            del data[start:end]
+        elif action == "zero":
+            data[start:end] = bytes(end - start)
+        elif action == "double":
+            data[end:end] = data[start:end]
+        elif action == "end":
+            del data[start:]
+        else:
+            data[start:end] = draw(st.binary(max_size=40))
+    return bytes(data)
