@@ -22,7 +22,6 @@ from typing import Any
 from sqlalchemy import select
 
 from agent_rig import Device, Site
-from crashstates.proxy import Proxy
 from crashstates.watched import Plug, Watched, python_path
 from digits import accuracy, digits_data
 from edgepack.chunks import CHUNK_SIZE
@@ -34,6 +33,7 @@ from edgepack_fleet.adapters.tables import EventRow, JobRow
 from edgepack_fleet.core.model import Policy
 from edgepack_fleet.service import Service, Settings
 from fleet_rig import mosquitto, publisher
+from netfaults import Proxy
 from slots import Client
 
 __all__ = ["Bench", "Patient", "bench"]
