@@ -3,12 +3,14 @@
 Every step may be repeated: what is there already is found and not done again.
 """
 
+import errno
 import logging
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from edgepack.chunks import CHUNK_SIZE, MAX_LIST, read_chunks
 from edgepack.errors import EdgepackError, IntegrityError, UnreachableError
@@ -47,7 +49,7 @@ from edgepack_agent.core.state import (
 if TYPE_CHECKING:
     from edgepack.bundle import Bundle
 
-__all__ = ["Installer", "as_event"]
+__all__ = ["Installer", "as_event", "open_foreign"]
 
 log = logging.getLogger(__name__)
 SPARE_BYTES = 16 * 2**20
@@ -213,13 +215,13 @@ class Installer:
     def _put(self, mirror: Path, sha256: str, size: int) -> None:
         path = mirror / "blobs" / "sha256" / sha256
         try:
-            with path.open("rb") as file:
+            with open_foreign(path) as file:
                 pieces = iter(lambda: file.read(CHUNK_SIZE), b"")
                 self._downloads.put(sha256, _no_longer_than(size, pieces))
-        except FileNotFoundError as error:
+        except OSError as error:
             raise IntegrityError(
                 "the mirror is not whole",
-                why=f"blob {sha256[:12]} is missing",
+                why=f"blob {sha256[:12]}: {error.strerror}",
                 fix="run edgepack repo export again",
                 reason="blob_missing",
             ) from error
@@ -306,6 +308,19 @@ def as_event(error: Exception) -> Event:
         return Troubled(error.reason, {"message": message})
     status: Status = "REJECTED" if kind == "reject" else "FAILED"
     return Failed(status, error.reason, {"message": message})
+
+
+def open_foreign(path: Path) -> BinaryIO:
+    """Return PATH opened for reading; a pipe or a device, which may never answer, is refused.
+
+    Raises:
+        OSError: it cannot be opened, or is no file.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "it is no file")
+    return os.fdopen(handle, "rb")
 
 
 def _check_size(what: str, size: int, limit: int) -> None:
