@@ -148,6 +148,16 @@ Needs `allow_local_install: true`. From a mirror (`edgepack repo export`) the de
 variant that fits: its first runtime, then the smaller precision. The mirror's own timestamp counts;
 trust, hardware, epoch, exam and golden checks are the same. The fleet is told with
 `override: true` and replaces the model with its next job.
+
+What waits for the fleet can be carried, too:
+
+```sh
+edgepack-agent export /media/stick/cam-1.json
+edgepack fleet devices import /media/stick/cam-1.json
+```
+
+The device has signed its reports; the fleet refuses what was changed on the way, and what arrives
+twice counts once.
 """
 
 

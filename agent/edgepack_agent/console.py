@@ -5,8 +5,10 @@ neither journal nor runner itself.
 """
 
 import os
+from typing import Any
 
 from edgepack.errors import EdgepackError, UsageError
+from edgepack_agent.adapters.carrier import write_export
 from edgepack_agent.adapters.control import Asked
 from edgepack_agent.core.choice import Wish
 from edgepack_agent.core.deferral import MAX_LOCK_S, Lock, Moment, Rules, hold
@@ -45,6 +47,7 @@ class Console:
         self._commands = {
             "status": self._status,
             "sync": self._sync,
+            "export": self._export,
             "rollback": self._roll_back,
             "install": self._install,
             "lock": self._lock,
@@ -89,20 +92,28 @@ class Console:
         waiting.reply.set_result(bundle | ({"error": failure(result)} if result else {}))
 
     def _status(self, asked: Asked) -> None:
+        asked.reply.set_result(self._describe())
+
+    def _describe(self) -> dict[str, Any]:
         parts = self._parts
-        asked.reply.set_result(
-            describe(
-                self._engine.state,
-                parts.serving,
-                parts.outbox,
-                parts.identity,
-                parts.config,
-                connected=parts.link.connected,
-                lock=parts.locks.lock(),
-                now=parts.now(),
-            )
-            | {"certificate": parts.renewer.describe()}
-        )
+        return describe(
+            self._engine.state,
+            parts.serving,
+            parts.outbox,
+            parts.identity,
+            parts.config,
+            connected=parts.link.connected,
+            lock=parts.locks.lock(),
+            now=parts.now(),
+        ) | {"certificate": parts.renewer.describe()}
+
+    def _export(self, asked: Asked) -> None:
+        if asked.file is None:
+            raise UsageError("no file was handed in", reason="no_file")
+        parts = self._parts
+        count = write_export(asked.file, parts.identity, parts.reports, self._describe())
+        os.close(asked.file)
+        asked.reply.set_result({"messages": count, "rows": len(parts.outbox)})
 
     def _sync(self, asked: Asked) -> None:
         self._parts.link.hurry()

@@ -16,6 +16,7 @@ __all__ = [
     "MAX_MESSAGE",
     "Ack",
     "BlobRequest",
+    "Carried",
     "CertHint",
     "CertReply",
     "CertRequest",
@@ -24,6 +25,7 @@ __all__ = [
     "EnrollReply",
     "EnrollRequest",
     "Event",
+    "Export",
     "Head",
     "Histogram",
     "Inventory",
@@ -147,6 +149,25 @@ class Ack(Message, frozen=True, kw_only=True):
     boot: Id
     upto: Annotated[int, msgspec.Meta(ge=-1, le=2**63 - 1)]
     missing: tuple[Count, ...] = ()
+
+
+class Carried(msgspec.Struct, frozen=True, kw_only=True):
+    """A report that a person carries instead of the broker, exactly as it would be published."""
+
+    kind: Literal["tele", "evt"]
+    payload: Annotated[bytes, msgspec.Meta(max_length=MAX_MESSAGE)]
+    """Base64 in JSON; signed with the device's report key."""
+
+
+class Export(Message, frozen=True, kw_only=True):
+    """What `edgepack-agent export` writes, for a site without a link: reports and the status."""
+
+    schema: Literal["edgepack.agent.export/v1"] = "edgepack.agent.export/v1"
+    device: Id
+    time: float
+    """Unix seconds, by the device's clock."""
+    status: dict[str, Any] = {}
+    messages: tuple[Carried, ...] = ()
 
 
 class JobGet(Message, frozen=True, kw_only=True):

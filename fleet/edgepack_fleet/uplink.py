@@ -128,6 +128,21 @@ class Uplink:
             log.warning("%d messages could not be saved at once: %s", len(batch), type(error))
         return [answer for message in batch for answer in self._alone(message)]
 
+    def carried(self, device: str, kind: str, payload: bytes) -> str:
+        """Save what a person carried here for DEVICE; it is no sign of life.
+
+        Returns:
+            Why it is not taken; empty if it is, or has arrived before.
+
+        Raises:
+            SQLAlchemyError: the database does not work; nothing is saved.
+        """
+        with self._database.write() as session:
+            turn = _Turn(session, self._clock(), self._link, careful=True)
+            self._take(turn, Incoming(topics.up(device, kind), payload, retained=True))
+        self.refused.update(turn.refused)
+        return next(iter(turn.refused), "")
+
     def _alone(self, message: Incoming) -> list[Answer]:
         try:
             return self._save([message], careful=True)

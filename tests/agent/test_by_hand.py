@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from agent_rig import AGENT, Device, Site, site
+from edgepack import messages
 from edgepack.errors import UnsupportedError, UsageError
 from edgepack.trust import DeviceFacts, ModelCustom, TargetInfo
 from edgepack_agent.core.choice import Wish, choose
@@ -47,8 +48,26 @@ def test_a_mirror_brings_a_model_to_a_site_without_a_network(place: Site, tmp_pa
     code, _, words = install(device, str(stick), "--release", "digits@9.9.9")
     assert (code, "9.9.9" in words) == (2, True)
 
+    carried = tmp_path / "cam.json"
+    line = [AGENT, "--config", device.config, "export", carried, "--json"]
+    done = subprocess.run(line, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["rows"] > 0
+    export = messages.decode(carried.read_bytes(), messages.Export)
+    assert export.status["bundle"] == "digits@3.0.0"
+    take = place.service.uplink.carried
+    for message in export.messages:
+        assert take("cam", message.kind, message.payload) == ""
+        changed = message.payload[:-20] + b"A" + message.payload[-19:]
+        assert take("cam", message.kind, changed) != ""
+    assert len(place.events("activated")) == 2, "the file has told it"
+    counted = place.inferences()
+    for message in export.messages:
+        assert take("cam", message.kind, message.payload) == ""
+    assert place.inferences() == counted, "nothing counts twice"
+
     place.broker.start()
-    wait("the fleet to be told", lambda: len(place.events("activated")) == 2)
+    wait("the link", lambda: device.status().get("outbox", {}).get("rows") == 0 or None, 60)
+    assert len(place.events("activated")) == 2
     assert place.events("activated")[-1]["detail"] == {"override": True}
     assert place.ended(place.roll_out("1.0.0")) == "completed", "the fleet replaces it"
 

@@ -20,7 +20,7 @@ from sqlalchemy import select
 from edgepack import messages
 from edgepack_fleet.access import bootstrap_token
 from edgepack_fleet.adapters.broker import Address
-from edgepack_fleet.adapters.tables import ApiToken, DeviceRow, EnrolToken
+from edgepack_fleet.adapters.tables import ApiToken, DeviceRow, EnrolToken, EventRow
 from edgepack_fleet.service import Service, Settings
 from edgepack_fleet.web.app import main_app
 from edgepack_fleet.web.devices import device_app
@@ -433,3 +433,23 @@ def test_the_description_of_the_interface_is_whole() -> None:
     for path, item in document["paths"].items():
         for method, operation in item.items():
             assert operation["description"], (method, path)
+
+
+def test_reports_that_a_person_carries_here(app: httpx.Client, fleet: Service) -> None:
+    enrol(fleet, "cam")
+    report = messages.Event(boot="b", seq=0, ts=1.0, type="activated", bundle="digits@1.0.0")
+    body = {"kind": "evt", "payload": base64.b64encode(messages.encode(report)).decode()}
+    url = "/api/v1/devices/cam/reports"
+    assert app.post(url, json=body, headers=auth(fleet, "viewer")).status_code == 403
+    for _ in range(2):
+        answer = app.post(url, json=body, headers=auth(fleet))
+        assert (answer.status_code, answer.json()) == (200, {"taken": True, "refused": ""})
+    device = app.get("/api/v1/devices/cam", headers=auth(fleet)).json()
+    assert device["last_seen"] in {None, 0.0}, "a file is no sign of life"
+    with fleet.database.read() as session:
+        assert len(session.scalars(select(EventRow)).all()) == 1
+    nonsense = body | {"payload": base64.b64encode(b"[nonsense").decode()}
+    answer = app.post(url, json=nonsense, headers=auth(fleet)).json()
+    assert answer == {"taken": False, "refused": "bad_message"}
+    assert app.post(url.replace("cam", "who"), json=body, headers=auth(fleet)).status_code == 404
+    assert not app.post(url, json=body | {"payload": ""}, headers=auth(fleet)).json()["taken"]

@@ -127,6 +127,15 @@ class Outbox:
         self._sent.update({(boot, seq): now for boot, seq, *_ in rows})
         return _batches([(kind, body) for _, _, kind, body, _ in rows])
 
+    def everything(self) -> list[Batch]:
+        """Return all that waits, for another way to the fleet; none of it changes any more.
+
+        It stays here until the fleet says that it has it: what comes twice counts once.
+        """
+        with self._transaction() as database:
+            database.execute("UPDATE rows SET wired = 1")
+        return _batches([(kind, body) for _, _, kind, body, _ in self._rows(-1)])
+
     def acknowledge(self, ack: Ack) -> None:
         """Remove what the fleet has; send at once what it says is missing."""
         missing = set(ack.missing)

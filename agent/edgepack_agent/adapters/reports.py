@@ -92,6 +92,12 @@ class Reports:
         """Forget what was on the wire: it is sent again."""
         self._outbox.link_lost()
 
+    def carry(self, say: Callable[[str, bytes], bool]) -> None:
+        """Say all that waits to SAY, which is not the link."""
+        self.close_interval()
+        for batch in self._outbox.everything():
+            say(batch.kind, encode_batch(batch.rows))
+
     def send(self) -> None:
         """Send what is due; without a link it stays due."""
         for batch in self._outbox.take():

@@ -13,7 +13,7 @@ from edgepack.errors import UsageError
 from edgepack_agent.adapters.control import call
 from edgepack_agent.config import load_config
 
-__all__ = ["install", "lock", "pin", "rollback", "status", "sync", "unlock", "unpin"]
+__all__ = ["export", "install", "lock", "pin", "rollback", "status", "sync", "unlock", "unpin"]
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 
@@ -157,6 +157,41 @@ def _print_pinned(found: dict[str, Any], *, as_json: bool) -> None:
         click.echo(f"this device stays with {found['bundle']}")
     else:
         click.echo("this device takes the models of its fleet")
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@_json
+@click.pass_obj
+def export(config: Path | None, file: Path, as_json: bool) -> None:
+    """Write to FILE what waits for the fleet, to be carried there where there is no link.
+
+    The reports are signed by this device; nothing else of it leaves, and no image or tensor. They
+    wait here until the fleet says that it has them: what arrives twice counts once.
+
+    \b
+    Example:
+        edgepack-agent export /media/stick/cam-1.json
+        edgepack fleet devices import /media/stick/cam-1.json
+    """
+    socket = load_config(config).control_socket
+    part = file.with_name(f".{file.name}.part")
+    try:
+        handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            found = call(socket, "export", handle, timeout_s=60)
+        finally:
+            os.close(handle)
+        part.replace(file)
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise UsageError(f"cannot write {file}", why=why, reason="unwritable") from error
+    finally:
+        part.unlink(missing_ok=True)
+    if as_json:
+        print_json({"schema": "edgepack.agent.exported/v1", "file": str(file)} | found)
+    else:
+        click.echo(f"{found['rows']} rows in {file}; carry it to the fleet")
 
 
 def _print_bundle(found: dict[str, Any], *, as_json: bool) -> None:

@@ -1,19 +1,26 @@
 """`edgepack fleet devices|groups`."""
 
+import base64
 from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
+from edgepack.errors import IntegrityError, PartialError, UsageError
+from edgepack.messages import Export
 from edgepack_fleet.cli import show
 from edgepack_fleet.cli.client import Client, connection_options
 
 __all__ = ["devices", "groups"]
 
+MAX_EXPORT = 256 * 1024**2
+"""Bytes of a file of reports; a full outbox is a tenth of that."""
+
 
 @click.group()
 def devices() -> None:
-    """List, show and revoke devices."""
+    """List, show, revoke devices; take their reports from a file."""
 
 
 @devices.command("list")
@@ -76,6 +83,54 @@ def revoke_device(
         return
     click.echo(f"{done['device']} is revoked")
     click.echo(_SESSIONS[done["session"]], err=True)
+
+
+@devices.command("import")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@connection_options
+def import_reports(
+    file: Path, url: str | None, token: str | None, data: Path | None, as_json: bool
+) -> None:
+    """Take the reports in FILE, which `edgepack-agent export` wrote where there is no link.
+
+    What has arrived before does not count again; what the device has not signed is refused.
+
+    \b
+    Example:
+        edgepack fleet devices import /media/stick/cam-1.json --data fleet
+    """
+    export = _read_export(file)
+    client, refused = Client(url, token, data), []
+    for message in export.messages:
+        body = {"kind": message.kind, "payload": base64.b64encode(message.payload).decode()}
+        answer = client.post("devices", export.device, "reports", body=body)
+        refused += [answer["refused"]] if answer["refused"] else []
+    taken = len(export.messages) - len(refused)
+    if as_json:
+        facts = {"device": export.device, "taken": taken, "refused": sorted(set(refused))}
+        show.document("imported", facts)
+    else:
+        click.echo(f"{taken} of {len(export.messages)} messages of {export.device} taken")
+    if refused:
+        kind = PartialError if taken else IntegrityError
+        raise kind(
+            f"{len(refused)} messages in {file} are refused",
+            why=", ".join(sorted(set(refused))),
+            fix="export them again on the device",
+            reason=refused[0],
+        )
+
+
+def _read_export(file: Path) -> Export:
+    try:
+        data = file.read_bytes()
+        if len(data) > MAX_EXPORT:
+            raise ValueError(f"{len(data)} bytes, at most {MAX_EXPORT} are read")
+        return msgspec.json.decode(data, type=Export)
+    except (OSError, ValueError, msgspec.MsgspecError, RecursionError) as error:
+        raise UsageError(
+            f"{file} is not what `edgepack-agent export` writes", why=str(error), reason="no_export"
+        ) from error
 
 
 @click.group()

@@ -106,6 +106,16 @@ def revoke_device(
     return schemas.RevokedDevice(device=done.device, revoked=done.at, session=done.session)
 
 
+@router.post("/devices/{device}/reports", dependencies=[Operator])
+def take_reports(
+    fleet: Fleet, device: str, carried: schemas.CarriedReports
+) -> schemas.TakenReports:
+    """Take reports that a person carried here; what has arrived before does not count again."""
+    show_device(fleet, device)
+    refused = fleet.uplink.carried(device, carried.kind, carried.payload)
+    return schemas.TakenReports(taken=not refused, refused=refused)
+
+
 @router.get("/groups", dependencies=[Viewer])
 def list_groups(fleet: Fleet) -> schemas.Groups:
     """List all groups."""

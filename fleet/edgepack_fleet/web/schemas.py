@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Base64Bytes, BaseModel, ConfigDict, Field
 
 from edgepack.offers import MAX_OFFERS
 from edgepack_fleet.access import Role
@@ -107,6 +107,20 @@ class Step(Model):
     """A step of the replacement."""
 
     force: bool = Field(False, description="Leave devices behind; they must enrol anew")
+
+
+class CarriedReports(Model):
+    """A message of a device that a person carried here."""
+
+    kind: Literal["tele", "evt"]
+    payload: Base64Bytes = Field(description="As the device would publish it")
+
+
+class TakenReports(Model):
+    """What became of it."""
+
+    taken: bool
+    refused: str = Field(description="Reason code; empty: it is taken, or was here already")
 
 
 class RevokedDevice(Model):
