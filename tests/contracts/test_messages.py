@@ -27,6 +27,9 @@ EXAMPLES: list[messages.Message] = [
         classes={"7": 12},
     ),
     messages.Event(boot="b1", seq=5, ts=62.0, type="rejected", reason="acceptance_below_limit"),
+    messages.Export(
+        device="cam-1", time=63.0, messages=(messages.Carried(kind="evt", payload=b"[]"),)
+    ),
     messages.Ack(boot="b1", upto=5, missing=(2, 3)),
     messages.JobGet(token="t"),
     messages.JobUpdate(token="t", job="j", version=3, status="IN_PROGRESS", progress=0.5),
