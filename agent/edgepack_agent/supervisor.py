@@ -322,6 +322,9 @@ class Supervisor:
         full = result is not None and result.reason == "disk_full"
         self._tidy(None if full else self._state.candidate)
         self.post(Reverted())
+        if result is not None and result.reason == "replaced":
+            # The newer job was heard of while there was another one; its answer comes later.
+            self._parts.desk.ask()
 
     def _retire(self, effect: Retire) -> None:
         self._parts.serving.retire(effect.slot)

@@ -365,6 +365,24 @@ def test_a_deferred_job_can_be_cancelled(calm: Calm) -> None:
     assert device.serving() == "digits@1.0.0"
 
 
+def test_a_newer_job_is_begun_as_soon_as_the_older_has_made_way(place: Site) -> None:
+    """With a poll every five minutes, what the fleet said in between must not be forgotten."""
+    device = place.device(poll_s=300)
+    device.start()
+    wait("the device to connect", lambda: device.status().get("connected"))
+    place.publish("8.0.0")
+    assert place.ended(place.roll_out("8.0.0", probation_s=0)) == "completed"
+    inhibitor = device.home / "run" / "inhibit" / "surgery"
+    inhibitor.touch()
+    place.publish("8.1.0")
+    place.roll_out("8.1.0", probation_s=0)
+    wait("the deferral", lambda: device.status().get("phase") == "deferred")
+    place.publish("8.2.0")
+    inhibitor.unlink()
+    place.roll_out("8.2.0", probation_s=0)
+    wait("the newer one", lambda: device.serving() == "digits@8.2.0", 40)
+
+
 def test_a_pinned_device_stays_with_its_model(calm: Calm) -> None:
     place, device = calm.place, calm.device
     assert told(device, "pin", "--reason", "exhibition")["pinned"] == "exhibition"
