@@ -161,11 +161,14 @@ class Supervisor:
             self._safely(action)
 
     def _safely(self, action: Callable[[], None]) -> None:
-        """Do ACTION; a disk that is full or failing must not stop inference."""
+        """Do ACTION; neither a failing disk nor a mistake of ours must stop inference."""
         try:
             action()
         except EdgepackError as error:
             log.warning("%s: %s", error, error.why)
+        except Exception:
+            # The phase it belonged to has a deadline, which ends the update with a reason.
+            log.exception("something unexpected went wrong; the model goes on")
 
     def _handle(self, happening: Any) -> None:
         match happening:

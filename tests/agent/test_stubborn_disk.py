@@ -1,6 +1,7 @@
 """A real supervisor on a disk that refuses: it goes on, and finishes once it can."""
 
 import json
+import queue
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -97,6 +98,25 @@ def test_an_update_under_way_does_not_keep_the_agent_from_starting(parts: Parts)
     parts.journal.close()
     with Running(parts):
         wait("the current model", parts.serving.answering)
+
+
+def test_a_mistake_of_ours_does_not_stop_inference(
+    parts: Parts, caplog: pytest.LogCaptureFixture
+) -> None:
+    parts.journal.save(State(current=slot_a(parts)))
+
+    def mistake() -> None:
+        raise ZeroDivisionError("nobody thought of this")
+
+    with Running(parts) as supervisor:
+        wait("the model", parts.serving.answering)
+        pid = parts.serving.answering().runner.pid
+        supervisor.post(mistake)
+        heard: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        supervisor.post(lambda: heard.put(True))
+        assert heard.get(timeout=20)
+        assert parts.serving.answering().runner.pid == pid
+    assert "nobody thought of this" in caplog.text
 
 
 def test_a_command_that_cannot_be_noted_is_answered_once(parts: Parts) -> None:

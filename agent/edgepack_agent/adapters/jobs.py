@@ -31,6 +31,8 @@ __all__ = ["Desk"]
 log = logging.getLogger(__name__)
 PATIENCE_S = 10.0
 MAX_NOTES = 20
+LONGEST_PROBATION_S = 7 * 86400
+"""What a fleet asks for beyond this is not waited for: the next job would never begin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +219,7 @@ def _job(job: messages.Job) -> Job:
         job.job,
         job.release,
         job.target,
-        probation_s=float(job.probation_s),
+        probation_s=float(min(job.probation_s, LONGEST_PROBATION_S)),
         timeout_s=float(job.timeout_s),
         total_s=float(job.total_s),
         max_defer_s=float(job.max_defer_s),
