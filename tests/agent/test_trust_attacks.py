@@ -30,6 +30,7 @@ from edgepack.trust import DeviceFacts, TargetInfo, TrustError
 from edgepack_agent.adapters.floors import Floors
 from edgepack_agent.adapters.repository import CONFIG
 from edgepack_agent.adapters.trust import TrustClient
+from edgepack_fleet.adapters.director import Director
 from trust_rig import FACTS, World, line_of, target_of
 
 STRANGER = signer_of(ec.derive_private_key(99, ec.SECP256R1()))
@@ -180,6 +181,27 @@ def test_every_key_that_is_online_at_once(world: World, device: TrustClient) -> 
     seal(world.image_files, before, steal_image_keys(world), world.clock())
     world.director_says("cam-1", old)
     assert reason(device) == "rollback"
+
+
+def test_the_directors_stolen_key_counts_no_longer_once_it_is_replaced(
+    world: World, device: TrustClient
+) -> None:
+    keys = world.path / "fleet" / "director" / "keys"
+    stolen = (keys / "online.pem").read_bytes()
+    for file in keys.glob("online*.pem"):
+        file.unlink()
+    world.clock.forward(hours=1)
+    world.director = Director(world.path / "fleet" / "director", world.clock)
+    world.director.assign("cam-1", world.release("1.1.0", security_epoch=1, license="MIT"))
+    approved = device.approve(FACTS)
+    assert approved is not None
+    assert approved.version == "1.1.0"
+    new = (keys / "online.pem").read_bytes()
+    (keys / "online.pem").write_bytes(stolen)
+    world.clock.forward(hours=1)
+    world.director_says("cam-1", world.release("1.0.0", security_epoch=1))
+    (keys / "online.pem").write_bytes(new)
+    assert reason(device) == "bad_signature"
 
 
 # The image repository, with all online keys

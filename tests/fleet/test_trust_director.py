@@ -120,6 +120,25 @@ def test_the_root_is_renewed_with_its_own_key(director: Director, clock: Clock) 
     assert director.root() == first
 
 
+def test_a_stolen_online_key_is_replaced(director: Director, clock: Clock, tmp_path: Path) -> None:
+    director.assign("cam-1", MODEL)
+    old = read(director, "cam-1", "1.root.json")["roles"]["targets"]["keyids"]
+    for file in (tmp_path / "keys").glob("online*.pem"):
+        file.rename(tmp_path / file.name)
+    root_key = (tmp_path / "keys" / "root.pem").rename(tmp_path / "elsewhere.pem")
+    with pytest.raises(UsageError, match="no root names it") as refused:
+        Director(tmp_path, clock)
+    assert refused.value.reason == "no_key"
+    root_key.rename(tmp_path / "keys" / "root.pem")
+    again = Director(tmp_path, clock)
+    new = read(again, "cam-1", "2.root.json")["roles"]["targets"]["keyids"]
+    assert set(new).isdisjoint(old)
+    assert list(said(again, "cam-1")["targets"]) == [MODEL.path]
+    assert again.metadata("cam-1", "3.root.json") is None
+    Director(tmp_path, clock)
+    assert again.metadata("cam-1", "3.root.json") is None, "a start alone makes no root"
+
+
 @pytest.mark.parametrize("device", ["", "../cam-1", "cam/1", "Cam-1", "cam-1\n", "a" * 65, "."])
 def test_an_odd_device_gets_nothing_and_makes_nothing(
     director: Director, tmp_path: Path, device: str

@@ -48,6 +48,12 @@ class Director:
     Args:
         directory: Gets `root/`, `keys/` and a directory per device.
         clock: The time, UTC.
+
+    An online key that the root does not name yet, because the one before was taken away, is put
+    into a new root.
+
+    Raises:
+        UsageError: that new root cannot be signed: its key is kept elsewhere (`no_key`).
     """
 
     def __init__(
@@ -129,12 +135,13 @@ class Director:
 
     def _renew_root(self, now: datetime) -> None:
         versions = self._roots.versions("root")
-        last = self._roots.read(f"{versions[-1]}.root.json") if versions else None
-        if last and not stale(parse(last, Root).signed.expires, ROOT_LIFE, now):
+        data = self._roots.read(f"{versions[-1]}.root.json") if versions else None
+        last = parse(data, Root).signed if data else None
+        named = last is not None and self._key.public_key.keyid in last.roles["targets"].keyids
+        if last and named and not stale(last.expires, ROOT_LIFE, now):
             return
         if last and not self._root_key.exists():
-            expires = parse(last, Root).signed.expires
-            log.warning("the director's root expires on %s; bring %s back", expires, self._root_key)
+            self._miss_root_key(last, named=named)
             return
         root = Root(versions[-1] + 1 if versions else 1, expires=now + ROOT_LIFE)
         key = online_signer(self._root_key)
@@ -142,6 +149,17 @@ class Director:
         for role in ("targets", "snapshot", "timestamp"):
             root.add_key(self._key.public_key, role)
         self._roots.write(f"{root.version}.root.json", sign(root, key))
+
+    def _miss_root_key(self, last: Root, *, named: bool) -> None:
+        if named:
+            log.warning("the director's root ends on %s; bring %s", last.expires, self._root_key)
+            return
+        raise UsageError(
+            "the director's online key is new, and no root names it",
+            why=f"only {self._root_key} can sign one, and it is not there",
+            fix="bring it back and start the fleet again",
+            reason="no_key",
+        )
 
     def _repository(self, device: str) -> MetadataDirectory:
         if not DEVICE_ID.fullmatch(device):
