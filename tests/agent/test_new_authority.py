@@ -25,6 +25,7 @@ def issuer(device: Device) -> str:
 
 
 @pytest.mark.mosquitto
+@pytest.mark.soak
 def test_a_device_follows_a_new_authority_and_is_never_left_behind(tmp_path: Path) -> None:
     with site(tmp_path) as place:
         service, device = place.service, place.device()

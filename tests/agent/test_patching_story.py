@@ -139,6 +139,7 @@ def offer_evil(place: Site, base: Path, target: str, size: int) -> str:
     return digest(patch)
 
 
+@pytest.mark.soak
 def test_a_metered_link_carries_patches_and_never_a_whole_model_unasked(place: Site) -> None:
     counting = Counting(place)
     publish(place, "1.0.0", 0)
