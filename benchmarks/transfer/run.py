@@ -1,6 +1,7 @@
 """Time a bundle on its way to a device against plain downloads, and weigh the agent meanwhile.
 
-    python benchmarks/transfer/run.py [--mb 200] [--rounds 3] [--write-page]
+    [EDGEPACK_AGENT=device/bin/edgepack-agent] \\
+        python benchmarks/transfer/run.py [--mb 200] [--rounds 3] [--write-page]
 
 Real processes throughout: mosquitto with the fleet's own configuration (TLS both ways), `edgepack
 fleet serve`, `edgepack-agent run` on a fresh device for every round. The time of an agent is that
@@ -43,6 +44,8 @@ from slots import digits_manifest, raw  # noqa: E402
 
 PAGE = ROOT / "docs" / "reference" / "benchmarks-transfer.md"
 BIN = Path(sys.executable).parent
+AGENT = Path(os.environ.get("EDGEPACK_AGENT", BIN / "edgepack-agent"))
+"""A device's memory is that of a device's environment: `pip install "edgepack[agent,onnx]"`."""
 PEER = Path(__file__).with_name("peers.py")
 PHASE = re.compile(r"^(\S+ \S+) INFO \S+: \w+ -> (\w+)", re.MULTILINE)
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
@@ -117,7 +120,7 @@ class Fleet:
         self.tell("groups", "create", group)
         token = self.tell("tokens", "create", "--group", group)["token"]
         root = self.root / "home" / "metadata" / "1.root.json"
-        agent = [BIN / "edgepack-agent", "--config", config]
+        agent = [AGENT, "--config", config]
         subprocess.run([*agent, "enroll", token, "--root", root], check=True, capture_output=True)
         with (home / "log").open("wb") as log:
             process = subprocess.Popen([*agent, "run"], stdout=log, stderr=log)

@@ -35,16 +35,16 @@ def test_a_device_follows_a_new_authority_and_is_never_left_behind(tmp_path: Pat
         first = issuer(device)
 
         assert service.authorities.rotate().next == "ca-2"
-        wait("it to know the next one", lambda: followed(place), 40)
+        wait("it to know the next one", lambda: followed(place), 100)
         service.authorities.rotate()
         assert service.pki.issuing == "ca-2"
         wait("the fleet to be back", lambda: service.link.connected)
-        wait("its new certificate", lambda: followed(place), 40)
+        wait("its new certificate", lambda: followed(place), 100)
         assert issuer(device) != first
 
         standing = service.authorities.retire()
         assert standing.trusted == ("ca-2",)
-        wait("it to forget the old one", lambda: followed(place), 40)
+        wait("it to forget the old one", lambda: followed(place), 100)
         text = (device.data / "identity" / "ca.pem").read_text()
         assert text == service.pki.bundle
         assert text.count("BEGIN") == 1

@@ -31,8 +31,8 @@ def test_there_and_back_under_load_loses_nothing(tmp_path: Path) -> None:
         with Hammer([tcp.getsockname(), unix.getsockname()]) as hammer:
             for here, there in ((old, new), (new, old), (old, new)):
                 hand_over(here, there)
-                hammer.forget()
-                assert set(hammer.wait_for(50)) == {digest[there]}
+                # An answer of the other one may have come before and be counted after.
+                hammer.all_by(digest[there], 50)
             old.runner.stop(5)
         assert hammer.failures == []
 
