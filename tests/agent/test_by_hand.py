@@ -57,7 +57,8 @@ def test_a_mirror_brings_a_model_to_a_site_without_a_network(place: Site, tmp_pa
     take = place.service.uplink.carried
     for message in export.messages:
         assert take("cam", message.kind, message.payload) == ""
-        changed = message.payload[:-20] + b"A" + message.payload[-19:]
+        other = b"B" if message.payload[-20:-19] == b"A" else b"A"
+        changed = message.payload[:-20] + other + message.payload[-19:]
         assert take("cam", message.kind, changed) != ""
     assert len(place.events("activated")) == 2, "the file has told it"
     counted = place.inferences()
