@@ -1,17 +1,15 @@
 """The control socket hears people again after trouble, and takes only what can be kept."""
 
-import gc
 import json
-import os
-import resource
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from edgepack.errors import EdgepackError
 from edgepack_agent.adapters.control import Asked, ControlServer, call
 from fleet_rig import wait
 
@@ -53,24 +51,47 @@ def test_what_is_no_command_is_refused(path: Path, line: bytes) -> None:
     assert said(path, line + b"\n")["error"]["reason"] == "bad_command"
 
 
-def test_running_out_of_descriptors_closes_no_ears(
-    path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    assert call(path, "status") == {"cmd": "status"}
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with socket.socket(socket.AF_UNIX) as peer, socket.socket(socket.AF_UNIX) as other:
-        gc.collect()  # what it closes later would be free again
-        lowest = os.open(os.devnull, os.O_RDONLY)
-        os.close(lowest)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+STARVED = """
+import contextlib, logging, os, resource, sys
+from pathlib import Path
+from edgepack_agent.adapters.control import ControlServer
+
+logging.basicConfig(format="%(message)s")
+server = ControlServer(Path(sys.argv[1]), lambda asked: asked.reply.set_result({"heard": True}))
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+taken = []
+with contextlib.suppress(OSError):
+    while True:
+        taken.append(os.open(os.devnull, os.O_RDONLY))
+print("no descriptor is free", file=sys.stderr)
+sys.stdin.readline()
+for each in taken:
+    os.close(each)
+sys.stdin.readline()
+server.close()
+"""
+"""A server whose process has no descriptor left until it reads a line. Nothing else is in there:
+what a process of tests closes in between would be free again."""
+
+
+def test_running_out_of_descriptors_closes_no_ears(tmp_path: Path) -> None:
+    path, log = tmp_path / "control.sock", tmp_path / "log"
+    words = [sys.executable, "-c", STARVED, str(path)]
+    with (
+        log.open("wb") as file,
+        subprocess.Popen(words, stdin=subprocess.PIPE, stderr=file) as server,
+        socket.socket(socket.AF_UNIX) as peer,
+    ):
+        assert server.stdin is not None
         try:
+            wait("the last descriptor", lambda: "no descriptor is free" in log.read_text())
             # The kernel has set one descriptor aside for the one that is waited for already.
             peer.connect(str(path))
-            other.connect(str(path))
-            wait("it to notice", lambda: "nobody is heard" in caplog.text, 10)
+            wait("it to notice", lambda: f"nobody is heard on {path}" in log.read_text())
+            server.stdin.write(b"\n")
+            server.stdin.flush()
+            assert call(path, "status", timeout_s=20) == {"heard": True}
+            server.stdin.close()
+            assert server.wait(20) == 0
         finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    try:
-        assert call(path, "status", timeout_s=10) == {"cmd": "status"}
-    except EdgepackError as error:
-        pytest.fail(f"{error}: {error.why}")
+            server.kill()
