@@ -31,7 +31,7 @@ from edgepack.bundle import write_bundle
 from edgepack.signed import public_pem
 from edgepack_agent.adapters.control import call
 from edgepack_agent.adapters.identity import write_identity
-from edgepack_agent.config import load_config
+from edgepack_agent.settings import load_config
 from edgepack_fleet.adapters.tables import EventRow, GroupRow, JobRow, TelemetryRow
 from edgepack_fleet.core.model import Policy
 from edgepack_fleet.service import Service

@@ -13,7 +13,7 @@ import pytest
 from edgepack import errors, topics
 from edgepack.cli import root as edgepack
 from edgepack_agent.cli import root as agent
-from edgepack_agent.config import load_config
+from edgepack_agent.settings import load_config
 from edgepack_packager.adapters.cards import read_recipe
 
 ROOT = Path(__file__).resolve().parent.parent

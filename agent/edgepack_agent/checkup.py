@@ -29,11 +29,12 @@ from edgepack_agent.adapters.identity import Identity, load_identity
 from edgepack_agent.adapters.journal import Journal
 from edgepack_agent.adapters.outbox import Outbox
 from edgepack_agent.adapters.timesync import synchronised
-from edgepack_agent.config import Config, address, read_config
+from edgepack_agent.config import Config, address
 from edgepack_agent.core import doctor
 from edgepack_agent.core.doctor import Finding
 from edgepack_agent.core.state import State
 from edgepack_agent.runner.slot import open_slot
+from edgepack_agent.settings import read_config
 from edgepack_targets import registry
 
 __all__ = ["examine"]

@@ -1,4 +1,4 @@
-"""The agent's configuration: YAML, every key checked. It has no keys about models.
+"""The agent's settings, each with its default. None is about a model; `settings` reads them.
 
 data_dir: /var/lib/edgepack        # models, journal, identity
 run_dir: /run/edgepack             # sockets
@@ -27,38 +27,29 @@ transfer:                          # how the files of a model come
 log_level: info                    # debug | info | warning | error
 """
 
-import difflib
-import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from edgepack.errors import UsageError
 from edgepack.messages import Window
-from edgepack_agent.adapters.config_files import Files, bad_config, read_files
 from edgepack_agent.core.delta import Fallback
-from edgepack_agent.core.layers import Layer
 from edgepack_agent.core.telemetry import Level
 from edgepack_agent.core.window import zone
 from edgepack_agent.runner.wire import Source
 
 __all__ = [
-    "DEFAULT_PATH",
     "Config",
     "DeltaConfig",
     "TelemetryConfig",
     "TransferConfig",
     "UpdateConfig",
     "address",
-    "load_config",
-    "read_config",
-    "validate",
+    "as_path",
 ]
 
-DEFAULT_PATH = Path("/etc/edgepack/agent.yaml")
 _Seconds = Annotated[float, msgspec.Meta(gt=0, le=86400)]
-_LOOPBACK = ("127.0.0.1", "localhost")
 
 
 class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -153,39 +144,6 @@ class Config(_Section, frozen=True, kw_only=True):
         return self.run_dir / "infer.sock"
 
 
-def load_config(path: Path | None) -> Config:
-    """Return the settings in PATH and `conf.d` beside it; without a path, those of the system.
-
-    Raises:
-        UsageError: a file cannot be read, or a key in it is unknown or wrong.
-    """
-    return read_config(path)[0]
-
-
-def read_config(path: Path | None) -> tuple[Config, Files]:
-    """Return the settings as `load_config` does, and the files they come from.
-
-    Raises:
-        UsageError: as there.
-    """
-    files = read_files(path or DEFAULT_PATH, required=path is not None)
-    return validate(files.layer), files
-
-
-def validate(layer: Layer) -> Config:
-    """Return LAYER as settings.
-
-    Raises:
-        UsageError: a key is unknown or wrong; the message names file and line.
-    """
-    try:
-        config = msgspec.convert(layer.plain(), Config, dec_hook=_as_path)
-        _check(config)
-    except msgspec.ValidationError as error:
-        raise _refusal(layer, str(error)) from error
-    return config
-
-
 def address(text: str) -> tuple[str, int]:
     """Return host and port of TEXT, `HOST:PORT`.
 
@@ -198,53 +156,12 @@ def address(text: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _check(config: Config) -> None:
-    if config.listen is not None and _host("listen", config.listen) not in _LOOPBACK:
-        raise _wrong("listen", f"{config.listen} is not on 127.0.0.1, and the API has no login")
-    if config.broker is not None:
-        _host("broker", config.broker)
+def as_path(kind: type[Any], value: Any) -> Any:
+    """Return VALUE as a KIND that msgspec does not know: a path.
 
-
-def _host(key: str, text: str) -> str:
-    try:
-        return address(text)[0]
-    except ValueError as error:
-        raise _wrong(key, str(error)) from error
-
-
-def _wrong(key: str, why: str) -> msgspec.ValidationError:
-    return msgspec.ValidationError(f"{why} - at `$.{key}`")
-
-
-def _refusal(layer: Layer, message: str) -> UsageError:
-    """Say what msgspec has found wrong in the words of the file, and where it is."""
-    what, _, place = message.partition(" - at `$")
-    path = [int(n) if n else key for key, n in re.findall(r"\.(\w+)|\[(\d+)\]", place)]
-    unknown = re.search(r"unknown field `(.*)`", what)
-    if unknown is None:
-        where = "".join(f"[{s}]" if isinstance(s, int) else f".{s}" for s in path)
-        return bad_config(layer.at(path).origin, f"`{where.lstrip('.')}` is wrong", what)
-    keys = _keys(path)
-    close = difflib.get_close_matches(unknown[1], keys, n=1)
-    return bad_config(
-        layer.at([*path, unknown[1]]).origin,
-        f"there is no key `{unknown[1]}` here",
-        f"the keys are {', '.join(keys)}",
-        f"did you mean `{close[0]}`?" if close else "",
-    )
-
-
-def _keys(path: list[str | int]) -> list[str]:
-    """Return the keys of the section at PATH."""
-    kind: Any = Config
-    for step in path:
-        if isinstance(step, str):
-            kind = next(f.type for f in msgspec.structs.fields(kind) if f.name == step)
-        kind = next((k for k in (kind, *get_args(kind)) if hasattr(k, "__struct_fields__")), kind)
-    return list(kind.__struct_fields__)
-
-
-def _as_path(kind: type[Any], value: Any) -> Any:
+    Raises:
+        ValueError: it is none.
+    """
     if kind is Path and isinstance(value, str):
         return Path(value)
     raise ValueError(f"{value!r} is not a path")

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from edgepack_agent.adapters.floors import Floors
 from edgepack_agent.adapters.https import Https, Links
 from edgepack_agent.adapters.identity import Identity, load_identity
 from edgepack_agent.adapters.install import Installer
+from edgepack_agent.adapters.installed import Shelf
 from edgepack_agent.adapters.inventory import read_inventory
 from edgepack_agent.adapters.jobs import Desk
 from edgepack_agent.adapters.journal import Journal
@@ -137,14 +137,15 @@ def assemble(config: Config) -> Parts:
     downloads = Downloads(data / "blobs", data / "parts")
     slots, floors = Slots(data / "slots", downloads), Floors(data / "floors.json")
     broker = address(config.broker) if config.broker else None
+    shelf = Shelf()
 
     def inventory() -> Inventory:
-        return read_inventory(data, config.runtimes)
+        return read_inventory(data, shelf.read(), config.runtimes)
 
     def birth() -> dict[str, Any]:
         current = journal.state.current
         bundle = current.model.release if current else None
-        facts = {"boot": outbox.boot, "agent": version("edgepack"), "bundle": bundle}
+        facts = {"boot": outbox.boot, "agent": shelf.read().agent, "bundle": bundle}
         return facts | identity.in_use()
 
     def hear(happening: LinkChanged | Heard) -> None:

@@ -272,6 +272,7 @@ class Supervisor:
 
     def _tell_inventory(self) -> None:
         self._parts.reports.inventory(self._parts.inventory())
+        give_back()
 
     def _close_interval(self) -> None:
         self._parts.reports.close_interval()

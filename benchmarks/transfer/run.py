@@ -46,6 +46,8 @@ PAGE = ROOT / "docs" / "reference" / "benchmarks-transfer.md"
 BIN = Path(sys.executable).parent
 AGENT = Path(os.environ.get("EDGEPACK_AGENT", BIN / "edgepack-agent"))
 """A device's memory is that of a device's environment: `pip install "edgepack[agent,onnx]"`."""
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+"""A device has compiled its modules when they were installed."""
 PEER = Path(__file__).with_name("peers.py")
 PHASE = re.compile(r"^(\S+ \S+) INFO \S+: \w+ -> (\w+)", re.MULTILINE)
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
@@ -123,7 +125,7 @@ class Fleet:
         agent = [AGENT, "--config", config]
         subprocess.run([*agent, "enroll", token, "--root", root], check=True, capture_output=True)
         with (home / "log").open("wb") as log:
-            process = subprocess.Popen([*agent, "run"], stdout=log, stderr=log)
+            process = subprocess.Popen([*agent, "run"], stdout=log, stderr=log, env=ENVIRONMENT)
         try:
             self._watch(process.pid, home, group, result)
         finally:

@@ -10,7 +10,8 @@ from agent_rig import AGENT
 from edgepack.errors import UnreachableError, UsageError
 from edgepack_agent.adapters.control import call
 from edgepack_agent.cli import COMMANDS, root
-from edgepack_agent.config import Config, load_config
+from edgepack_agent.config import Config
+from edgepack_agent.settings import load_config
 
 
 def config(tmp_path: Path, text: str) -> Path:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from edgepack.errors import UsageError
 from edgepack_agent.cli import root
-from edgepack_agent.config import load_config, read_config
 from edgepack_agent.core.layers import Layer, Origin, merge
+from edgepack_agent.settings import load_config, read_config
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_files_of_conf_d_hold_without_a_main_file(
 ) -> None:
     (tmp_path / "conf.d").mkdir()
     (tmp_path / "conf.d" / "a.yaml").write_text("threads: 2")
-    monkeypatch.setattr("edgepack_agent.config.DEFAULT_PATH", tmp_path / "agent.yaml")
+    monkeypatch.setattr("edgepack_agent.settings.DEFAULT_PATH", tmp_path / "agent.yaml")
     assert load_config(None).threads == 2
 
 

@@ -3,8 +3,16 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
-HEAVY = ("urllib3", "backports.zstd", "numpy", "asyncio", "uvicorn", "rich", "onnxruntime")
+import pytest
+
+from edgepack_agent.adapters.installed import Installed, Shelf
+
+HEAVY = {
+    "urllib3", "backports.zstd", "numpy", "asyncio", "uvicorn", "rich", "onnxruntime",
+    "click", "yaml", "difflib", "edgepack_targets.registry", "cryptography.x509",
+}  # fmt: skip
 
 
 def loaded(code: str) -> set[str]:
@@ -14,10 +22,10 @@ def loaded(code: str) -> set[str]:
     return set(json.loads(done.stdout))
 
 
-def test_the_supervisor_loads_neither_runtime_nor_http_client_nor_decoder() -> None:
-    found = loaded("import edgepack_agent.supervisor, edgepack_agent.parts")
+def test_the_agent_loads_neither_runtime_nor_http_client_nor_command_line() -> None:
+    found = loaded("import edgepack_agent.__main__")
     assert "tuf.ngclient" in found
-    assert not found & set(HEAVY)
+    assert not found & HEAVY
 
 
 def test_python_tufs_own_fetcher_is_still_there_for_others() -> None:
@@ -26,3 +34,29 @@ def test_python_tufs_own_fetcher_is_still_there_for_others() -> None:
         "from tuf.ngclient.urllib3_fetcher import Urllib3Fetcher; Urllib3Fetcher()"
     )
     assert "urllib3" in loaded(code)
+
+
+def test_what_is_installed_is_asked_anew_only_after_a_change(tmp_path: Path) -> None:
+    code = f"""
+import sys
+from pathlib import Path
+place = Path({str(tmp_path)!r})
+sys.path.append(str(place))
+from edgepack_agent.adapters.installed import Shelf
+shelf = Shelf()
+first = shelf.read()
+assert first.runtimes["onnx"] and first.agent
+assert shelf.read() is first
+info = place / "edgepack_other-1.0.dist-info"
+info.mkdir()
+assert shelf.read() is not first and shelf.read() == first
+assert "edgepack_targets.registry" not in sys.modules"""
+    assert loaded(code)
+
+
+def test_a_look_that_fails_is_said_and_leaves_what_was_known(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    assert Shelf().read() == Installed()
+    assert "cannot tell which runtimes are installed" in caplog.text

@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 from agent_rig import Device, Site, site
 from edgepack.errors import UsageError
 from edgepack.messages import EnrollRequest, Inventory
-from edgepack_agent.adapters.credentials import private_pem, request_pem
+from edgepack_agent.adapters.credentials import public_key, request_pem
 from edgepack_agent.adapters.enroll import Token, enroll
 from edgepack_agent.adapters.identity import Identity, load_identity, write_identity
+from edgepack_agent.adapters.keys import private_pem
 from edgepack_agent.adapters.renewal import Renewer
 from edgepack_agent.core.renewal import DUE, SPREAD, Life, phase
 from edgepack_fleet.adapters.pki import Pki
@@ -89,7 +90,7 @@ def test_at_no_moment_is_there_no_working_pair(
         again = load_identity(kept)
         assert again is not None
         again.tls()
-        assert again.certificate().public_key() == again.key().public_key()
+        assert public_key(again.certificate_pem().encode()) == again.key().public_key()
         if again.has_newer:
             again.tls(newer=True)
         renew(again, pki)
@@ -267,7 +268,7 @@ def renewer(identity: Identity, calls: list[str]) -> Renewer:
         calls.append(kind)
         return True
 
-    end = identity.certificate().not_valid_after_utc.timestamp()
+    end = identity.validity().end
     return Renewer(
         identity, say, lambda: calls.append("reconnect"), lambda action: action(),
         wall=lambda: end - 3600,

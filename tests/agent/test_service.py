@@ -13,7 +13,8 @@ import pytest
 from agent_rig import AGENT
 from edgepack_agent.adapters import service
 from edgepack_agent.adapters.service import Place, hidden
-from edgepack_agent.config import Config, load_config
+from edgepack_agent.config import Config
+from edgepack_agent.settings import load_config
 
 UNIT = Path(__file__).parents[2] / "agent" / "systemd" / "edgepack-agent.service"
 PROGRAM = "/opt/edgepack/bin/edgepack-agent"

@@ -28,12 +28,13 @@ _FDS = 16
 
 def serve_agents() -> None:
     """Fork an agent for each line of stdin, `{"config": FILE, "log": FILE}`."""
-    import edgepack_agent.cli
-    import edgepack_agent.cli.run
-    import edgepack_agent.parts
-    import edgepack_agent.supervisor  # noqa: F401
+    import edgepack_agent.__main__
+    import edgepack_agent.cli.run  # noqa: F401
+    from edgepack_agent.adapters.installed import Shelf
     from edgepack_agent.adapters.runner import Runner
 
+    found = Shelf().read()
+    Shelf.read = lambda _: found  # type: ignore[method-assign]
     Runner._spawn = _spawn  # type: ignore[assignment, method-assign]
     gc.freeze()
     signal.signal(signal.SIGCHLD, lambda *_: _bury())
@@ -71,8 +72,14 @@ def _become_agent(wanted: dict[str, str]) -> NoReturn:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    sys.argv = ["edgepack-agent", "--config", wanted["config"], "run"]
-    _leave(lambda: __import__("edgepack_agent.cli").cli.main())
+    _leave(lambda: sys.exit(_run(Path(wanted["config"]))))
+
+
+def _run(config: Path) -> int:
+    from edgepack_agent.__main__ import main
+    from edgepack_agent.cli.run import settings_file
+
+    return main(["--config-fd", str(settings_file(config))])
 
 
 def _leave(run: Any) -> NoReturn:

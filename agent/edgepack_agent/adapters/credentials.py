@@ -1,6 +1,7 @@
-"""Keys and certificates of a device: made, asked for, checked. Keeps no files.
+"""Certificates of a device: asked for, read, checked. Keeps no files and makes no keys.
 
-Keys are EC P-256 and are made here; none ever leaves the device.
+Imported when there is something to do with a certificate, which is not every day: the parser
+would take a megabyte of a device that only waits.
 """
 
 import re
@@ -8,38 +9,23 @@ import re
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.x509.oid import NameOID
 
 from edgepack import dsse
 from edgepack.errors import IntegrityError
 from edgepack.signed import AUTHORITIES
 
-__all__ = ["check_certificate", "new_key", "private_pem", "read_authorities", "request_pem"]
+__all__ = [
+    "check_certificate",
+    "inner_pem",
+    "public_key",
+    "read_authorities",
+    "read_validity",
+    "request_pem",
+]
 
 _CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----\n?", re.DOTALL)
-
-
-def new_key(pem: bytes | None = None) -> ec.EllipticCurvePrivateKey:
-    """Return the key in PEM; without one, a new key.
-
-    Raises:
-        ValueError: there is no key of ours in it.
-    """
-    if pem is None:
-        return ec.generate_private_key(ec.SECP256R1())
-    key = serialization.load_pem_private_key(pem, None)
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise ValueError("not an EC key")  # noqa: TRY004  what is wrong is the content
-    return key
-
-
-def private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """Return KEY as it is kept."""
-    return key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )
 
 
 def request_pem(key: ec.EllipticCurvePrivateKey, name: str) -> str:
@@ -48,6 +34,36 @@ def request_pem(key: ec.EllipticCurvePrivateKey, name: str) -> str:
     request = x509.CertificateSigningRequestBuilder().subject_name(subject)
     signed = request.sign(key, hashes.SHA256())
     return signed.public_bytes(serialization.Encoding.PEM).decode()
+
+
+def read_validity(pem: bytes) -> tuple[str, float, float]:
+    """Return serial number (hex), begin and end (Unix seconds) of the certificate in PEM.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = x509.load_pem_x509_certificate(pem)
+    begin, end = found.not_valid_before_utc, found.not_valid_after_utc
+    return f"{found.serial_number:x}", begin.timestamp(), end.timestamp()
+
+
+def public_key(pem: bytes) -> CertificatePublicKeyTypes:
+    """Return the key that the certificate in PEM is for.
+
+    Raises:
+        ValueError: there is none.
+    """
+    return x509.load_pem_x509_certificate(pem).public_key()
+
+
+def inner_pem(pem: bytes) -> str:
+    """Return the certificate in PEM without whatever else is in there.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = x509.load_pem_x509_certificate(pem)
+    return found.public_bytes(serialization.Encoding.PEM).decode()
 
 
 def check_certificate(

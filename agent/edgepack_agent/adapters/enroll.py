@@ -22,13 +22,9 @@ from edgepack.durable import write_file
 from edgepack.errors import IntegrityError, UnreachableError, UsageError
 from edgepack.messages import EnrollReply, EnrollRequest, Inventory, decode, encode
 from edgepack.signed import public_pem
-from edgepack_agent.adapters.credentials import (
-    check_certificate,
-    new_key,
-    private_pem,
-    request_pem,
-)
-from edgepack_agent.adapters.identity import refuse_second, write_identity
+from edgepack_agent.adapters.credentials import check_certificate, request_pem
+from edgepack_agent.adapters.identity import load_identity, refuse_second, write_identity
+from edgepack_agent.adapters.keys import new_key, private_pem
 from edgepack_agent.adapters.listener import Listener, listener_at, trusting
 
 __all__ = ["Token", "enroll", "read_root", "read_token"]
@@ -127,6 +123,8 @@ def enroll(
                 "director-root.json": reply.director_root.encode(),
             },
         )
+    if identity := load_identity(directory):
+        identity.validity()  # read now, so that no running agent has to
     return reply.device
 
 

@@ -4,6 +4,7 @@
                report-key.pem   signs what this device says
                next-key.pem     made for a certificate that has been asked for
                next.pem         key and certificate that have not been used yet
+               validity.json    serial number and dates of the certificate in use
                tls.pem          the same once they have; key.pem and certificate.pem are gone then
 
 The directory appears by a rename, so there is all of it or nothing. A new pair is one file, and
@@ -14,24 +15,36 @@ import hashlib
 import shutil
 import ssl
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
-from cryptography import x509
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from edgepack.durable import sync_directory, write_file
 from edgepack.errors import UsageError
-from edgepack_agent.adapters.credentials import new_key, private_pem
+from edgepack_agent.adapters.keys import new_key, private_pem
 from edgepack_agent.adapters.listener import trusting
 
-__all__ = ["Identity", "load_identity", "refuse_second", "write_identity"]
+__all__ = ["Identity", "Validity", "load_identity", "refuse_second", "write_identity"]
 
 _REPORT_KEY, _NEXT_REPORT_KEY = "report-key.pem", "next-report-key.pem"
 _FACTS, _PAIR, _NEWER, _NEXT_KEY = "device.json", "tls.pem", "next.pem", "next-key.pem"
+_VALIDITY = "validity.json"
+
+
+class Validity(msgspec.Struct, frozen=True):
+    """What a device keeps in mind of its certificate."""
+
+    sha256: str
+    """Of the file it is in."""
+    serial: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{1,40}(?![\s\S])")]
+    """In hex."""
+    begin: float
+    """Unix seconds, like `end`."""
+    end: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,20 +80,37 @@ class Identity:
         """Whether there is a pair that has not been used yet."""
         return (self.directory / _NEWER).exists()
 
-    def certificate(self) -> x509.Certificate:
-        """Return the certificate in use."""
+    @property
+    def has_report_key(self) -> bool:
+        """Whether what this device says is signed; not if it enrolled without such a key."""
+        return (self.directory / _REPORT_KEY).exists()
+
+    def validity(self) -> Validity:
+        """Return what is to be known of the certificate in use, read once and kept beside it."""
         with _told(self.directory):
-            return x509.load_pem_x509_certificate(self._pair()[0].read_bytes())
+            pair = self._pair()[0].read_bytes()
+            digest = hashlib.sha256(pair).hexdigest()
+            kept = self._kept_validity()
+            if kept is None or kept.sha256 != digest:
+                from edgepack_agent.adapters.credentials import read_validity
+
+                kept = Validity(digest, *read_validity(pair))
+                # A disk that takes no more only costs reading the certificate again.
+                with suppress(OSError):
+                    write_file(self.directory / _VALIDITY, msgspec.json.encode(kept), 0o600)
+        return kept
 
     def in_use(self) -> dict[str, str]:
         """Return which certificate and which authorities are in use, for the birth message."""
-        cert = f"{self.certificate().serial_number:x}"
-        return {"cert": cert, "trusts": hashlib.sha256(self.authorities.encode()).hexdigest()}
+        trusts = hashlib.sha256(self.authorities.encode()).hexdigest()
+        return {"cert": self.validity().serial, "trusts": trusts}
 
     def certificate_pem(self) -> str:
         """Return the certificate in use as PEM, without its key."""
-        kind = serialization.Encoding.PEM
-        return self.certificate().public_bytes(kind).decode()
+        from edgepack_agent.adapters.credentials import inner_pem
+
+        with _told(self.directory):
+            return inner_pem(self._pair()[0].read_bytes())
 
     def key(self) -> ec.EllipticCurvePrivateKey:
         """Return the key of the certificate in use."""
@@ -108,7 +138,7 @@ class Identity:
         if path.exists():
             key = new_key(path.read_bytes())
             # A power cut may have left the key of the pair in use here; each has its own.
-            if key.public_key() != self.certificate().public_key():
+            if key.public_key() != self.key().public_key():
                 return key
         key = new_key()
         write_file(path, private_pem(key), 0o600)
@@ -118,7 +148,7 @@ class Identity:
         """Keep CERTIFICATE for the next key, to be tried, and believe AUTHORITIES."""
         if authorities != self.authorities:
             write_file(self.directory / "ca.pem", authorities.encode(), 0o600)
-        if self.report_key() is None:
+        if not self.has_report_key:
             (self.directory / _NEXT_REPORT_KEY).replace(self.directory / _REPORT_KEY)
             sync_directory(self.directory)
         pair = private_pem(self.next_key()) + certificate.encode()
@@ -141,6 +171,13 @@ class Identity:
     def _read(self, name: str) -> bytes:
         with _told(self.directory):
             return (self.directory / name).read_bytes()
+
+    def _kept_validity(self) -> Validity | None:
+        path = self.directory / _VALIDITY
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=Validity)
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return None  # made anew from the certificate itself
 
     def _pair(self) -> tuple[Path, Path]:
         """Return the paths of certificate and key in use; the same if they are one file."""

@@ -1,38 +1,38 @@
-"""What this device is, read from /proc and the installed metadata. Imports no runtime."""
+"""What this device is, read from /proc and what is installed. Imports no runtime."""
 
 import contextlib
 import os
 import shutil
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 from edgepack.messages import Inventory
-from edgepack_targets import registry
+from edgepack_agent.adapters.installed import Installed
 
 __all__ = ["read_inventory", "rss_mb"]
 
 _PROC = Path("/proc")
 
 
-def read_inventory(data_dir: Path, allowed: Sequence[str] = ()) -> Inventory:
+def read_inventory(data_dir: Path, installed: Installed, allowed: Sequence[str] = ()) -> Inventory:
     """Return what this device is.
 
     Args:
         data_dir: Where models are kept; its free space counts.
+        installed: What there is.
         allowed: Runtimes to use, best first; empty: all that are installed.
     """
-    installed = registry.installed()
-    order = [name for name in allowed if name in installed] if allowed else list(installed)
+    runtimes = installed.runtimes
+    order = [name for name in allowed if name in runtimes] if allowed else list(runtimes)
     system = os.uname()
     return Inventory(
-        agent=version("edgepack"),
+        agent=installed.agent,
         arch=system.machine,
         os=f"{system.sysname} {system.release}",
         cpu_features=_cpu_features(),
         ram_mb=_ram_mb(),
         disk_free_mb=shutil.disk_usage(data_dir).free // 2**20,
-        runtimes={name: installed[name] for name in order},
+        runtimes={name: runtimes[name] for name in order},
     )
 
 

@@ -30,11 +30,6 @@ from edgepack.messages import (
     encode,
 )
 from edgepack.signed import public_pem, sign_renewal
-from edgepack_agent.adapters.credentials import (
-    check_certificate,
-    read_authorities,
-    request_pem,
-)
 from edgepack_agent.adapters.download import disk_errors
 from edgepack_agent.adapters.identity import Identity
 from edgepack_agent.adapters.listener import listener_at, trusting
@@ -86,17 +81,16 @@ class Renewer:
     @property
     def phase(self) -> Phase:
         """What the certificate in use is now."""
-        certificate = self._identity.certificate()
-        serial = certificate.serial_number.to_bytes(20, "big")
+        validity = self._identity.validity()
+        serial = int(validity.serial, 16).to_bytes(20, "big")
         place = int(hashlib.sha256(serial).hexdigest()[:8], 16)
-        begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-        life = Life(begin.timestamp(), end.timestamp(), place / 2**32)
+        life = Life(validity.begin, validity.end, place / 2**32)
         return phase(life, self._wall())
 
     def describe(self) -> dict[str, Any]:
         """Return what a person at the device may want to know of the certificate."""
-        until = self._identity.certificate().not_valid_after_utc
-        return {"until": until.timestamp(), "phase": self.phase, "trouble": self.trouble}
+        until = self._identity.validity().end
+        return {"until": until, "phase": self.phase, "trouble": self.trouble}
 
     def tick(self, *, connected: bool, idle: bool) -> None:
         """Do what is due; IDLE: no update would be disturbed by a new connection."""
@@ -115,7 +109,7 @@ class Renewer:
             return
         if connected:
             self._ask()
-        elif self.phase == "expired" and self._identity.url and self._identity.report_key():
+        elif self.phase == "expired" and self._identity.url and not self._untold:
             self._call()
 
     def heard(self, kind: str, payload: bytes) -> None:
@@ -144,7 +138,7 @@ class Renewer:
     @property
     def _untold(self) -> bool:
         """Whether the fleet has to be told a report key: this device enrolled without one."""
-        return self._identity.report_key() is None
+        return not self._identity.has_report_key
 
     def _ask(self) -> None:
         self._next_try = self._clock() + ASK_S
@@ -172,6 +166,8 @@ class Renewer:
 
     def _renewal(self, challenge: str = "") -> Renewal:
         device = self._identity.device
+        from edgepack_agent.adapters.credentials import request_pem
+
         csr = request_pem(self._identity.next_key(), device)
         return Renewal(device=device, csr=csr, challenge=challenge)
 
@@ -207,6 +203,8 @@ class Renewer:
             self._keep(reply)
 
     def _keep(self, reply: CertReply) -> None:
+        from edgepack_agent.adapters.credentials import check_certificate, read_authorities
+
         identity = self._identity
         authorities = read_authorities(reply.authorities, identity.authorities)
         check_certificate(reply.certificate, identity.device, identity.next_key(), authorities)

@@ -9,7 +9,8 @@ import msgspec
 from edgepack.cli import print_json
 from edgepack.redact import redact
 from edgepack_agent.adapters.config_files import Files
-from edgepack_agent.config import DEFAULT_PATH, Config, read_config
+from edgepack_agent.config import Config
+from edgepack_agent.settings import DEFAULT_PATH, read_config
 
 __all__ = ["config"]
 

@@ -11,7 +11,7 @@ import click
 from edgepack.cli import print_json
 from edgepack.errors import UsageError
 from edgepack_agent.adapters.control import call
-from edgepack_agent.config import load_config
+from edgepack_agent.settings import load_config
 
 __all__ = ["export", "install", "lock", "pin", "rollback", "status", "sync", "unlock", "unpin"]
 

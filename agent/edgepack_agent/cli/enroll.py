@@ -6,7 +6,7 @@ import click
 
 from edgepack.cli import print_json
 from edgepack.errors import UsageError
-from edgepack_agent.config import load_config
+from edgepack_agent.settings import load_config
 
 __all__ = ["enroll"]
 
@@ -37,6 +37,7 @@ def enroll(
     """
     from edgepack_agent.adapters import enroll as enrolment
     from edgepack_agent.adapters import service
+    from edgepack_agent.adapters.installed import Shelf
     from edgepack_agent.adapters.inventory import read_inventory
 
     settings = load_config(config)
@@ -58,7 +59,7 @@ def enroll(
         given,
         settings.identity_dir,
         name=name,
-        inventory=read_inventory(settings.data_dir, settings.runtimes),
+        inventory=read_inventory(settings.data_dir, Shelf().read(), settings.runtimes),
         root=trusted,
         root_sha256=root_sha256,
     )

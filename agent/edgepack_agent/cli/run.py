@@ -1,30 +1,35 @@
-"""`edgepack-agent run`: the agent itself, until SIGTERM."""
+"""`edgepack-agent run`: reads the settings, then becomes the agent, until SIGTERM."""
 
-import signal
+import os
+import sys
 from pathlib import Path
 
 import click
+import msgspec
 
-from edgepack_agent.config import load_config
+from edgepack_agent.settings import load_config
 
-__all__ = ["run"]
+__all__ = ["run", "settings_file"]
 
 
 @click.command()
 @click.pass_obj
 def run(config: Path | None) -> None:
     """Run the agent in the foreground, until SIGTERM or Ctrl-C."""
-    from edgepack_agent.adapters import logs
-    from edgepack_agent.adapters.memory import one_arena
-    from edgepack_agent.parts import assemble
-    from edgepack_agent.supervisor import Supervisor
+    file = settings_file(config)
+    # -P: the working directory is not a place to import from.
+    line = [sys.executable, "-P", "-m", "edgepack_agent", "--config-fd", str(file)]
+    os.execv(sys.executable, line)
 
-    settings = load_config(config)
-    about = logs.begin(settings.log_level, "edgepack-agent")
-    one_arena()
-    parts = assemble(settings)
-    supervisor = Supervisor(parts)
-    about(lambda: logs.fields(parts.identity.device, supervisor.state))
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: supervisor.stop())
-    supervisor.run()
+
+def settings_file(config: Path | None) -> int:
+    """Return an open file in memory with the settings of CONFIG as JSON, for the agent to read.
+
+    Raises:
+        UsageError: they cannot be read, or are wrong.
+    """
+    settings = msgspec.json.encode(load_config(config), enc_hook=str)
+    file = os.memfd_create("edgepack-config", 0)
+    os.write(file, settings)
+    os.lseek(file, 0, os.SEEK_SET)
+    return file

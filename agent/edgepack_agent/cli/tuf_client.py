@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import click
 
 from edgepack.errors import EdgepackError, UnreachableError, UsageError
-from edgepack_agent.config import Config, address, load_config
+from edgepack_agent.config import Config, address
+from edgepack_agent.settings import load_config
 
 if TYPE_CHECKING:
     from edgepack_agent.adapters.transfer import Transfers

@@ -125,7 +125,7 @@ def start(files: BrokerFiles, pki: Pki) -> None:
     """Become mosquitto with FILES; does not return."""
     path = find_mosquitto()
     pki.trust.compact()
-    os.execv(path, [path, "-c", str(files.config)])  # noqa: S606
+    os.execv(path, [path, "-c", str(files.config)])
 
 
 def reload(data: Path) -> bool:

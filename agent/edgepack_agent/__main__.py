@@ -1,0 +1,48 @@
+"""The agent itself, `python -m edgepack_agent --config-fd N`, until SIGTERM.
+
+`edgepack-agent run` turns into this once it has read the settings, so that neither the command
+line nor YAML stays in the memory of a device for as long as it runs.
+"""
+
+import os
+import signal
+import sys
+
+import msgspec
+
+from edgepack.errors import EdgepackError
+from edgepack.redact import redact
+from edgepack_agent.adapters import logs
+from edgepack_agent.adapters.memory import one_arena
+from edgepack_agent.config import Config, as_path
+from edgepack_agent.parts import assemble
+from edgepack_agent.supervisor import Supervisor
+
+__all__ = ["main"]
+
+
+def main(arguments: list[str]) -> int:
+    """Run until told to stop; return the exit code."""
+    with os.fdopen(int(arguments[1]), "rb") as file:
+        config = msgspec.json.decode(file.read(), type=Config, dec_hook=as_path)
+    try:
+        _supervise(config)
+    except EdgepackError as error:
+        print(redact(error.diagnostics()), file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _supervise(config: Config) -> None:
+    about = logs.begin(config.log_level, "edgepack-agent")
+    one_arena()
+    parts = assemble(config)
+    supervisor = Supervisor(parts)
+    about(lambda: logs.fields(parts.identity.device, supervisor.state))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: supervisor.stop())
+    supervisor.run()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
