@@ -15,8 +15,6 @@ from edgepack.redact import redact
 from edgepack_agent.adapters import logs
 from edgepack_agent.adapters.memory import one_arena
 from edgepack_agent.config import Config, as_path
-from edgepack_agent.parts import assemble
-from edgepack_agent.supervisor import Supervisor
 
 __all__ = ["main"]
 
@@ -34,6 +32,9 @@ def main(arguments: list[str]) -> int:
 
 
 def _supervise(config: Config) -> None:
+    from edgepack_agent.parts import assemble
+    from edgepack_agent.supervisor import Supervisor
+
     about = logs.begin(config.log_level, "edgepack-agent")
     one_arena()
     parts = assemble(config)

@@ -143,9 +143,7 @@ def assemble(config: Config) -> Parts:
         return read_inventory(data, shelf.read(), config.runtimes)
 
     def birth() -> dict[str, Any]:
-        current = journal.state.current
-        bundle = current.model.release if current else None
-        facts = {"boot": outbox.boot, "agent": shelf.read().agent, "bundle": bundle}
+        facts = {"boot": outbox.boot, "agent": shelf.read().agent, "bundle": _active(journal)}
         return facts | identity.in_use()
 
     def hear(happening: LinkChanged | Heard) -> None:
@@ -185,6 +183,11 @@ def assemble(config: Config) -> Parts:
         inventory=inventory,
         locks=Locks(data / "lock.json", config.run_dir / "inhibit", time.time),
     )
+
+
+def _active(journal: Journal) -> str | None:
+    current = journal.state.current
+    return current.model.release if current else None
 
 
 def _trust(data: Path, identity: Identity, link: Link, floors: Floors) -> TrustClient:

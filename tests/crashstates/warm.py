@@ -29,7 +29,9 @@ _FDS = 16
 def serve_agents() -> None:
     """Fork an agent for each line of stdin, `{"config": FILE, "log": FILE}`."""
     import edgepack_agent.__main__
-    import edgepack_agent.cli.run  # noqa: F401
+    import edgepack_agent.cli.run
+    import edgepack_agent.parts
+    import edgepack_agent.supervisor  # noqa: F401
     from edgepack_agent.adapters.installed import Shelf
     from edgepack_agent.adapters.runner import Runner
 
