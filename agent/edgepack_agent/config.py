@@ -1,4 +1,4 @@
-"""The agent's settings, each with its default. None is about a model; `settings` reads them.
+"""The agent's configuration: YAML, every key checked. It has no keys about models.
 
 data_dir: /var/lib/edgepack        # models, journal, identity
 run_dir: /run/edgepack             # sockets
