@@ -322,9 +322,11 @@ class Supervisor:
             with disk_errors():
                 self._parts.slots.discard(effect.discard)
         result = self._state.result
-        # What has arrived is kept, of the last model that was tried: the next job may want it.
-        full = result is not None and result.reason == "disk_full"
-        self._tidy(None if full else self._state.candidate)
+        # What has arrived is kept if the next job may want it, which nobody wants of a bad model.
+        useless = result is not None and (
+            result.status == "REJECTED" or result.reason == "disk_full"
+        )
+        self._tidy(None if useless else self._state.candidate)
         self.post(Reverted())
         if result is not None and result.reason == "replaced":
             # The newer job was heard of while there was another one; its answer comes later.

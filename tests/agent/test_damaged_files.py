@@ -183,6 +183,22 @@ def test_damaged_floors_never_fall(tmp_path: Path, data: st.DataObject | None) -
     assert refusal(again.check_clock, NOW) in {None, "clock"}
 
 
+def test_no_flipped_bit_makes_another_floor(tmp_path: Path) -> None:
+    path = tmp_path / "floors.json"
+    floors_at(path)
+    sample = path.read_bytes()
+    (tmp_path / "floors.json.copy").unlink()
+    read: list[Floors] = []
+    for place in range(8 * len(sample)):
+        changed = bytearray(sample)
+        changed[place // 8] ^= 1 << place % 8
+        path.write_bytes(changed)
+        assert refusal(lambda: read.append(Floors(path))) in {None, "floors_unreadable"}
+    for floors in read:
+        assert (floors.role("image/root@"), floors.epoch("digits")) == (3, 2)
+        assert floors.time == int(NOW.timestamp())
+
+
 @few
 @given(st.data())
 def test_floors_damaged_in_both_copies_say_so(tmp_path: Path, data: st.DataObject) -> None:

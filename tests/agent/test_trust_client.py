@@ -1,10 +1,12 @@
 """A device asks what it may run: the honest cases, floors, clocks and damaged files."""
 
+import hashlib
 import json
 import os
 import shutil
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -261,22 +263,27 @@ def test_a_clock_at_the_epoch_is_behind_even_on_a_new_device(world: World) -> No
     assert reason(client) == "clock"
 
 
+def written_floors(world: World) -> dict[str, Any]:
+    body, digest = (world.path / "cam-1" / "floors.json").read_bytes().splitlines()
+    assert digest.decode() == hashlib.sha256(body).hexdigest()
+    found: dict[str, Any] = json.loads(body)
+    return found
+
+
 def test_a_clock_behind_the_fleet_is_told_so_and_sets_no_floor(world: World) -> None:
     client = world.device()
     client._now = Clock(START - timedelta(days=30))
     assert reason(client) == "clock"
     client._now = world.clock
     assert client.approve(FACTS) is None
-    assert json.loads((world.path / "cam-1" / "floors.json").read_bytes())["time"] <= int(
-        START.timestamp()
-    )
+    assert written_floors(world)["time"] <= int(START.timestamp())
 
 
 def test_the_clock_of_the_device_never_raises_the_floor(world: World) -> None:
     client = world.device()
     client._now = Clock(START + timedelta(hours=20))
     client.approve(FACTS)
-    floors = json.loads((world.path / "cam-1" / "floors.json").read_bytes())
+    floors = written_floors(world)
     assert floors["time"] == int(START.timestamp())
 
 

@@ -9,8 +9,10 @@ revocation holds after a reboot and without a network. That word may change eith
 comes from metadata whose version cannot go back.
 
 Kept in two copies, written one after the other and merged on reading: losing one costs nothing.
+Below the JSON stands its SHA-256: a bit flipped in a number would refuse everything for good.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
@@ -133,7 +135,7 @@ class Floors:
         if state != self._state:
             state = msgspec.structs.replace(state, seq=state.seq + 1)
             for path in self._files:
-                write_file(path, json.dumps(msgspec.to_builtins(state), sort_keys=True).encode())
+                write_file(path, _written(state))
             self._state = state
 
 
@@ -157,9 +159,18 @@ def _merged(files: tuple[Path, ...]) -> _State:
     )
 
 
+def _written(state: _State) -> bytes:
+    body = json.dumps(msgspec.to_builtins(state), sort_keys=True).encode()
+    return body + b"\n" + hashlib.sha256(body).hexdigest().encode() + b"\n"
+
+
 def _read(data: bytes) -> _State | None:
+    body, _, digest = data.partition(b"\n")
+    # Agents wrote none once.
+    if digest and digest.strip() != hashlib.sha256(body).hexdigest().encode():
+        return None
     try:
-        return msgspec.json.decode(data, type=_State)
+        return msgspec.json.decode(body, type=_State)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
 
