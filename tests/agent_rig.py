@@ -270,8 +270,8 @@ class Site:
             },
         )
 
-    def roll_out(self, version: str, probation_s: int = 1) -> str:
-        policy = Policy(probation_s=probation_s)
+    def roll_out(self, version: str, probation_s: int = 1, **policy_of: float) -> str:
+        policy = Policy(probation_s=probation_s, **policy_of)
         return self.service.rollouts.create(f"digits@{version}", "lab", "100%", policy)
 
     def state(self, rollout: str) -> str:

@@ -1,5 +1,6 @@
 """A fleet for tests: real database, repositories and broker, and devices that a test plays."""
 
+import asyncio
 import contextlib
 import os
 import queue
@@ -7,6 +8,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -28,7 +30,9 @@ from edgepack.signed import public_pem
 from edgepack_fleet.adapters.broker import Address, find_mosquitto, prepare
 from edgepack_fleet.adapters.pki import Pki
 from edgepack_fleet.adapters.tables import GroupRow
+from edgepack_fleet.server import _server
 from edgepack_fleet.service import Service, Settings
+from edgepack_fleet.web.devices import device_app
 from trust_rig import Clock, World
 
 EDGEPACK = Path(sys.executable).with_name("edgepack")
@@ -302,6 +306,22 @@ def running(data: Path, address: Address) -> Iterator[Service]:
         yield service
     finally:
         service.stop()
+
+
+@contextlib.contextmanager
+def listening(service: Service) -> Iterator[int]:
+    """Yield the port of SERVICE's own listener for devices: TLS, and files by a link."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        server = _server(device_app(service), *service.pki.pair("server"))
+        thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[sock])))
+        thread.start()
+        port = int(sock.getsockname()[1])
+        try:
+            wait("the listener", lambda: listens(port))
+            yield port
+        finally:
+            server.should_exit = True
+            thread.join(20)
 
 
 class _InProcess(httpx.BaseTransport):

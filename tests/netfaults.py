@@ -31,11 +31,13 @@ class Fault:
         kind: What.
         after: Bytes to the device, of all connections, from when it was armed.
         lasts: Bytes that drip before the connection is as before.
+        stays: Whether nothing is relayed any more from then on, until `release`.
     """
 
     kind: Kind
     after: int
     lasts: int = 8192
+    stays: bool = False
 
 
 class Proxy:
@@ -56,6 +58,7 @@ class Proxy:
         self._lock = threading.Lock()
         self._armed: tuple[int, Fault] | None = None
         self._released = threading.Event()
+        self._dead = False
         self._open: set[socket.socket] = set()
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -71,7 +74,8 @@ class Proxy:
             _reset(each)
 
     def release(self) -> None:
-        """End every black hole."""
+        """End every black hole, and relay again."""
+        self._dead = False
         self._released.set()
 
     def close(self) -> None:
@@ -87,6 +91,9 @@ class Proxy:
                 near, _ = self._listener.accept()
             except OSError:
                 return
+            if self._dead:
+                near.close()
+                continue
             try:
                 far = socket.create_connection(self._target, 5)
             except OSError:
@@ -123,6 +130,7 @@ class Proxy:
             at, fault = self._armed
             self._armed = None
             self.struck.append(fault)
+            self._dead = fault.stays
             return max(0, at - before), fault
 
     # What happens to REST, the bytes from the place on; whether the connection goes on.

@@ -185,7 +185,8 @@ def _mind(link: socket.socket) -> NoReturn:
         _become_runner(wanted, list(handles))
     for handle in handles:
         os.close(handle)
-    link.sendall(b"%d\n" % pid)
+    with contextlib.suppress(OSError):  # whoever asked may have been killed meanwhile
+        link.sendall(b"%d\n" % pid)
     ended = os.pidfd_open(pid)
     ready, _, _ = select.select([ended, link], [], [])
     if ended not in ready:

@@ -1,10 +1,7 @@
 """Files by a link: sealed, for one device and one model, for a while; bytes by Range."""
 
-import asyncio
 import hashlib
-import socket
 import ssl
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import parse_qs, urlencode, urlsplit
@@ -21,11 +18,10 @@ from edgepack_agent.adapters.pacing import Cap, Pacer
 from edgepack_agent.core.pace import Limits
 from edgepack_fleet.adapters.broker import Address
 from edgepack_fleet.links import LINK_S
-from edgepack_fleet.server import _server
 from edgepack_fleet.service import Service, Settings
 from edgepack_fleet.web.blobs import Span, read_range
 from edgepack_fleet.web.devices import device_app
-from fleet_rig import listens, publisher, talking_to, wait
+from fleet_rig import listening, publisher, talking_to
 
 
 class Here:
@@ -140,19 +136,15 @@ def test_a_header_that_is_no_single_range_asks_for_everything() -> None:
 
 def test_a_device_fetches_through_the_real_listener_and_renews_its_link(here: Here) -> None:
     """TLS, uvicorn and the agent's own client: every file of the model, in one piece or in runs."""
-    sock = socket.create_server(("127.0.0.1", 0))
-    server = _server(device_app(here.service), *here.service.pki.pair("server"))
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[sock])))
-    thread.start()
-    before, here.service.links.url = here.service.links.url, f"https://127.0.0.1:{_port(sock)}"
+    asked: list[int] = []
 
     def ask() -> None:
         asked.append(1)
         links.take(here.service.links.link("cam", here.target.sha256))
 
-    try:
-        wait("the listener", lambda: listens(_port(sock)))
-        asked: list[int] = []
+    before = here.service.links.url
+    with listening(here.service) as port:
+        here.service.links.url = f"https://127.0.0.1:{port}"
         links = Links(ask)
         ask()
         client = Https(links, lambda: ssl.create_default_context(cadata=here.service.pki.ca_pem))
@@ -163,12 +155,4 @@ def test_a_device_fetches_through_the_real_listener_and_renews_its_link(here: He
         here.now += LINK_S
         assert b"".join(client.blocks(here.sha256, here.size, 0, 1, pacer))
         assert len(asked) == 2, "the old link was over"
-    finally:
-        here.service.links.url = before
-        server.should_exit = True
-        thread.join(20)
-
-
-def _port(sock: socket.socket) -> int:
-    port: int = sock.getsockname()[1]
-    return port
+    here.service.links.url = before
