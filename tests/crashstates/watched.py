@@ -33,6 +33,10 @@ def python_path() -> str:
     return os.pathsep.join(filter(None, (str(_HERE), os.environ.get("PYTHONPATH"))))
 
 
+MANY_EARLY = 6
+"""Operations that wait for one of another thread: more, and the record itself is wrong."""
+
+
 class Plug:
     """The power supply of one device.
 
@@ -57,6 +61,7 @@ class Plug:
         self.needle = self._reader.needle
         self._when: Callable[[int, Op], bool] = lambda _count, _op: False
         self._unsure: list[Op] = []
+        self._early: list[Op] = []
         self.difference: list[str] = []
         """Files of which the model is wrong."""
         self._lock = threading.Lock()
@@ -92,7 +97,7 @@ class Plug:
             if not op.sure:
                 self._unsure.append(op)
                 continue
-            self.disk.apply(op)
+            self._apply(op)
             self.ops += 1
             self.last = str(op)
             with self._lock:
@@ -101,12 +106,27 @@ class Plug:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(self.pid, signal.SIGKILL)
 
+    def _apply(self, op: Op) -> None:
+        """Do OP; what is said before the call of another thread that it needs waits for that."""
+        if not self._possible(op):
+            self._early.append(op)
+            assert len(self._early) < MANY_EARLY, f"what is it about? {self._early}"
+            return
+        self._early = [each for each in self._early if not self._possible(each)]
+
+    def _possible(self, op: Op) -> bool:
+        try:
+            self.disk.apply(op)
+        except KeyError:
+            return False
+        return True
+
     def follows(self) -> bool:
         """Say whether the model holds what the real disk holds, once the agent was killed.
 
         Each of its threads may have been in the middle of a call, done or not: the disk tells.
         """
-        unsure, self._unsure = self._unsure, []
+        unsure, self._unsure, self._early = [*self._unsure, *self._early], [], []
         self.disk.forget()
         real = _plain(read_image(self.data))
         for chosen in itertools.product((True, False), repeat=len(unsure)):
