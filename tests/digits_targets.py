@@ -12,12 +12,12 @@ from onnx.reference import ReferenceEvaluator
 
 from digits import INPUT, LABELS, OUTPUT, SIDE, digits_data, digits_onnx, digits_proto
 from digits_tflite import digits_tflite
+from edgepack.decoders import Softmax
 from edgepack.manifest import (
     Agreement,
     Binding,
     Golden,
     Manifest,
-    Postprocess,
     Preprocess,
     Provenance,
     Target,
@@ -73,7 +73,7 @@ def manifest_for(target: str, precision: str = "fp32") -> Manifest:
         provenance=Provenance(source_sha256="0" * 64, source_format="onnx"),
         files=(),
         preprocess=Preprocess(input=INPUT, color="gray"),
-        postprocess=Postprocess(decoder="softmax", output=OUTPUT, activation="softmax", top_k=3),
+        postprocess=Softmax(output=OUTPUT, activation="softmax", top_k=3),
         labels=LABELS,
     )
 

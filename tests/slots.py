@@ -23,12 +23,12 @@ from onnx import TensorProto, helper
 
 from digits import INPUT, LABELS, OUTPUT, digits_data, digits_onnx
 from edgepack.bundle import open_bundle, write_bundle
+from edgepack.decoders import Softmax
 from edgepack.manifest import (
     Agreement,
     Binding,
     Golden,
     Manifest,
-    Postprocess,
     Preprocess,
     Provenance,
     Target,
@@ -57,7 +57,7 @@ def digits_manifest(version: str = "1.0.0") -> Manifest:
         provenance=Provenance(source_sha256="0" * 64, source_format="onnx"),
         files=(),
         preprocess=Preprocess(input=INPUT, color="gray"),
-        postprocess=Postprocess(decoder="softmax", output=OUTPUT, activation="softmax", top_k=3),
+        postprocess=Softmax(output=OUTPUT, activation="softmax", top_k=3),
         labels=LABELS,
     )
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from edgepack import canonical
+from edgepack.decoders import Postprocess
 from edgepack.errors import IntegrityError
 
 __all__ = [
@@ -124,16 +125,6 @@ class Preprocess(_Part, frozen=True, kw_only=True):
     std: tuple[float, ...] = (1.0,)
 
 
-class Postprocess(_Part, frozen=True, kw_only=True):
-    """From output tensors to an answer."""
-
-    decoder: Literal["softmax", "none"] = "none"
-    output: str = ""
-    activation: Literal["softmax", "none"] = "none"
-    """What is still to be applied: `softmax` if the output holds logits."""
-    top_k: Annotated[int, msgspec.Meta(ge=1, le=100)] = 5
-
-
 class Calibration(_Part, frozen=True, kw_only=True):
     """Where the quantisation ranges come from."""
 
@@ -157,13 +148,18 @@ class Metrics(_Part, frozen=True, kw_only=True):
 
 
 class Agreement(_Part, frozen=True, kw_only=True):
-    """When two answers count as the same decision."""
+    """When two answers count as the same decision.
 
-    rule: Literal["top1", "cosine"]
+    `top1`: the same best class; `f1`: the same objects, each of one class and at an IoU of at
+    least 0.5; `miou`: the same regions; `cosine`: outputs in nearly one direction.
+    """
+
+    rule: Literal["top1", "cosine", "f1", "miou"]
     output: str
     min_share: float = 1.0
-    """Share of golden samples that must agree."""
+    """Share of golden samples that must agree; for `f1` and `miou` their mean over the samples."""
     min_cosine: float = 0.99
+    """Of the output, for `top1` and `cosine`."""
 
 
 class Golden(_Part, frozen=True, kw_only=True):

@@ -104,7 +104,8 @@ def answers_like_the_source(subject: Subject, _: Path) -> None:
     rule = msgspec.structs.replace(
         subject.manifest.agreement, min_share=1.0, min_cosine=MIN_FP32_COSINE
     )
-    verdict = agree(rule, subject.expected, got)
+    judged = msgspec.structs.replace(subject.manifest, agreement=rule)
+    verdict = agree(judged, subject.expected, got)
     assert verdict.passed, f"share {verdict.share}, cosine {verdict.cosine}"
 
 

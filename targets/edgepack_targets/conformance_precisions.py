@@ -65,7 +65,8 @@ def quantizes(subject: Subject, tmp_path: Path) -> None:
     rule = msgspec.structs.replace(
         subject.manifest.agreement, min_share=MIN_INT8_SHARE, min_cosine=-1.0
     )
-    verdict = agree(rule, subject.expected, got)
+    judged = msgspec.structs.replace(subject.manifest, agreement=rule)
+    verdict = agree(judged, subject.expected, got)
     assert verdict.passed, f"only {verdict.share:.0%} of the decisions are the source's"
 
 
@@ -186,5 +187,6 @@ def _decides(subject: Subject, model_dir: Path, precision: str) -> None:
     got = run_samples(session, manifest, subject.samples)
     session.close()
     rule = msgspec.structs.replace(manifest.agreement, min_share=MIN_INT8_SHARE, min_cosine=-1.0)
-    verdict = agree(rule, subject.expected, got)
+    judged = msgspec.structs.replace(subject.manifest, agreement=rule)
+    verdict = agree(judged, subject.expected, got)
     assert verdict.passed, f"only {verdict.share:.0%} of {precision}'s decisions are the source's"

@@ -15,7 +15,8 @@ import bundles
 from edgepack import keys
 from edgepack.bundle import BundleInfo, open_bundle, write_bundle
 from edgepack.cli import root, run_command
-from edgepack.manifest import Calibration, Metrics, Postprocess, Preprocess, Provenance
+from edgepack.decoders import Softmax
+from edgepack.manifest import Calibration, Metrics, Preprocess, Provenance
 
 EDGEPACK = [sys.executable, "-c", "from edgepack.cli import main; main()"]
 
@@ -102,7 +103,7 @@ def test_inspect_shows_where_a_model_comes_from_and_what_it_lost(
     path = bundles.write(
         tmp_path,
         preprocess=Preprocess(input="image", color="gray", scale=16.0),
-        postprocess=Postprocess(decoder="softmax", output="scores", top_k=3),
+        postprocess=Softmax(output="scores", top_k=3),
         calibration=Calibration(method="minmax", samples=128, dataset_digest=digest),
         metrics=Metrics(
             name="top1", reference=0.981, this=0.9755, drop=0.0055, samples=360,
@@ -113,7 +114,8 @@ def test_inspect_shows_where_a_model_comes_from_and_what_it_lost(
     ).path  # fmt: skip
     out = edgepack("inspect", path).out
     for fact in (
-        "gray", "x / 16", "softmax of scores, top 3", "minmax, 128 samples", "0.9810 -> 0.9755",
+        "gray", "x / 16", "softmax of scores, activation none, top k 3", "minmax, 128 samples",
+        "0.9810 -> 0.9755",
         f"keras, sha256 {digest}", "convert -> x", "Apache-2.0",
     ):  # fmt: skip
         assert fact in out

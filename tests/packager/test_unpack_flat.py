@@ -200,5 +200,5 @@ def test_the_page_works_as_written(tmp_path: Path) -> None:
     digits_folder(tmp_path / "photos", 16)
     (bundle,) = (tmp_path / "dist").glob("*.edgepack")
     ours = edgepack("run", bundle, "--source", tmp_path / "photos", "--json", cwd=tmp_path)
-    best = [int(result["answer"][0]["label"]) for result in ours.document["results"]]
+    best = [int(result["answer"]["top"][0]["label"]) for result in ours.document["results"]]
     assert got.argmax(axis=1).tolist() == best

@@ -10,13 +10,17 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from digits_targets import manifest_for
-from edgepack.errors import UnsupportedError, UsageError
-from edgepack.manifest import Agreement, Postprocess
+from edgepack.decoders import Softmax, Undecoded
+from edgepack.errors import UsageError
+from edgepack.manifest import Agreement, Manifest
 from edgepack_targets.pipeline.agreement import agree, cosine, top1
-from edgepack_targets.pipeline.postprocess import classify
+from edgepack_targets.pipeline.answer import Classification, Guess, Raw
+from edgepack_targets.pipeline.postprocess import decode
 
 TOP1 = Agreement(rule="top1", output="y", min_share=0.75, min_cosine=0.9)
 ROWS = np.eye(4, dtype=np.float32) + np.float32(0.1)
+
+RULES = ("top1", "cosine")
 
 matrices = hnp.arrays(
     np.float32,
@@ -25,10 +29,20 @@ matrices = hnp.arrays(
 )
 
 
+def judged(rule: Agreement) -> Manifest:
+    return msgspec.structs.replace(manifest_for("onnx"), agreement=rule)
+
+
+def classify(manifest: Manifest, outputs: dict[str, np.ndarray]) -> tuple[Guess, ...]:
+    answer = decode(manifest, outputs)
+    assert isinstance(answer, Classification)
+    return answer.guesses
+
+
 @given(matrices)
 def test_the_same_answers_agree(rows: np.ndarray) -> None:
-    for rule in ("top1", "cosine"):
-        verdict = agree(Agreement(rule=rule, output="y"), {"y": rows}, {"y": rows.copy()})
+    for rule in RULES:
+        verdict = agree(judged(Agreement(rule=rule, output="y")), {"y": rows}, {"y": rows.copy()})
         assert (verdict.share, verdict.cosine, verdict.passed) == (1.0, 1.0, True)
 
 
@@ -44,19 +58,19 @@ def test_cosine_is_symmetric_bounded_and_blind_to_scale(a: np.ndarray, b: np.nda
 def test_top1_counts_samples_and_the_share_decides() -> None:
     got = ROWS.copy()
     got[0] = got[0][[1, 0, 2, 3]]
-    verdict = agree(TOP1, {"y": ROWS}, {"y": got})
+    verdict = agree(judged(TOP1), {"y": ROWS}, {"y": got})
     assert verdict.share == 0.75
     assert not verdict.passed, "the swapped sample is too far away"
     loose = msgspec.structs.replace(TOP1, min_cosine=0.0)
-    assert agree(loose, {"y": ROWS}, {"y": got}).passed
+    assert agree(judged(loose), {"y": ROWS}, {"y": got}).passed
     strict = msgspec.structs.replace(loose, min_share=0.76)
-    assert not agree(strict, {"y": ROWS}, {"y": got}).passed
+    assert not agree(judged(strict), {"y": ROWS}, {"y": got}).passed
 
 
 def test_the_lowest_cosine_counts_not_the_mean() -> None:
     got = ROWS.copy()
     got[3] = [0.2, 0.2, 0.2, 0.21]
-    verdict = agree(TOP1, {"y": ROWS}, {"y": got})
+    verdict = agree(judged(TOP1), {"y": ROWS}, {"y": got})
     assert verdict.share == 1.0
     assert verdict.cosine == pytest.approx(cosine(ROWS[3:], got[3:])[0])
     assert not verdict.passed
@@ -67,25 +81,25 @@ def test_the_lowest_cosine_counts_not_the_mean() -> None:
 def test_answers_that_are_no_numbers_agree_with_nothing(bad: float, rule: str) -> None:
     got = ROWS.copy()
     got[1, 2] = bad
-    verdict = agree(Agreement(rule=rule, output="y"), {"y": ROWS}, {"y": got})
+    verdict = agree(judged(Agreement(rule=rule, output="y")), {"y": ROWS}, {"y": got})
     assert verdict.share == 0.75
     assert verdict.cosine == -1.0
     assert not verdict.passed
     everywhere = {"y": np.full_like(ROWS, bad)}
-    assert not agree(Agreement(rule=rule, output="y"), everywhere, everywhere).passed
+    assert not agree(judged(Agreement(rule=rule, output="y")), everywhere, everywhere).passed
 
 
 @pytest.mark.parametrize("got", [{}, {"z": ROWS}, {"y": ROWS[:2]}, {"y": ROWS[:, :3]}])
 def test_what_cannot_be_compared_is_an_error(got: dict[str, np.ndarray]) -> None:
     with pytest.raises(UsageError):
-        agree(TOP1, {"y": ROWS}, got)
+        agree(judged(TOP1), {"y": ROWS}, got)
     with pytest.raises(UsageError):
-        agree(TOP1, {"y": ROWS[:0]}, {"y": ROWS[:0]})
+        agree(judged(TOP1), {"y": ROWS[:0]}, {"y": ROWS[:0]})
 
 
 def test_integers_and_more_axes_are_compared_too() -> None:
     rows = np.arange(24, dtype=np.int8).reshape(2, 3, 4)
-    assert agree(TOP1, {"y": rows}, {"y": rows}).passed
+    assert agree(judged(TOP1), {"y": rows}, {"y": rows}).passed
     assert list(top1(rows)) == [11, 11]
 
 
@@ -99,7 +113,7 @@ def test_classify_softens_logits_and_sorts() -> None:
 
 
 def test_classify_leaves_probabilities_alone() -> None:
-    rule = Postprocess(decoder="softmax", output="y", activation="none", top_k=2)
+    rule = Softmax(output="y", activation="none", top_k=2)
     manifest = msgspec.structs.replace(manifest_for("onnx"), postprocess=rule, labels=("cat",))
     best = classify(manifest, {"y": np.array([[0.25, 0.75]], np.float32)})
     assert [(g.label, g.score) for g in best] == [("1", 0.75), ("cat", 0.25)]
@@ -109,7 +123,7 @@ def test_classify_leaves_probabilities_alone() -> None:
     hnp.arrays(np.float32, st.integers(1, 20), elements=st.floats(-(2.0**127), 2.0**127, width=32))
 )
 def test_scores_are_a_distribution_whatever_the_logits(row: np.ndarray) -> None:
-    rule = Postprocess(decoder="softmax", output="y", activation="softmax", top_k=100)
+    rule = Softmax(output="y", activation="softmax", top_k=100)
     manifest = msgspec.structs.replace(manifest_for("onnx"), postprocess=rule)
     best = classify(manifest, {"y": row[None]})
     assert sum(guess.score for guess in best) == pytest.approx(1.0)
@@ -118,17 +132,23 @@ def test_scores_are_a_distribution_whatever_the_logits(row: np.ndarray) -> None:
 
 
 def test_logits_too_close_for_a_softmax_keep_their_order() -> None:
-    rule = Postprocess(decoder="softmax", output="y", activation="softmax")
+    rule = Softmax(output="y", activation="softmax")
     manifest = msgspec.structs.replace(manifest_for("onnx"), postprocess=rule)
     best = classify(manifest, {"y": np.array([[0.0, 1e-45]], np.float32)})
     assert [guess.index for guess in best] == [1, 0]
 
 
-def test_what_is_no_classifier_says_so() -> None:
-    for rule in (None, Postprocess()):
+def test_what_has_no_decoder_is_left_as_it_is() -> None:
+    for rule in (None, Undecoded()):
         manifest = msgspec.structs.replace(manifest_for("onnx"), postprocess=rule)
-        with pytest.raises(UnsupportedError):
-            classify(manifest, {"logits": ROWS})
+        answer = decode(manifest, {"logits": ROWS})
+        assert isinstance(answer, Raw)
+        assert answer.plain()["outputs"] == {"logits": {"dtype": "float32", "shape": [4, 4]}}
+        assert answer.top() == ()
+
+
+def test_outputs_that_cannot_be_decoded_are_one_error() -> None:
     for outputs in ({}, {"logits": np.full((1, 10), np.nan, np.float32)}):
-        with pytest.raises(UsageError):
+        with pytest.raises(UsageError) as caught:
             classify(manifest_for("onnx"), outputs)
+        assert caught.value.reason == "bad_output"

@@ -47,7 +47,7 @@ class Model(Protocol):
         ...
 
     def look(self, image: bytes) -> dict[str, Any]:
-        """Return what the model says of IMAGE: labels with scores, digest, milliseconds."""
+        """Return what the model says of IMAGE: the plain answer, digest, milliseconds."""
         ...
 
     def check(self, exam: Path | None, min_score: float) -> dict[str, Any]:

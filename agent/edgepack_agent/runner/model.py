@@ -5,12 +5,13 @@ Everything here runs in the inference thread.
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from edgepack.errors import EdgepackError
 from edgepack.manifest import Manifest
@@ -21,12 +22,21 @@ from edgepack_agent.runner.statistics import Statistics
 from edgepack_targets import registry
 from edgepack_targets.interface import Effective, Session
 from edgepack_targets.pipeline import golden
-from edgepack_targets.pipeline.postprocess import Guess, classify
-from edgepack_targets.pipeline.preprocess import image_tensor, read_image
+from edgepack_targets.pipeline.answer import Answer
+from edgepack_targets.pipeline.postprocess import decode
+from edgepack_targets.pipeline.preprocess import Frame, as_image, image_tensor, read_image
 
-__all__ = ["LoadedModel"]
+__all__ = ["LoadedModel", "Seen"]
 
 Array = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a model said of one picture, and the outputs that say it."""
+
+    answer: Answer
+    outputs: dict[str, Array]
 
 
 class LoadedModel:
@@ -76,29 +86,47 @@ class LoadedModel:
         Raises:
             RequestError: 400; an image cannot be decoded.
         """
-        return self._infer(inputs)[0]
+        outputs = self._run({name: self._tensor(value) for name, value in inputs.items()})
+        self._decide(outputs)
+        return outputs
 
     def look(self, image: bytes) -> dict[str, Any]:
-        """Return what the model says of IMAGE: labels with scores, digest, milliseconds.
+        """Return what the model says of IMAGE: the plain answer, digest, milliseconds.
 
         Raises:
-            RequestError: the image cannot be decoded, or the model takes none.
+            RequestError: the image cannot be decoded, the model takes none, or its outputs
+                are not what its manifest says.
         """
         start = time.perf_counter()
-        wanted = self.manifest.preprocess
-        _, guesses = self._infer({wanted.input if wanted else "": EncodedImage(image)})
-        top = [{"label": guess.label, "score": round(guess.score, 6)} for guess in guesses]
+        try:
+            seen = self.see(read_image(image))
+        except EdgepackError as error:
+            raise _refused(error) from error
         ms = round((time.perf_counter() - start) * 1000, 3)
-        return {"top": top, "digest": self.digest, "ms": ms}
+        return seen.answer.plain() | {"digest": self.digest, "ms": ms}
 
-    def _infer(
-        self, inputs: Mapping[str, Array | EncodedImage]
-    ) -> tuple[dict[str, Array], tuple[Guess, ...]]:
-        tensors = {name: self._tensor(value) for name, value in inputs.items()}
+    def see(self, picture: Image.Image | Frame) -> Seen:
+        """Return what the model says of PICTURE, and count it.
+
+        Args:
+            picture: An image, or an array (height, width, 3) of uint8, red first.
+
+        Raises:
+            EdgepackError: PICTURE is none, the model takes none, or its outputs are not what
+                its manifest says.
+        """
+        image = as_image(picture)
+        name, tensor = image_tensor(self.manifest, image)
+        outputs = self._run({name: tensor})
+        answer = decode(self.manifest, outputs, image.size)
+        self._count(answer)
+        return Seen(answer, outputs)
+
+    def _run(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
         start = time.perf_counter()
         outputs = self._session.run(tensors)
         self._statistics.inferred((time.perf_counter() - start) * 1000)
-        return outputs, self._decide(outputs)
+        return outputs
 
     def _tensor(self, value: Array | EncodedImage) -> Array:
         if not isinstance(value, EncodedImage):
@@ -106,21 +134,18 @@ class LoadedModel:
         try:
             return image_tensor(self.manifest, read_image(value.data))[1]
         except EdgepackError as error:
-            why = f": {error.why}" if error.why else ""
-            raise RequestError(400, f"{error.what}{why}", error.reason) from error
+            raise _refused(error) from error
 
-    def _decide(self, outputs: Mapping[str, Array]) -> tuple[Guess, ...]:
-        """Return and count what a classifier says; nothing for other models."""
-        rule = self.manifest.postprocess
-        if rule is None or rule.decoder != "softmax":
-            return ()
+    def _decide(self, outputs: Mapping[str, Array]) -> None:
+        """Count what the outputs of a request say; whoever asked reads them without us."""
         try:
-            guesses = classify(self.manifest, outputs)
+            self._count(decode(self.manifest, outputs))
         except EdgepackError as error:
             self._statistics.failed(error.reason)
-            return ()
-        self._statistics.decided(guesses[0].label, guesses[0].score)
-        return guesses
+
+    def _count(self, answer: Answer) -> None:
+        for label, confidence in answer.top():
+            self._statistics.decided(label, confidence)
 
     def check(self, exam: Path | None, min_score: float) -> dict[str, Any]:
         """Return how the golden vectors and the exam went.
@@ -154,6 +179,11 @@ class _Watched:
     def close(self) -> None:
         """Give the memory back."""
         self._session.close()
+
+
+def _refused(error: EdgepackError) -> RequestError:
+    why = f": {error.why}" if error.why else ""
+    return RequestError(400, f"{error.what}{why}", error.reason)
 
 
 def _zeros(manifest: Manifest) -> dict[str, Array]:

@@ -10,8 +10,9 @@ from typing import Any, cast
 import msgspec
 import yaml
 
+from edgepack.decoders import Postprocess
 from edgepack.errors import UsageError
-from edgepack.manifest import Postprocess, Preprocess
+from edgepack.manifest import Preprocess
 from edgepack_packager.core.compression import CompressionStep, order, parse_step
 from edgepack_packager.core.recipe import TASKS, ModelCard, Task
 from edgepack_targets.interface import Quantization
@@ -20,6 +21,7 @@ __all__ = ["EMPTY", "RecipeFile", "preprocess", "read_labels", "read_recipe", "t
 
 EMPTY = ModelCard()
 SETTINGS = {one.name for one in fields(Quantization)} - {"precision", "seed", "cpu_features"}
+DECODERS = {"classify": "softmax", "segment": "mask", "embed": "embedding"}
 SECTIONS = {"task", "labels", "license", "preprocess", "postprocess"}
 
 
@@ -116,7 +118,7 @@ def _card(model: Any, path: Path) -> ModelCard:
         labels=_labels(model.get("labels"), path),
         license=_part(model.get("license"), str | None, "license"),
         preprocess=_preprocess(model["preprocess"]) if "preprocess" in model else None,
-        postprocess=_part(shown, Postprocess, "postprocess") if shown is not None else None,
+        postprocess=_postprocess(shown, model.get("task")) if shown is not None else None,
     )
 
 
@@ -152,6 +154,12 @@ def _preprocess(said: Any) -> Preprocess:
             given = given | {key: [given[key]]}
     read: Preprocess = _part(given, Preprocess, "preprocess")
     _check_numbers(read)
+    return read
+
+
+def _postprocess(said: Any, task: Any) -> Postprocess:
+    given = {"decoder": DECODERS.get(task, "none")} | said if isinstance(said, dict) else said
+    read: Postprocess = _part(given, Postprocess, "postprocess")
     return read
 
 

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from edgepack import canonical
 from edgepack.bundle import Bundle, open_bundle
 from edgepack.cli import print_json
+from edgepack.decoders import OUTPUT_FIELDS, Postprocess
 from edgepack.errors import IntegrityError, UsageError
 from edgepack.keys import key_id, load_public
 from edgepack.manifest import Manifest, TensorSpec
@@ -174,13 +175,20 @@ def _processing(manifest: Manifest) -> list[tuple[str, str]]:
         resize = f"{pre.resize.mode}, {pre.resize.interpolation}"
         before = f"{pre.color}, {resize}, (x / {pre.scale:g} - {pre.mean}) / {pre.std}"
     if post:
-        after = f"{post.decoder} of {post.output or 'the output'}, top {post.top_k}"
+        after = _decoding(post)
     return [
         ("preprocess", before),
         ("postprocess", after),
         ("labels", f"{len(manifest.labels)} ({', '.join(manifest.labels[:10])})"),
         ("agreement", f"{manifest.agreement.rule} on {manifest.agreement.output}"),
     ]
+
+
+def _decoding(rule: Postprocess) -> str:
+    said = msgspec.structs.asdict(rule)
+    outputs = [said.pop(field) for field in OUTPUT_FIELDS if said.get(field)]
+    settings = [f"{k.replace('_', ' ')} {v}" for k, v in said.items() if v not in {"", None}]
+    return ", ".join([f"{rule.decoder} of {', '.join(outputs) or 'the outputs'}", *settings])
 
 
 def _origin(manifest: Manifest) -> list[tuple[str, str]]:

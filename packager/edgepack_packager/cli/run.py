@@ -95,7 +95,7 @@ def _tensors(bundle: Bundle, session: Session, given: Path, out: Path) -> dict[s
 
 def _pictures(bundle: Bundle, session: Session, source: Path) -> list[dict[str, Any]]:
     """Return the answer for the image SOURCE, or for every image in that folder."""
-    from edgepack_targets.pipeline.postprocess import classify
+    from edgepack_targets.pipeline.postprocess import decode
     from edgepack_targets.pipeline.preprocess import image_tensor, read_image
 
     if bundle.manifest.preprocess is None:
@@ -106,9 +106,10 @@ def _pictures(bundle: Bundle, session: Session, source: Path) -> list[dict[str, 
         )
     results = []
     for path in _images(source):
-        name, tensor = image_tensor(bundle.manifest, read_image(path))
-        guesses = classify(bundle.manifest, session.run({name: tensor}))
-        results.append({"source": str(path), "answer": [asdict(guess) for guess in guesses]})
+        image = read_image(path)
+        name, tensor = image_tensor(bundle.manifest, image)
+        answer = decode(bundle.manifest, session.run({name: tensor}), image.size)
+        results.append({"source": str(path), "answer": answer.plain()})
     return results
 
 
@@ -123,7 +124,18 @@ def _images(source: Path) -> list[Path]:
 
 def _print(facts: dict[str, Any]) -> None:
     for result in facts.get("results", ()):
-        best = result["answer"][0]
-        click.echo(f"{result['source']}: {best['label']} ({best['score']:.3f})")
+        click.echo(f"{result['source']}: {_sentence(result['answer'])}")
     if "out" in facts:
         click.echo(f"{facts['samples']} samples, outputs in {facts['out']}")
+
+
+def _sentence(answer: dict[str, Any]) -> str:
+    """Return ANSWER, as `Answer.plain` gives it, in a few words."""
+    if answer["task"] == "embed":
+        return f"a vector of {answer['size']} numbers"
+    if answer["task"] == "segment":
+        return ", ".join(f"{r['label']} {r['share']:.1%}" for r in answer["regions"])
+    if answer["task"] == "raw":
+        return ", ".join(f"{n} {o['dtype']} {o['shape']}" for n, o in answer["outputs"].items())
+    found = answer["top"][:1] if answer["task"] == "classify" else answer["objects"]
+    return ", ".join(f"{f['label']} ({f['score']:.3f})" for f in found) or "nothing"

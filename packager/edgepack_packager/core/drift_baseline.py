@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgepack.decoders import Detector, Mask, Softmax
 from edgepack.manifest import Manifest
-from edgepack_targets.pipeline.postprocess import classify
+from edgepack_targets.pipeline.postprocess import decode
 
 __all__ = ["CONFIDENCE_EDGES", "drift_baseline", "histogram", "merge"]
 
@@ -22,6 +23,8 @@ Arrays = Mapping[str, NDArray[Any]]
 Histogram = dict[str, list[Any]]
 CONFIDENCE_EDGES = tuple(i / 20 for i in range(1, 20))
 """The edges that the agent counts confidences between."""
+COUNTED = (Softmax, Detector, Mask)
+"""Decoders whose answers have classes."""
 BINS = 20
 STEPS = (1, 2, 5, 10)
 
@@ -33,8 +36,8 @@ def drift_baseline(
 
     `inputs`: by public name, histograms of the `mean` and the `spread` (standard deviation) of
     each sample. For a classifier `classes` (count by label) and `confidence` of the first
-    guess; for other models `outputs`, as `inputs`. `samples` is how many; `dataset_digest`
-    says which.
+    guess, for a detector of every object, for a segmenting model of every region; for other
+    models `outputs`, as `inputs`. `samples` is how many; `dataset_digest` says which.
 
     Args:
         manifest: Of the artefact; says how answers are read.
@@ -48,13 +51,13 @@ def drift_baseline(
         "dataset_digest": digest,
         "inputs": {name: _moments(array) for name, array in sorted(samples.items())},
     }
-    if manifest.postprocess is None or manifest.postprocess.decoder != "softmax":
+    if not isinstance(manifest.postprocess, COUNTED):
         return told | {"outputs": {n: _moments(array) for n, array in sorted(answers.items())}}
     rows = ({n: array[i : i + 1] for n, array in answers.items()} for i in range(count))
-    guesses = [classify(manifest, row)[0] for row in rows]
+    found = [pair for row in rows for pair in decode(manifest, row).top()]
     return told | {
-        "classes": dict(sorted(Counter(guess.label for guess in guesses).items())),
-        "confidence": histogram([guess.score for guess in guesses], CONFIDENCE_EDGES),
+        "classes": dict(sorted(Counter(label for label, _ in found).items())),
+        "confidence": histogram([confidence for _, confidence in found], CONFIDENCE_EDGES),
     }
 
 

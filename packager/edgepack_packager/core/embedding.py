@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from edgepack.decoders import OUTPUT_FIELDS, Postprocess
 from edgepack.errors import IntegrityError
 from edgepack.manifest import Manifest, Preprocess, Resize, TensorSpec
 from edgepack_targets.interface import MODEL_FILES
@@ -54,16 +55,6 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
     """One number per channel."""
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """From output tensors to an answer."""
-
-    decoder: str
-    output: str
-    activation: str
-    """What is still to be applied: `softmax` if the output holds logits."""
-    top_k: int
-
-
 class File(msgspec.Struct, frozen=True, kw_only=True):
     """One file beside `model.json`."""
 
@@ -91,7 +82,8 @@ class EmbeddedModel(msgspec.Struct, frozen=True, kw_only=True):
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     preprocess: Image | None
-    postprocess: Answer | None
+    postprocess: Postprocess | None
+    """As in the manifest, with native names for the outputs."""
     labels: str | None
     license: str | None
 
@@ -131,16 +123,16 @@ def embedded(
         inputs=tuple(_tensor(spec, integers) for spec in manifest.inputs),
         outputs=tuple(_tensor(spec, integers) for spec in manifest.outputs),
         preprocess=_image(rule, manifest) if rule else None,
-        postprocess=Answer(
-            decoder=answer.decoder,
-            output=names.get(answer.output, manifest.outputs[0].binding.native_name),
-            activation=answer.activation,
-            top_k=answer.top_k,
-        )
-        if answer
-        else None,
+        postprocess=_native(answer, names) if answer else None,
         labels="labels.txt" if manifest.labels else None,
         license=manifest.license,
+    )
+
+
+def _native(answer: Postprocess, names: Mapping[str, str]) -> Postprocess:
+    said = {field: getattr(answer, field, "") for field in OUTPUT_FIELDS}
+    return msgspec.structs.replace(
+        answer, **{field: names[name] for field, name in said.items() if name in names}
     )
 
 

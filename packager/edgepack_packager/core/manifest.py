@@ -5,11 +5,12 @@ and completed with what the run showed.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, cast
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, cast
 
 import msgspec
 
+from edgepack.decoders import OUTPUT_FIELDS, Embed, Postprocess, Softmax
 from edgepack.errors import UsageError
 from edgepack.manifest import (
     Agreement,
@@ -18,7 +19,6 @@ from edgepack.manifest import (
     Golden,
     Manifest,
     Metrics,
-    Postprocess,
     Preprocess,
     Provenance,
     Target,
@@ -37,6 +37,12 @@ __all__ = [
     "stated_facts",
 ]
 
+AGREEMENT: dict[str, Literal["top1", "f1", "miou"]] = {
+    "classify": "top1", "detect": "f1", "segment": "miou",
+}  # fmt: skip
+"""How answers are compared, by task; others by the cosine of their outputs."""
+SHARE = {"detect": 0.9, "segment": 0.9}
+"""A box or the edge of a region on the verge of a threshold is no other decision."""
 GOLDEN = ("golden/inputs.npz", "golden/outputs.npz")
 
 
@@ -116,28 +122,58 @@ def interface_of(
         postprocess=card.postprocess,
         labels=card.labels,
     )
-    if task != "classify":
-        return face
-    _check_classes(face)
-    answer = card.postprocess or Postprocess(
-        decoder="softmax",
-        output=main.name,
-        activation="none" if normalised else "softmax",
-        top_k=min(5, face.classes),
-    )
-    return Interface(face.inputs, face.outputs, task, main, face.preprocess, answer, face.labels)
+    return replace(face, postprocess=_answering(face, card, normalised=normalised))
+
+
+def _answering(face: Interface, card: ModelCard, *, normalised: bool) -> Postprocess | None:
+    """Return how outputs are read: as the recipe says, else as is usual for the task."""
+    if face.task == "classify":
+        _check_classes(face)
+        return card.postprocess or Softmax(
+            output=face.main.name,
+            activation="none" if normalised else "softmax",
+            top_k=min(5, face.classes),
+        )
+    if face.task == "embed":
+        return card.postprocess or Embed(output=face.main.name)
+    if card.postprocess is None and face.task in {"detect", "segment"}:
+        raise UsageError(
+            f"nothing says how the outputs of a model that should {face.task} are read",
+            why=f"outputs are: {', '.join(f'{o.name} {list(o.shape)}' for o in face.outputs)}",
+            fix="a recipe with `model: {postprocess: {decoder: ssd | yolo | mask, ...}}`, "
+            "or --task raw",
+            reason="no_decoder",
+        )
+    return _named(face, card.postprocess)
+
+
+def _named(face: Interface, rule: Postprocess | None) -> Postprocess | None:
+    """Return RULE with the outputs it names checked, and the main one where it names none."""
+    if rule is None:
+        return None
+    known = {output.name for output in face.outputs}
+    said = {field: getattr(rule, field) for field in OUTPUT_FIELDS if hasattr(rule, field)}
+    unknown = sorted(name for name in said.values() if name and name not in known)
+    if unknown:
+        raise _unknown_output(unknown[0], face.outputs)
+    whole = said.get("output") == ""
+    return msgspec.structs.replace(rule, output=face.main.name) if whole else rule
 
 
 def _main_output(outputs: Sequence[Public], card: ModelCard) -> Public:
-    wanted = card.postprocess.output if card.postprocess else ""
+    wanted = getattr(card.postprocess, "output", "") or getattr(card.postprocess, "boxes", "")
     named = [output for output in outputs if output.name == wanted]
     if wanted and not named:
-        raise UsageError(
-            f"postprocess names the output {wanted}, which is not there",
-            fix=f"outputs are: {', '.join(o.name for o in outputs)}",
-            reason="unknown_output",
-        )
+        raise _unknown_output(wanted, outputs)
     return (named or list(outputs))[0]
+
+
+def _unknown_output(wanted: str, outputs: Sequence[Public]) -> UsageError:
+    return UsageError(
+        f"postprocess names the output {wanted}, which is not there",
+        fix=f"outputs are: {', '.join(o.name for o in outputs)}",
+        reason="unknown_output",
+    )
 
 
 def _check_classes(face: Interface) -> None:
@@ -175,7 +211,9 @@ def draft(recipe: Recipe, face: Interface, artefact: Artefact) -> Manifest:
         inputs=tuple(with_layout(spec, face.preprocess) for spec in artefact.inputs),
         outputs=artefact.outputs,
         agreement=Agreement(
-            rule="top1" if face.task == "classify" else "cosine", output=face.main.name
+            rule=AGREEMENT.get(face.task, "cosine"),
+            output=face.main.name,
+            min_share=SHARE.get(face.task, 1.0),
         ),
         golden=Golden(inputs=GOLDEN[0], outputs=GOLDEN[1], samples=0),
         provenance=Provenance(

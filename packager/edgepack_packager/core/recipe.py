@@ -6,8 +6,9 @@ from typing import Any, Literal, cast, get_args
 
 import msgspec
 
+from edgepack.decoders import Postprocess
 from edgepack.errors import UnsupportedError, UsageError
-from edgepack.manifest import Name, Postprocess, Preprocess, Semver
+from edgepack.manifest import Name, Preprocess, Semver
 from edgepack_packager.core.compression import CompressionStep
 from edgepack_targets.interface import Quantization
 

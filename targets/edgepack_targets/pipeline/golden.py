@@ -53,7 +53,7 @@ def check_golden(session: Session, manifest: Manifest, slot_dir: Path) -> Verdic
             why=f"it says {golden.samples} samples, the files hold {sorted(counts)}",
             reason="bad_golden",
         )
-    return agree(manifest.agreement, expected, run_samples(session, manifest, inputs))
+    return agree(manifest, expected, run_samples(session, manifest, inputs))
 
 
 def check_exam(

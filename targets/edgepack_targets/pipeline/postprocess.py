@@ -1,76 +1,87 @@
 """From output tensors to an answer, by the manifest alone. Runs no model, draws nothing."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
-from edgepack.errors import UnsupportedError, UsageError
-from edgepack.manifest import Manifest, Postprocess
+from edgepack.decoders import Detector, Embed, Mask, Softmax
+from edgepack.manifest import Manifest
+from edgepack_targets.pipeline.answer import (
+    Answer,
+    Classification,
+    Embedding,
+    Guess,
+    Raw,
+    label_of,
+)
+from edgepack_targets.pipeline.canvas import canvas_of
+from edgepack_targets.pipeline.detect import detect
+from edgepack_targets.pipeline.geometry import Placement, placement_of
+from edgepack_targets.pipeline.outputs import Outputs, activated, bad_output, finite, named
+from edgepack_targets.pipeline.segment import segment
 
-__all__ = ["Guess", "classify"]
+__all__ = ["classify", "decode"]
+
+Size = tuple[int, int]
 
 
-@dataclass(frozen=True, slots=True)
-class Guess:
-    """One class and how sure the model is of it."""
-
-    index: int
-    label: str
-    """The class's name, or its index as text where the manifest has none."""
-    score: float
-
-
-def classify(manifest: Manifest, outputs: Mapping[str, NDArray[Any]]) -> tuple[Guess, ...]:
-    """Return the best classes of the first sample in OUTPUTS, best first, `top_k` at most.
+def decode(manifest: Manifest, outputs: Outputs, size: Size | None = None) -> Answer:
+    """Return what OUTPUTS, of one picture or sample, say.
 
     Args:
-        manifest: Says which output, and whether a softmax is still to be applied.
+        manifest: Says how the outputs are read, and how the picture became the input.
         outputs: By public name, as a session returns them.
+        size: Width and height of the picture as it was before any resizing; None: boxes and
+            class maps stay in the model's input.
 
     Raises:
-        UnsupportedError: The manifest describes no classifier.
-        UsageError: The output is missing or holds no scores.
+        UsageError: an output is missing, has another shape, or holds NaN or infinity
+            (`bad_output`).
+        UnsupportedError: boxes are to be decoded and the manifest has no image input.
     """
-    rule = _rule(manifest)
-    row = _row(rule, outputs)
+    rule = manifest.postprocess
+    if isinstance(rule, Softmax):
+        return classify(manifest, rule, outputs)
+    if isinstance(rule, Detector):
+        return detect(manifest, rule, outputs, _placed(manifest, size))
+    if isinstance(rule, Mask):
+        placed = placement_of(manifest, size) if size else None
+        return segment(manifest, rule, outputs, placed)
+    if isinstance(rule, Embed):
+        return _embed(rule, outputs)
+    return Raw(dict(outputs))
+
+
+def classify(manifest: Manifest, rule: Softmax, outputs: Outputs) -> Classification:
+    """Return the best classes of the first sample in OUTPUTS, best first, `top_k` at most.
+
+    Raises:
+        UsageError: the output is missing or holds no scores.
+    """
+    array = named(outputs, rule.output)
+    row = finite(rule.output, array[0].ravel() if array.ndim > 1 and len(array) else array.ravel())
+    if not row.size:
+        raise bad_output(f"output `{rule.output}` cannot be decoded", "it holds no scores")
     # By the raw output: a softmax rounds values that lie close together to one score.
-    best = np.argsort(-row, kind="stable")[: rule.top_k]
-    scores = row if rule.activation == "none" else _softmax(row)
-    return tuple(
-        Guess(int(index), _label(manifest, int(index)), float(scores[index])) for index in best
+    best = np.argsort(-row.astype(np.float64), kind="stable")[: rule.top_k]
+    scores = activated(row, rule.activation)
+    return Classification(
+        tuple(Guess(int(i), label_of(manifest.labels, int(i)), float(scores[i])) for i in best)
     )
 
 
-def _rule(manifest: Manifest) -> Postprocess:
-    rule = manifest.postprocess
-    if rule is None or rule.decoder != "softmax":
-        raise UnsupportedError(
-            f"{manifest.release} does not classify",
-            why="its manifest has no such postprocessing",
-            fix="use its raw output tensors",
-            reason="no_decoder",
-        )
-    return rule
+def _embed(rule: Embed, outputs: Outputs) -> Embedding:
+    vector = finite(rule.output, named(outputs, rule.output)).ravel().astype(np.float64)
+    if not vector.size:
+        raise bad_output(f"output `{rule.output}` cannot be decoded", "it is empty")
+    # Scaled first: the squares of very large or very small numbers are no numbers any more.
+    largest = np.abs(vector).max()
+    scaled = vector / largest if largest > 0 else vector
+    length = np.linalg.norm(scaled)
+    return Embedding((scaled / length if length > 0 else scaled).astype(np.float32))
 
 
-def _row(rule: Postprocess, outputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
-    if rule.output not in outputs:
-        raise UsageError(f"there is no output `{rule.output}` to decode", reason="bad_output")
-    rows = outputs[rule.output].astype(np.float64)
-    row = rows[0].ravel() if rows.ndim > 1 else rows
-    if not row.size or not np.isfinite(row).all():
-        raise UsageError(f"output `{rule.output}` holds no finite scores", reason="bad_output")
-    return row
-
-
-def _softmax(row: NDArray[np.float64]) -> NDArray[np.float64]:
-    # Shifted by the maximum, so that no exponential overflows.
-    powers = np.exp(row - row.max())
-    return np.asarray(powers / powers.sum())
-
-
-def _label(manifest: Manifest, index: int) -> str:
-    return manifest.labels[index] if index < len(manifest.labels) else str(index)
+def _placed(manifest: Manifest, size: Size | None) -> Placement:
+    if size is not None:
+        return placement_of(manifest, size)
+    canvas = canvas_of(manifest)
+    whole = (canvas.width, canvas.height)
+    return Placement(whole, whole, whole, (0, 0))

@@ -5,11 +5,9 @@ same numbers. Decodes no video.
 """
 
 import io
-import math
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,28 +15,21 @@ from PIL import Image, UnidentifiedImageError
 
 from edgepack.errors import UnsupportedError, UsageError
 from edgepack.manifest import Manifest, Preprocess, Resize, TensorSpec
+from edgepack_targets.pipeline.canvas import canvas_in, image_spec
+from edgepack_targets.pipeline.geometry import place
 
-__all__ = ["image_tensor", "read_image", "resize", "to_tensor"]
+__all__ = ["Frame", "as_image", "image_tensor", "read_image", "resize", "to_tensor"]
 
 INTERPOLATION = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
 }
-CHANNELS = {"rgb": 3, "bgr": 3, "gray": 1}
 MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
 """Pillow's modes of 8 bits per channel; others would be clipped silently."""
 
-MAX_PIXELS = 64 << 20
-"""Of an image that is enlarged before it is cut."""
-
-
-class _Canvas(NamedTuple):
-    """Where the pixels stand in the tensor."""
-
-    height: int
-    width: int
-    channels_first: bool
+Frame = NDArray[np.uint8]
+"""A picture as an array: (height, width, 3), red first."""
 
 
 def read_image(source: Path | bytes) -> Image.Image:
@@ -66,21 +57,32 @@ def read_image(source: Path | bytes) -> Image.Image:
     return image
 
 
-def image_tensor(manifest: Manifest, image: Image.Image) -> tuple[str, NDArray[Any]]:
-    """Return the public input's name and IMAGE as its tensor, with a batch axis of 1.
+def as_image(picture: Image.Image | Frame) -> Image.Image:
+    """Return PICTURE, an image or an array (height, width, 3) of uint8 RGB, as an image.
+
+    Raises:
+        UsageError: The array is no picture.
+    """
+    if isinstance(picture, Image.Image):
+        return picture
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
+        raise UsageError(
+            "the frame is no picture",
+            why=f"it is {picture.dtype} {list(picture.shape)}, not uint8 [height, width, 3]",
+            reason="bad_image",
+        )
+    return Image.fromarray(picture)
+
+
+def image_tensor(manifest: Manifest, picture: Image.Image | Frame) -> tuple[str, NDArray[Any]]:
+    """Return the public input's name and PICTURE as its tensor, with a batch axis of 1.
 
     Raises:
         UnsupportedError: The manifest describes no preprocessing, or no fixed image size.
+        UsageError: PICTURE is no picture, or too long and thin to be cut.
     """
-    rule = manifest.preprocess
-    spec = next((s for s in manifest.inputs if rule and s.name == rule.input), None)
-    if rule is None or spec is None:
-        raise UnsupportedError(
-            f"{manifest.release} does not say how an image becomes its input",
-            fix="build it with a recipe that has `preprocess`, or feed tensors",
-            reason="no_preprocess",
-        )
-    return spec.name, to_tensor(rule, spec, image)
+    rule, spec = image_spec(manifest)
+    return spec.name, to_tensor(rule, spec, as_image(picture))
 
 
 def to_tensor(rule: Preprocess, spec: TensorSpec, image: Image.Image) -> NDArray[Any]:
@@ -89,7 +91,7 @@ def to_tensor(rule: Preprocess, spec: TensorSpec, image: Image.Image) -> NDArray
     Raises:
         UnsupportedError: SPEC has no fixed image size.
     """
-    canvas = _canvas(spec, CHANNELS[rule.color])
+    canvas = canvas_in(rule, spec)
     pixels = _pixels(resize(_colored(image, rule), canvas.width, canvas.height, rule.resize), rule)
     if canvas.channels_first:
         pixels = pixels.transpose(2, 0, 1)
@@ -98,52 +100,18 @@ def to_tensor(rule: Preprocess, spec: TensorSpec, image: Image.Image) -> NDArray
 
 def resize(image: Image.Image, width: int, height: int, rule: Resize) -> Image.Image:
     """Return IMAGE at WIDTH x HEIGHT pixels: stretched, padded or cut as RULE says."""
-    return RESIZERS[rule.mode](image, width, height, rule)
-
-
-def _stretch(image: Image.Image, width: int, height: int, rule: Resize) -> Image.Image:
-    if image.size == (width, height):
+    placed = place(rule, image.size, (width, height))
+    if image.size != placed.inner:
+        image = image.resize(placed.inner, INTERPOLATION[rule.interpolation])
+    if placed.inner == placed.canvas:
         return image
-    return image.resize((width, height), INTERPOLATION[rule.interpolation])
-
-
-def _letterbox(image: Image.Image, width: int, height: int, rule: Resize) -> Image.Image:
-    """Fit the whole image in, centred, the rest filled with the padding."""
-    factor = min(width / image.width, height / image.height)
-    inner = _stretch(image, *_scaled(image, factor, width, height, min), rule)
+    left, top = placed.offset
+    if rule.mode == "crop":
+        return image.crop((-left, -top, width - left, height - top))
     padding = (rule.pad,) * len(image.getbands())
-    canvas = Image.new(image.mode, (width, height), padding[0] if len(padding) == 1 else padding)
-    canvas.paste(inner, ((width - inner.width) // 2, (height - inner.height) // 2))
+    canvas = Image.new(image.mode, placed.canvas, padding[0] if len(padding) == 1 else padding)
+    canvas.paste(image, placed.offset)
     return canvas
-
-
-def _crop(image: Image.Image, width: int, height: int, rule: Resize) -> Image.Image:
-    """Fill the canvas and cut what stands out, the middle kept."""
-    factor = max(width / image.width, height / image.height)
-    size = _scaled(image, factor, width, height, max)
-    if math.prod(size) > MAX_PIXELS:
-        # A line of one pixel's width is a small file, but fills the memory when it is enlarged.
-        raise UsageError(
-            f"an image of {image.width} x {image.height} pixels is too long and thin to be cut",
-            why=f"to fill {width} x {height} it would have to become {size[0]} x {size[1]}",
-            reason="bad_image",
-        )
-    outer = _stretch(image, *size, rule)
-    left, top = (outer.width - width) // 2, (outer.height - height) // 2
-    return outer.crop((left, top, left + width, top + height))
-
-
-def _scaled(
-    image: Image.Image, factor: float, width: int, height: int, bound: Callable[[int, int], int]
-) -> tuple[int, int]:
-    """Return the size of IMAGE times FACTOR, whole pixels, bounded by the canvas."""
-    return (
-        max(1, bound(width, round(image.width * factor))),
-        max(1, bound(height, round(image.height * factor))),
-    )
-
-
-RESIZERS = {"stretch": _stretch, "letterbox": _letterbox, "crop": _crop}
 
 
 def _colored(image: Image.Image, rule: Preprocess) -> Image.Image:
@@ -173,19 +141,3 @@ def _cast(pixels: NDArray[np.float32], spec: TensorSpec) -> NDArray[Any]:
         return pixels.astype(dtype)
     limits = np.iinfo(dtype)
     return np.clip(np.rint(pixels), limits.min, limits.max).astype(dtype)
-
-
-def _canvas(spec: TensorSpec, channels: int) -> _Canvas:
-    """Return where height, width and CHANNELS stand in SPEC."""
-    if len(spec.shape) == 4:
-        first = spec.layout == "NCHW" or (spec.layout is None and spec.shape[1] == channels)
-        depth, *size = spec.shape[1:] if first else (spec.shape[3], *spec.shape[1:3])
-        if depth == channels and min(size) > 0 and spec.shape[0] in (1, -1):
-            return _Canvas(size[0], size[1], first)
-    raise UnsupportedError(
-        f"an image does not become `{spec.name}`",
-        why=f"its shape is {list(spec.shape)}, its layout {spec.layout or 'unknown'}, "
-        f"and the image has {channels} channels",
-        fix="give the input one fixed image size and a layout of NHWC or NCHW",
-        reason="no_image_input",
-    )
