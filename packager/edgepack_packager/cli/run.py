@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,6 +13,11 @@ from edgepack.cli import print_json
 from edgepack.errors import UnsupportedError, UsageError
 from edgepack_packager.cli.opened import THREADS, unpacked
 from edgepack_targets.interface import Session
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from edgepack_targets.pipeline.answer import Answer
 
 __all__ = ["run"]
 
@@ -36,6 +41,9 @@ def _session(bundle: Bundle, home: Path, threads: int | None) -> Iterator[Sessio
 @click.option("--input", "given", type=click.Path(path_type=Path), help=".npz, an array per input.")
 @click.option("--out", type=click.Path(path_type=Path), help=".npz for the outputs, by name.")
 @click.option("--source", type=click.Path(path_type=Path), help="An image, or a folder of images.")
+@click.option(
+    "--annotate", type=click.Path(path_type=Path), help="Folder for the images with the answers."
+)
 @THREADS
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 def run(
@@ -43,6 +51,7 @@ def run(
     given: Path | None,
     out: Path | None,
     source: Path | None,
+    annotate: Path | None,
     threads: int | None,
     as_json: bool,
 ) -> None:
@@ -57,6 +66,8 @@ def run(
         raise UsageError(
             "give either --input with --out, or --source", fix="edgepack run --help", reason="usage"
         )
+    if annotate and not source:
+        raise UsageError("--annotate needs --source", fix="edgepack run --help", reason="usage")
     with unpacked(bundle) as (opened, home), _session(opened, home, threads) as session:
         facts: dict[str, Any] = {
             "schema": "edgepack.run/v1",
@@ -67,7 +78,7 @@ def run(
         if given and out:
             facts |= _tensors(opened, session, given, out)
         elif source:
-            facts |= {"results": _pictures(opened, session, source)}
+            facts |= {"results": _pictures(opened, session, source, annotate)}
     if as_json:
         print_json(facts)
     else:
@@ -93,8 +104,10 @@ def _tensors(bundle: Bundle, session: Session, given: Path, out: Path) -> dict[s
     return {"out": str(out), "samples": len(next(iter(samples.values())))}
 
 
-def _pictures(bundle: Bundle, session: Session, source: Path) -> list[dict[str, Any]]:
-    """Return the answer for the image SOURCE, or for every image in that folder."""
+def _pictures(
+    bundle: Bundle, session: Session, source: Path, folder: Path | None
+) -> list[dict[str, Any]]:
+    """Return the answer for the image SOURCE, or for every image in it; draw them in FOLDER."""
     from edgepack_targets.pipeline.postprocess import decode
     from edgepack_targets.pipeline.preprocess import image_tensor, read_image
 
@@ -109,8 +122,29 @@ def _pictures(bundle: Bundle, session: Session, source: Path) -> list[dict[str, 
         image = read_image(path)
         name, tensor = image_tensor(bundle.manifest, image)
         answer = decode(bundle.manifest, session.run({name: tensor}), image.size)
-        results.append({"source": str(path), "answer": answer.plain()})
+        result = {"source": str(path), "answer": answer.plain()}
+        if folder:
+            result["annotated"] = str(_drawn(image, answer, folder / _name(path, source)))
+        results.append(result)
     return results
+
+
+def _name(path: Path, source: Path) -> Path:
+    inside = path.relative_to(source) if path != source else Path(path.name)
+    return inside.with_name(inside.name + ".png")
+
+
+def _drawn(image: "Image", answer: "Answer", path: Path) -> Path:
+    from edgepack_targets.pipeline.annotate import annotate
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        annotate(image, answer).save(path)
+    except OSError as error:
+        raise UsageError(
+            f"{path} cannot be written", why=str(error), reason="bad_output"
+        ) from error
+    return path
 
 
 def _images(source: Path) -> list[Path]:

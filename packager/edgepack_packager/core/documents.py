@@ -274,7 +274,9 @@ class PictureAnswer(TypedDict):
     """The answer for one image."""
 
     source: str
-    answer: list[Answer]
+    answer: Answer
+    annotated: NotRequired[str]
+    """The image with the answer drawn on it."""
 
 
 class RunAnswer(TypedDict):

@@ -146,7 +146,8 @@ def f1(left: Detections, right: Detections, min_iou: float = MIN_IOU) -> float:
 
 
 def _boxes(answer: Detections, label: str) -> NDArray[np.float64]:
-    return np.array([found.box for found in answer.objects if found.label == label])
+    rows = [found.box for found in answer.objects if found.label == label]
+    return np.array(rows, np.float64)
 
 
 def _pairs(left: NDArray[np.float64], right: NDArray[np.float64], min_iou: float) -> int:

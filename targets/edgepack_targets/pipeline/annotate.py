@@ -45,7 +45,7 @@ def annotate(image: Image.Image, answer: Answer) -> Image.Image:
 
 
 def color_of(index: int) -> Color:
-    """Return the colour of class INDEX: the same in every picture, bright, unlike its neighbours'."""
+    """Return the colour of class INDEX: the same in every picture, unlike its neighbours'."""
     red, green, blue = colorsys.hsv_to_rgb((0.02 + index * GOLDEN_ANGLE) % 1.0, 0.78, 0.85)
     return round(red * 255), round(green * 255), round(blue * 255)
 
