@@ -13,9 +13,10 @@ from digits_targets import manifest_for
 from edgepack.decoders import Softmax, Undecoded
 from edgepack.errors import UsageError
 from edgepack.manifest import Agreement, Manifest
-from edgepack_targets.pipeline.agreement import agree, cosine, top1
+from edgepack_targets.pipeline.agreement import agree
 from edgepack_targets.pipeline.answer import Classification, Guess, Raw
 from edgepack_targets.pipeline.postprocess import decode
+from edgepack_targets.pipeline.similarity import cosine, top1
 
 TOP1 = Agreement(rule="top1", output="y", min_share=0.75, min_cosine=0.9)
 ROWS = np.eye(4, dtype=np.float32) + np.float32(0.1)

@@ -19,7 +19,7 @@ from edgepack_packager.core.holdout import Paired, paired
 from edgepack_packager.core.preflight import Probe
 from edgepack_packager.core.proof import Measured, Parity, compare
 from edgepack_packager.core.report import Score
-from edgepack_targets.pipeline.agreement import top1
+from edgepack_targets.pipeline.similarity import top1
 
 __all__ = ["Observation", "Prover", "Reference"]
 

@@ -153,7 +153,7 @@ def _paired(a: _Place, data: _Data, answers: list[dict[str, Any]]) -> tuple[Any,
     """Return paired counts and both accuracies, by the output that decides; None without labels."""
     from edgepack_packager.core.compare import comparable
     from edgepack_packager.core.holdout import paired
-    from edgepack_targets.pipeline.agreement import top1
+    from edgepack_targets.pipeline.similarity import top1
 
     rule = a.bundle.manifest.agreement
     if data.labels is None:

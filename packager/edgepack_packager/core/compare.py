@@ -10,7 +10,7 @@ from edgepack.manifest import Manifest, TensorSpec
 from edgepack_packager.core.documents import Compare, Difference, OutputAgreement
 from edgepack_packager.core.holdout import Paired
 from edgepack_packager.core.paired import paired_sentence
-from edgepack_targets.pipeline.agreement import cosine, top1
+from edgepack_targets.pipeline.similarity import cosine, top1
 
 __all__ = ["answers_agree", "comparable", "interface_differences", "verdicts"]
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from edgepack_packager.core.proof import Parity, compare
 from edgepack_packager.core.recipe import Variant
-from edgepack_targets.pipeline.agreement import top1
+from edgepack_targets.pipeline.similarity import top1
 
 __all__ = ["Crossed", "crossed", "crossed_rows"]
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from edgepack.errors import UsageError
 from edgepack_packager.core.binding import Public
-from edgepack_targets.pipeline.agreement import top1
+from edgepack_targets.pipeline.similarity import top1
 
 __all__ = ["Probe", "altered_samples", "check_folders", "check_labels", "preparation_warning"]
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgepack.errors import AccuracyError
-from edgepack_targets.pipeline.agreement import cosine
+from edgepack_targets.pipeline.similarity import cosine
 
 __all__ = [
     "Measured",

@@ -20,16 +20,15 @@ from edgepack_targets.pipeline.answer import (
 )
 from edgepack_targets.pipeline.detect import iou
 from edgepack_targets.pipeline.postprocess import decode
+from edgepack_targets.pipeline.similarity import cosine, top1
 
 __all__ = [
     "Verdict",
     "agree",
     "alike",
-    "cosine",
     "f1",
     "frame_agreement",
     "miou",
-    "top1",
 ]
 
 Array = NDArray[Any]
@@ -212,21 +211,6 @@ def _raw(left: Raw, right: Raw) -> float:
     if not all(np.isfinite(side).all() for pair in pairs for side in pair):
         return 0.0
     return min((_direction(ours, theirs) for ours, theirs in pairs), default=1.0)
-
-
-def top1(rows: Array) -> NDArray[np.intp]:
-    """Return the index of the highest entry of each sample, the first one of equals."""
-    return np.asarray(rows.reshape(len(rows), -1).argmax(axis=1))
-
-
-def cosine(left: Array, right: Array) -> NDArray[np.float64]:
-    """Return the cosine similarity of each sample; two zero vectors are alike, one is not."""
-    a, b = (side.reshape(len(side), -1).astype(np.float64) for side in (left, right))
-    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    products = (a * b).sum(axis=1)
-    alike = (a == b).all(axis=1)
-    safe = np.where(lengths > 0, lengths, 1.0)
-    return np.where(alike, 1.0, np.where(lengths > 0, np.clip(products / safe, -1, 1), 0.0))
 
 
 def _count(manifest: Manifest, expected: Mapping[str, Array], got: Mapping[str, Array]) -> int:

@@ -77,7 +77,8 @@ def _regions(image: Image.Image, answer: Segmentation) -> Image.Image:
 
 def _legend(image: Image.Image, lines: list[tuple[str, Color]]) -> None:
     pen, font = ImageDraw.Draw(image), _font(image)
-    left = top = max(2, round(min(image.size) / 60))
+    left = max(2, round(min(image.size) / 60))
+    top = float(left)
     for text, color in lines:
         top += _tag(pen, (left, top), text, color, font, below=True) + 2
 

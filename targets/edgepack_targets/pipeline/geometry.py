@@ -9,10 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgepack.errors import UsageError
-from edgepack.manifest import Manifest, Resize
-from edgepack_targets.pipeline.canvas import canvas_of
+from edgepack.manifest import Resize
 
-__all__ = ["Placement", "place", "placement_of"]
+__all__ = ["Placement", "place"]
 
 Size = tuple[int, int]
 Floats = NDArray[np.floating[Any]]
@@ -45,22 +44,6 @@ class Placement:
     @property
     def _factor(self) -> NDArray[np.float64]:
         return np.array(self.inner, np.float64) / np.array(self.picture, np.float64)
-
-
-def placement_of(manifest: Manifest, picture: Size) -> Placement:
-    """Return where a PICTURE (width, height) lies in the model's input.
-
-    Without preprocessing it is the input itself.
-
-    Raises:
-        UnsupportedError: the input has no fixed image size.
-        UsageError: the picture is too long and thin to be cut.
-    """
-    rule = manifest.preprocess
-    if rule is None:
-        return Placement(picture, picture, picture, (0, 0))
-    canvas = canvas_of(manifest)
-    return place(rule.resize, picture, (canvas.width, canvas.height))
 
 
 def place(rule: Resize, picture: Size, canvas: Size) -> Placement:

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from edgepack.errors import IntegrityError
 from edgepack.manifest import Manifest
 from edgepack_targets.interface import Session
-from edgepack_targets.pipeline.agreement import Verdict, agree, top1
+from edgepack_targets.pipeline.agreement import Verdict, agree
 from edgepack_targets.pipeline.feed import run_samples
 from edgepack_targets.pipeline.npz import LABELS, read_npz
+from edgepack_targets.pipeline.similarity import top1
 
 __all__ = ["MAX_EXAM", "ExamResult", "check_exam", "check_golden", "score"]
 

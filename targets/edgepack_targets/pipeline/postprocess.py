@@ -14,7 +14,7 @@ from edgepack_targets.pipeline.answer import (
 )
 from edgepack_targets.pipeline.canvas import canvas_of
 from edgepack_targets.pipeline.detect import detect
-from edgepack_targets.pipeline.geometry import Placement, placement_of
+from edgepack_targets.pipeline.geometry import Placement, place
 from edgepack_targets.pipeline.outputs import Outputs, activated, bad_output, finite, named
 from edgepack_targets.pipeline.segment import segment
 
@@ -43,7 +43,7 @@ def decode(manifest: Manifest, outputs: Outputs, size: Size | None = None) -> An
     if isinstance(rule, Detector):
         return detect(manifest, rule, outputs, _placed(manifest, size))
     if isinstance(rule, Mask):
-        placed = placement_of(manifest, size) if size else None
+        placed = _placed(manifest, size) if size else None
         return segment(manifest, rule, outputs, placed)
     if isinstance(rule, Embed):
         return _embed(rule, outputs)
@@ -80,8 +80,17 @@ def _embed(rule: Embed, outputs: Outputs) -> Embedding:
 
 
 def _placed(manifest: Manifest, size: Size | None) -> Placement:
-    if size is not None:
-        return placement_of(manifest, size)
+    """Return where a picture of SIZE lies in the model's input; None: it is the input itself.
+
+    Raises:
+        UnsupportedError: the input has no fixed image size.
+        UsageError: the picture is too long and thin to be cut.
+    """
+    rule = manifest.preprocess
+    if rule is None and size is not None:
+        return Placement(size, size, size, (0, 0))
     canvas = canvas_of(manifest)
     whole = (canvas.width, canvas.height)
-    return Placement(whole, whole, whole, (0, 0))
+    if rule is None or size is None:
+        return Placement(whole, whole, whole, (0, 0))
+    return place(rule.resize, size, whole)
