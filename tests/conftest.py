@@ -22,6 +22,21 @@ settings.register_profile("edgepack", deadline=None, derandomize="CI" in os.envi
 settings.load_profile("edgepack")
 
 
+LONGEST = (
+    "test_build_refusals", "test_supervisor", "test_schemas", "test_build_routes", "test_service",
+    "test_torch_source", "test_kill", "test_topologies", "test_compression", "test_same_answers",
+    "test_endings", "test_device_environment", "test_doctor", "test_processes", "test_renewal",
+    "test_by_hand", "test_network_faults", "test_power_cuts",
+)  # fmt: skip
+"""Files that take half a minute or more begin first, so that no process is left with one at the end.
+Those that load the machine and those that wait take turns."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("mosquitto") and not MOSQUITTO and not REQUIRED:
         pytest.skip("the mosquitto broker is not installed (apt-get install mosquitto)")
