@@ -229,6 +229,7 @@ class Site:
             "data_dir": str(device.data),
             "run_dir": str(home / "run"),
             "listen": f"127.0.0.1:{device.port}",
+            "api": {"token": False},
             "runtimes": ["onnx"],
             "threads": 1,
             "poll_s": 1,

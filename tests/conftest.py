@@ -28,7 +28,7 @@ LONGEST = (
     "test_endings", "test_device_environment", "test_doctor", "test_processes", "test_renewal",
     "test_by_hand", "test_network_faults", "test_power_cuts",
 )  # fmt: skip
-"""Files that take half a minute or more begin first, so that no process is left with one at the end.
+"""Files of half a minute or more begin first, so that no process is left with one at the end.
 Those that load the machine and those that wait take turns."""
 
 

@@ -3,6 +3,9 @@
 data_dir: /var/lib/edgepack        # models, journal, identity
 run_dir: /run/edgepack             # sockets
 listen: 127.0.0.1:9000             # local inference API over TCP beside the socket; null: none
+api:                               # who may ask it
+  token: true                      # over TCP, ask for the token in DATA_DIR/api-token
+  max_per_s: null                  # requests a second over each kind of socket; null: any number
 poll_s: 300                        # seconds between two looks for a job, if no hint comes
 telemetry: {level: metrics, interval_s: 30}    # level: off | health | metrics
 sources: [{name: door, source: "dir:/srv/door", every_s: 1}]
@@ -40,6 +43,7 @@ from edgepack_agent.core.window import zone
 from edgepack_agent.runner.wire import Source
 
 __all__ = [
+    "ApiConfig",
     "Config",
     "DeltaConfig",
     "TelemetryConfig",
@@ -91,6 +95,13 @@ class TransferConfig(_Section, frozen=True, kw_only=True):
             raise ValueError(f"max_kbps {self.max_kbps:g} is not above min_kbps {self.min_kbps:g}")
 
 
+class ApiConfig(_Section, frozen=True, kw_only=True):
+    """Who may ask the inference API, and how often."""
+
+    token: bool = True
+    max_per_s: Annotated[float, msgspec.Meta(gt=0)] | None = None
+
+
 class UpdateConfig(_Section, frozen=True, kw_only=True):
     """When updates are welcome, and what is asked of a new model."""
 
@@ -117,6 +128,7 @@ class Config(_Section, frozen=True, kw_only=True):
     data_dir: Path = Path("/var/lib/edgepack")
     run_dir: Path = Path("/run/edgepack")
     listen: str | None = None
+    api: ApiConfig = ApiConfig()
     poll_s: _Seconds = 300.0
     telemetry: TelemetryConfig = TelemetryConfig()
     sources: tuple[Source, ...] = ()
@@ -137,6 +149,11 @@ class Config(_Section, frozen=True, kw_only=True):
     def control_socket(self) -> Path:
         """Where the command line reaches the agent."""
         return self.run_dir / "control.sock"
+
+    @property
+    def api_token(self) -> Path:
+        """Where the token for the inference API over TCP is."""
+        return self.data_dir / "api-token"
 
     @property
     def api_socket(self) -> Path:

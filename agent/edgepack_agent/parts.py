@@ -16,6 +16,7 @@ from edgepack.errors import UsageError
 from edgepack.messages import Inventory
 from edgepack.trust import TrustError
 from edgepack_agent.adapters.alone import take_data
+from edgepack_agent.adapters.api_token import api_token
 from edgepack_agent.adapters.clock import read_stamp
 from edgepack_agent.adapters.control import ControlServer
 from edgepack_agent.adapters.download import Downloads, disk_errors
@@ -176,13 +177,17 @@ def assemble(config: Config) -> Parts:
         reports=Reports(outbox, config.telemetry.level, signing.say),
         installer=Installer(trust, downloads, slots, route, inventory, patching),
         worker=Worker(post),
-        serving=Serving(config, open_sockets(config), slots.path, post),
+        serving=Serving(config, open_sockets(config), slots.path, post, _token(config)),
         control=control,
         notifier=Notifier(),
         renewer=Renewer(identity, link.say, link.renew, post),
         inventory=inventory,
         locks=Locks(data / "lock.json", config.run_dir / "inhibit", time.time),
     )
+
+
+def _token(config: Config) -> str | None:
+    return api_token(config.api_token) if config.listen and config.api.token else None
 
 
 def _active(journal: Journal) -> str | None:

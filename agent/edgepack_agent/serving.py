@@ -58,10 +58,11 @@ class Serving:
     """The runners of one device.
 
     Args:
-        config: For threads and sources.
+        config: For threads, sources, and who may ask.
         sockets: Bound and listening.
         place: Directory of a slot.
         post: Takes what runners say, from their threads.
+        token: What requests over TCP must bear; None: nothing.
     """
 
     def __init__(
@@ -70,8 +71,9 @@ class Serving:
         sockets: list[socket.socket],
         place: Callable[[Slot], Path],
         post: Callable[[Spoke], None],
+        token: str | None = None,
     ) -> None:
-        self._config, self._sockets = config, sockets
+        self._config, self._sockets, self._token = config, sockets, token
         self._place, self._post = place, post
         self._leaving: list[threading.Thread] = []
         self._slots: dict[Runner, Slot] = {}
@@ -207,6 +209,7 @@ class Serving:
         sources = [msgspec.to_builtins(source) for source in self._config.sources]
         if sources:
             self._tell(seat, cmd="sources", sources=sources)
+        self._tell(seat, cmd="admit", token=self._token, max_per_s=self._config.api.max_per_s)
         self._tell(seat, cmd="accept")
 
     def _tell(self, seat: Seat | None, **command: Any) -> None:

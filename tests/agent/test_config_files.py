@@ -69,7 +69,7 @@ def test_files_of_conf_d_hold_without_a_main_file(
         ("sources:\n- {name: a, source: 'dir:/a'}\n- name: b\n", 3, ["sources[1]", "source"]),
         ("sources:\n- {name: a, source: 'dir:/a', evry_s: 1}\n", 2, ["did you mean `every_s`"]),
         ("threads: 2\npoll_s: -1\n", 2, ["poll_s", "> 0.0"]),
-        ("threads: 2\nlisten: 0.0.0.0:80\n", 2, ["listen", "no login"]),
+        ("threads: 2\nlisten: 0.0.0.0:80\n", 2, ["listen", "no TLS"]),
         ("threads: 2\nbroker: nowhere\n", 2, ["broker", "HOST:PORT"]),
         ("threads: 2\nrun_dir:\n  - a\n", 2, ["run_dir"]),
         ("threads: 2\nrun_dir: [\n", 3, ["not YAML"]),

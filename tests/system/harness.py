@@ -246,6 +246,7 @@ class Site:
             "data_dir": str(home / "data"),
             "run_dir": str(home / "run"),
             "listen": f"127.0.0.1:{agent.port}",
+            "api": {"token": False},
             "runtimes": [target],
             "threads": 1,
             "poll_s": 2,

@@ -103,6 +103,9 @@ def test_the_tutorial_works_as_written(tmp_path: Path, keras_home: Path) -> None
 
 def serves(terminal: Terminal, version: str) -> bool:
     url = terminal.text("http://127.0.0.1:9000/v2/models/digits")
-    done = subprocess.run(["curl", "-s", url], capture_output=True, text=True, check=False)
+    token = terminal.home / "device" / "data" / "api-token"
+    bearer = f"Authorization: Bearer {token.read_text().strip()}" if token.exists() else ""
+    words = ["curl", "-s", "-H", bearer, url]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
     time.sleep(0.2)
     return version in done.stdout

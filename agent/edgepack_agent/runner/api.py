@@ -1,4 +1,4 @@
-"""The HTTP routes: Open Inference Protocol v2 plus /healthz and /readyz, as one ASGI app.
+"""The HTTP routes: Open Inference Protocol v2, its neighbours, and what else asks to be one.
 
 Every answer carries the digest of the bundle that gave it. Reads no file, knows no runtime:
 it hands what `protocol` has read to the model, through the engine's queue.
@@ -7,7 +7,10 @@ it hands what `protocol` has read to the model, through the engine's queue.
 import asyncio
 import ipaddress
 import logging
+import math
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -15,21 +18,44 @@ import msgspec
 
 from edgepack_agent.runner import protocol
 from edgepack_agent.runner.engine import Engine, ExpiredError, QueueFullError
+from edgepack_agent.runner.gate import Gate
 from edgepack_agent.runner.interface import Model
+from edgepack_agent.runner.openapi import describe_api
 from edgepack_agent.runner.protocol import RequestError
 from edgepack_agent.runner.statistics import Statistics
 
-__all__ = ["DEADLINE_S", "Api"]
+__all__ = ["DEADLINE_S", "Api", "Call", "Reply", "Route"]
 
 log = logging.getLogger(__name__)
 
 DEADLINE_S = 30.0
 """Seconds after which a request is answered with 504, whatever the model does."""
-_EXTENSIONS = ["binary_tensor_data", "edgepack_image", "edgepack_bundle"]
+_EXTENSIONS = ["binary_tensor_data", "edgepack_image", "edgepack_bundle", "model_repository"]
 _Scope = Mapping[str, Any]
 _Receive = Callable[[], Awaitable[dict[str, Any]]]
 _Send = Callable[[dict[str, Any]], Awaitable[None]]
-_Reply = tuple[int, dict[str, str], bytes]
+_JSON = {"content-type": "application/json"}
+
+Reply = tuple[int, dict[str, str], bytes]
+"""Status, headers, body."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request."""
+
+    headers: Mapping[str, str]
+    receive: _Receive
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What answers a path."""
+
+    answer: Callable[[Call], Awaitable[Reply]]
+    methods: tuple[str, ...] = ("GET", "HEAD")
+    free: bool = False
+    """Whether whoever asks needs no token."""
 
 
 class Api:
@@ -40,6 +66,10 @@ class Api:
         engine: Where it works.
         statistics: Where requests without an answer are counted.
         closing: Whether connections should end after their answer.
+
+    Attributes:
+        gate: Who may ask.
+        routes: What answers which path; more may be added.
     """
 
     def __init__(
@@ -49,7 +79,9 @@ class Api:
         self._closing = closing
         self._told: set[type[Exception]] = set()
         self._limit = protocol.body_limit(model.manifest)
-        self._documents = _documents(model)
+        self._requests: Counter[int] = Counter()
+        self.gate = Gate()
+        self.routes = self._routes()
 
     async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
         """Answer one HTTP request."""
@@ -58,39 +90,62 @@ class Api:
         except RequestError as error:
             self._statistics.failed(error.reason)
             status, headers, body = _refusal(error)
-        headers |= {"content-length": str(len(body)), "edgepack-bundle": self._model.digest}
+        self._requests[status] += 1
+        headers = headers | {
+            "content-length": str(len(body)), "edgepack-bundle": self._model.digest,
+        }  # fmt: skip
         if self._closing():
             headers["connection"] = "close"
         raw = [(name.encode(), value.encode()) for name, value in headers.items()]
         await send({"type": "http.response.start", "status": status, "headers": raw})
         await send({"type": "http.response.body", "body": body})
 
-    async def _answer(self, scope: _Scope, receive: _Receive) -> _Reply:
+    async def _answer(self, scope: _Scope, receive: _Receive) -> Reply:
         headers = {
             name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
         }
-        _check_host(scope, headers)
+        over_tcp = _over_tcp(scope)
+        if over_tcp:
+            _check_host(headers)
         path, method = scope["path"].rstrip("/"), scope["method"]
-        if path in self._infer_paths():
-            if method != "POST":
-                raise RequestError(405, "inference is a POST")
-            body = await self._body_in_time(headers, receive)
-            return await self._infer(headers, body)
-        document = self._documents.get(path)
-        if document is None:
+        route = self.routes.get(path)
+        if route is None or not route.free:
+            # Before it is said what there is: a stranger learns nothing.
+            self.gate.admit(headers.get("authorization", ""), over_tcp=over_tcp)
+        if route is None:
             raise RequestError(404, f"there is no {path[:200]} here", "not_found")
-        if method not in {"GET", "HEAD"}:
-            raise RequestError(405, "only inference is a POST")
-        return 200, {"content-type": "application/json"}, document
+        if method not in route.methods:
+            raise RequestError(405, f"this is a {' or '.join(route.methods)}")
+        return await route.answer(Call(headers, receive))
 
-    def _infer_paths(self) -> tuple[str, str]:
-        base = f"/v2/models/{self._model.manifest.name}"
-        return f"{base}/infer", f"{base}/versions/{self._model.manifest.version}/infer"
+    def _routes(self) -> dict[str, Route]:
+        documents = _documents(self._model)
+        free = {"/healthz", "/readyz"}
+        routes = {
+            path: Route(_always(document), free=path in free)
+            for path, document in documents.items()
+        }
+        manifest = self._model.manifest
+        base = f"/v2/models/{manifest.name}"
+        infer = Route(self._infer, ("POST",))
+        index = [{"name": manifest.name, "version": manifest.version, "state": "READY"}]
+        return routes | {
+            f"{base}/infer": infer,
+            f"{base}/versions/{manifest.version}/infer": infer,
+            "/v2/repository/index": Route(_always(msgspec.json.encode(index)), ("POST",)),
+            "/metrics": Route(self._metrics),
+        }
 
-    async def _body_in_time(self, headers: Mapping[str, str], receive: _Receive) -> bytes:
+    async def _metrics(self, _call: Call) -> Reply:
+        from edgepack_agent.runner.metrics import CONTENT_TYPE_LATEST, Metrics
+
+        found = Metrics(self._model, self._statistics, self._requests, self._engine.waiting)
+        return 200, {"content-type": CONTENT_TYPE_LATEST}, found.text()
+
+    async def _body_in_time(self, call: Call) -> bytes:
         try:
             async with asyncio.timeout(DEADLINE_S):
-                return await self._body(headers, receive)
+                return await self._body(call.headers, call.receive)
         except TimeoutError as error:
             raise RequestError(408, "the request did not come", "slow_request") from error
 
@@ -110,9 +165,10 @@ class Api:
             more = message.get("more_body", False)
         return b"".join(pieces)
 
-    async def _infer(self, headers: Mapping[str, str], body: bytes) -> _Reply:
+    async def _infer(self, call: Call) -> Reply:
         model = self._model
-        request = protocol.read_request(headers, body, model.manifest)
+        body = await self._body_in_time(call)
+        request = protocol.read_request(call.headers, body, model.manifest)
         patience = min(request.timeout_s, DEADLINE_S)
         try:
             async with asyncio.timeout(patience):
@@ -149,18 +205,29 @@ def _documents(model: Model) -> dict[str, bytes]:
         "/v2/health/ready": {"ready": True},
         "/healthz": {"live": True},
         "/readyz": {"ready": True},
+        "/openapi.json": describe_api(manifest, model.digest),
     }
     for path in (base, f"{base}/versions/{manifest.version}"):
         documents |= {path: about, f"{path}/ready": state}
     return {path: msgspec.json.encode(document) for path, document in documents.items()}
 
 
-def _check_host(scope: _Scope, headers: Mapping[str, str]) -> None:
-    """Refuse a web page whose name was made to point here: over TCP, only local names are ours."""
+def _always(document: bytes) -> Callable[[Call], Awaitable[Reply]]:
+    async def answer(_call: Call) -> Reply:
+        return 200, _JSON, document
+
+    return answer
+
+
+def _over_tcp(scope: _Scope) -> bool:
     server = scope.get("server")
-    over_tcp = server is not None and server[1] is not None
+    return server is not None and server[1] is not None
+
+
+def _check_host(headers: Mapping[str, str]) -> None:
+    """Refuse a web page whose name was made to point here: over TCP, only local names are ours."""
     host = headers.get("host", "")
-    if over_tcp and host and not _is_local(host):
+    if host and not _is_local(host):
         raise RequestError(403, "only local names are served", "foreign_host")
 
 
@@ -178,8 +245,11 @@ def _too_large(limit: int) -> RequestError:
     return RequestError(413, f"a request for this model has at most {limit} bytes", "too_large")
 
 
-def _refusal(error: RequestError) -> _Reply:
-    headers = {"content-type": "application/json"}
-    if error.status == 503:
-        headers["retry-after"] = "1"
+def _refusal(error: RequestError) -> Reply:
+    headers = dict(_JSON)
+    if error.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    again_s = 1.0 if error.status == 503 else error.retry_after_s
+    if again_s is not None:
+        headers["retry-after"] = str(math.ceil(again_s))
     return error.status, headers, msgspec.json.encode({"error": str(error)})

@@ -15,6 +15,7 @@ from edgepack.errors import EdgepackError
 from edgepack_agent.runner import kernel, wire
 from edgepack_agent.runner.api import DEADLINE_S, Api
 from edgepack_agent.runner.engine import Engine, QueueFullError
+from edgepack_agent.runner.gate import Gate
 from edgepack_agent.runner.interface import Load, Model
 from edgepack_agent.runner.server import Server
 from edgepack_agent.runner.sources import Feed, Look, Results
@@ -48,6 +49,7 @@ class _Loaded:
     """What there is once the model is."""
 
     model: Model
+    api: Api
     server: Server
     feed: Feed
 
@@ -110,7 +112,7 @@ class Driver:
         api = Api(model, engine, statistics, lambda: not server.accepting)
         server = Server(api, options.listeners)
         results = Results(options.state / "results.jsonl" if options.state else None)
-        return _Loaded(model, server, Feed(self._look(model), results, statistics))
+        return _Loaded(model, api, server, Feed(self._look(model), results, statistics))
 
     async def _obey(self, command: wire.Command, loaded: _Loaded) -> None:
         match command:
@@ -118,6 +120,8 @@ class Driver:
                 path = Path(exam) if exam else None
                 work = self._engine.submit(lambda: loaded.model.check(path, min_score), math.inf)
                 self._say({"evt": "checked"} | await asyncio.wrap_future(work))
+            case wire.Admit(token, max_per_s):
+                loaded.api.gate = Gate(token, max_per_s)
             case wire.Accept():
                 loaded.server.accept()
                 loaded.feed.start()

@@ -52,6 +52,11 @@ class Engine:
         self._progress = time.monotonic()
 
     @property
+    def waiting(self) -> int:
+        """How much work waits."""
+        return self._jobs.qsize()
+
+    @property
     def stalled_s(self) -> float:
         """Seconds since the thread last showed progress; an idle thread shows it all the time."""
         return time.monotonic() - self._progress

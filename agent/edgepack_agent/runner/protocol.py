@@ -62,11 +62,19 @@ class RequestError(Exception):
         status: HTTP status.
         message: What was wrong, for the client's programmer.
         reason: Code for the statistics.
+        retry_after_s: When it may be worth another try.
     """
 
-    def __init__(self, status: int, message: str, reason: str = "bad_request") -> None:
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        reason: str = "bad_request",
+        *,
+        retry_after_s: float | None = None,
+    ) -> None:
         super().__init__(message)
-        self.status, self.reason = status, reason
+        self.status, self.reason, self.retry_after_s = status, reason, retry_after_s
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,17 +1,36 @@
-"""What happened since the last beat, as counts that merge by addition. Keeps no single value."""
+"""What happened, as counts that merge by addition: since the last beat, and in all.
+
+Keeps no single value.
+"""
 
 import threading
 from bisect import bisect_right
 from collections import Counter
+from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["CONFIDENCE_EDGES", "LATENCY_EDGES_MS", "Statistics"]
+__all__ = ["CONFIDENCE_EDGES", "LATENCY_EDGES_MS", "MAX_LABELS", "OTHER", "Statistics", "Total"]
 
 LATENCY_EDGES_MS = (
     0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0,
     1000.0, 2000.0, 5000.0, 10000.0,
 )  # fmt: skip
 CONFIDENCE_EDGES = tuple(i / 20 for i in range(1, 20))
+MAX_LABELS = 256
+"""Labels that are counted apart; what comes after them is `OTHER`."""
+OTHER = "other"
+
+
+@dataclass(slots=True)
+class Total:
+    """Everything since the start of the process."""
+
+    inferences: int = 0
+    seconds: float = 0.0
+    """Of all runtime calls together."""
+    latency: list[int] = field(default_factory=lambda: [0] * (len(LATENCY_EDGES_MS) + 1))
+    errors: Counter[str] = field(default_factory=Counter)
+    classes: Counter[str] = field(default_factory=Counter)
 
 
 class Statistics:
@@ -19,6 +38,7 @@ class Statistics:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._total = Total()
         self._reset()
 
     def _reset(self) -> None:
@@ -31,19 +51,36 @@ class Statistics:
     def inferred(self, ms: float) -> None:
         """Count an inference whose runtime call took MS milliseconds."""
         with self._lock:
+            place = bisect_right(LATENCY_EDGES_MS, ms)
             self._inferences += 1
-            self._latency[bisect_right(LATENCY_EDGES_MS, ms)] += 1
+            self._latency[place] += 1
+            self._total.inferences += 1
+            self._total.latency[place] += 1
+            self._total.seconds += ms / 1000
 
     def decided(self, label: str, confidence: float) -> None:
         """Count a decision for LABEL, CONFIDENCE in 0..1."""
         with self._lock:
+            known = label in self._total.classes or len(self._total.classes) < MAX_LABELS
+            label = label if known else OTHER
             self._classes[label] += 1
+            self._total.classes[label] += 1
             self._confidence[bisect_right(CONFIDENCE_EDGES, confidence)] += 1
 
     def failed(self, reason: str) -> None:
         """Count something that gave no answer, by REASON."""
         with self._lock:
             self._errors[reason] += 1
+            self._total.errors[reason] += 1
+
+    def total(self) -> Total:
+        """Return everything since the start, as a copy."""
+        with self._lock:
+            now = self._total
+            return Total(
+                now.inferences, now.seconds, list(now.latency),
+                Counter(now.errors), Counter(now.classes),
+            )  # fmt: skip
 
     def take(self) -> dict[str, Any]:
         """Return what was counted since the last call, and start from zero."""

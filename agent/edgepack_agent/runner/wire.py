@@ -4,6 +4,7 @@ Commands go down, events come up. The supervisor speaks plain objects; the runne
 the structs below, so that a wrong command is refused and not half understood.
 
     check    {exam: path | null, min_score}        -> checked {golden, exam} | failed
+    admit    {token: text | null, max_per_s: number | null}
     accept   {}                                    -> accepting
     drain    {}                                    -> drained
     sources  {sources: [{name, source, every_s}]}
@@ -23,6 +24,7 @@ from edgepack.errors import IntegrityError
 __all__ = [
     "MAX_LINE",
     "Accept",
+    "Admit",
     "Check",
     "Command",
     "Drain",
@@ -48,6 +50,15 @@ class Check(_Command, frozen=True, tag="check"):
 
     exam: str | None = None
     min_score: float = 0.0
+
+
+class Admit(_Command, frozen=True, tag="admit"):
+    """Ask this of whoever comes, from now on."""
+
+    token: str | None = None
+    """What requests over TCP must bear; None: nothing."""
+    max_per_s: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    """Requests a second over each kind of socket; None: as many as can be answered."""
 
 
 class Accept(_Command, frozen=True, tag="accept"):
@@ -78,7 +89,7 @@ class Stop(_Command, frozen=True, tag="stop"):
     """Finish what is under way and end."""
 
 
-Command = Check | Accept | Drain | Sources | Stop
+Command = Check | Admit | Accept | Drain | Sources | Stop
 _COMMANDS: msgspec.json.Decoder[Command] = msgspec.json.Decoder(Command)
 _EVENTS = msgspec.json.Decoder(dict[str, Any])
 

@@ -38,13 +38,14 @@ class Answers:
     bundle: str
 
 
-def ask(base: str, model: str, pictures: Path) -> Answers:
-    """Ask the device at BASE what is on each of PICTURES, named `LABEL-....png`.
+def ask(base: str, token: str, model: str, pictures: Path) -> Answers:
+    """Ask the device at BASE, with its TOKEN, what is on each of PICTURES, named `LABEL-....png`.
 
     Raises:
         httpx.HTTPError: the device does not answer.
     """
-    with httpx.Client(base_url=base, timeout=30) as client:
+    headers = {"authorization": f"Bearer {token}"}
+    with httpx.Client(base_url=base, headers=headers, timeout=30) as client:
         about = _get(client, f"/v2/models/{model}")
         shape = [1, *about["inputs"][0]["shape"][1:]]
         tally = Tally()

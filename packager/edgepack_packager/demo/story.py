@@ -258,7 +258,9 @@ class Story:
         return bool(self.edgepack("fleet", "devices", "show", device.id)["online"])
 
     def _infer(self, device: Device) -> None:
-        answers = ask(f"http://127.0.0.1:{device.port}", MODEL, self.home / "models/1.0.0/heldout")
+        token = (self.home / device.id / "data" / "api-token").read_text().strip()
+        pictures = self.home / "models/1.0.0/heldout"
+        answers = ask(f"http://127.0.0.1:{device.port}", token, MODEL, pictures)
         device.last, device.bundle = answers.tally, answers.bundle
         device.tally += answers.tally
 
