@@ -68,6 +68,7 @@ def digits_release(
     broken: bool = False,
     ram_mb: int = 0,
     padding: int = 0,
+    drift: dict[str, Any] | None = None,
 ) -> Path:
     """Write a signed digits bundle of VERSION below HOME.
 
@@ -78,6 +79,7 @@ def digits_release(
         slow: It computes the same, with a detour.
         broken: Its model is no model.
         ram_mb: What its manifest says it needs.
+        drift: Baseline of its manifest.
         padding: Bytes that make its model longer, and another one than that of other versions.
     """
     home.mkdir(parents=True, exist_ok=True)
@@ -99,7 +101,7 @@ def digits_release(
     }
     manifest = digits_manifest(version)
     target = msgspec.structs.replace(manifest.target, ram_mb=ram_mb)
-    manifest = msgspec.structs.replace(manifest, target=target)
+    manifest = msgspec.structs.replace(manifest, target=target, drift=drift)
     return write_bundle(home / "dist", manifest, files, key=KEY).path
 
 

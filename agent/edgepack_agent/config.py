@@ -8,6 +8,13 @@ api:                               # who may ask it
   max_per_s: null                  # requests a second over each kind of socket; null: any number
 poll_s: 300                        # seconds between two looks for a job, if no hint comes
 telemetry: {level: metrics, interval_s: 30}    # level: off | health | metrics
+drift:                             # is what the model sees and says still what it was built for?
+  watch: true
+  min_count: 1000                  # decisions compared with the baseline at a time, at least
+  min_s: 3600                      # seconds they come from: near frames are hardly different
+  psi: 0.1                         # stability index (PSI), less what chance gives, that matters
+  p: 0.001                         # how often a window may be far by chance
+  windows: 2                       # windows in a row that make an alarm
 sources: [{name: door, source: "dir:/srv/door", every_s: 1}]
 threads: null                      # threads of the runtime; null: the runtime chooses
 runtimes: [openvino, onnx]         # allowed runtimes, best first; []: all that are installed
@@ -38,6 +45,7 @@ import msgspec
 from edgepack.errors import UsageError
 from edgepack.messages import Window
 from edgepack_agent.core.delta import Fallback
+from edgepack_agent.core.drift import Rule
 from edgepack_agent.core.telemetry import Level
 from edgepack_agent.core.window import zone
 from edgepack_agent.runner.wire import Source
@@ -46,6 +54,7 @@ __all__ = [
     "ApiConfig",
     "Config",
     "DeltaConfig",
+    "DriftConfig",
     "TelemetryConfig",
     "TransferConfig",
     "UpdateConfig",
@@ -65,6 +74,23 @@ class TelemetryConfig(_Section, frozen=True, kw_only=True):
 
     level: Level = "metrics"
     interval_s: _Seconds = 30.0
+
+
+class DriftConfig(_Section, frozen=True, kw_only=True):
+    """What counts as drift; see `core.drift`."""
+
+    watch: bool = True
+    min_count: Annotated[int, msgspec.Meta(ge=100, le=10**9)] = 1000
+    min_s: Annotated[float, msgspec.Meta(ge=0, le=30 * 86400)] = 3600.0
+    psi: Annotated[float, msgspec.Meta(ge=0, le=10)] = 0.1
+    p: Annotated[float, msgspec.Meta(gt=0, le=0.5)] = 0.001
+    windows: Annotated[int, msgspec.Meta(ge=1, le=100)] = 2
+
+    def rule(self) -> Rule | None:
+        """Return it as the rule; None: nothing is watched."""
+        return (
+            Rule(self.min_count, self.min_s, self.psi, self.p, self.windows) if self.watch else None
+        )
 
 
 class DeltaConfig(_Section, frozen=True, kw_only=True):
@@ -131,6 +157,7 @@ class Config(_Section, frozen=True, kw_only=True):
     api: ApiConfig = ApiConfig()
     poll_s: _Seconds = 300.0
     telemetry: TelemetryConfig = TelemetryConfig()
+    drift: DriftConfig = DriftConfig()
     sources: tuple[Source, ...] = ()
     threads: Annotated[int, msgspec.Meta(ge=1, le=256)] | None = None
     runtimes: tuple[str, ...] = ()

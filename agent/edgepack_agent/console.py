@@ -46,6 +46,7 @@ class Console:
         self._result: Outcome | None = None
         self._commands = {
             "status": self._status,
+            "drift": self._drift,
             "sync": self._sync,
             "export": self._export,
             "rollback": self._roll_back,
@@ -105,7 +106,12 @@ class Console:
             connected=parts.link.connected,
             lock=parts.locks.lock(),
             now=parts.now(),
-        ) | {"certificate": parts.renewer.describe()}
+        ) | {"certificate": parts.renewer.describe(), "drift": parts.drifting.describe()}
+
+    def _drift(self, asked: Asked) -> None:
+        watch = self._parts.drifting
+        told = watch.describe() or {"alarms": [], "features": {}}
+        asked.reply.set_result(told | {"histograms": watch.histograms()})
 
     def _export(self, asked: Asked) -> None:
         if asked.file is None:

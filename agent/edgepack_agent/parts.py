@@ -48,6 +48,7 @@ from edgepack_agent.core.deferral import Power
 from edgepack_agent.core.delta import Report
 from edgepack_agent.core.pace import Limits
 from edgepack_agent.core.state import Event, Model, Stamp
+from edgepack_agent.drifting import Drifting
 from edgepack_agent.serving import Serving, open_sockets
 
 __all__ = ["Parts", "assemble"]
@@ -77,6 +78,7 @@ class Parts:
     link: Link
     desk: Desk
     reports: Reports
+    drifting: Drifting
     installer: Installer
     worker: Worker[Event]
     serving: Serving
@@ -137,7 +139,6 @@ def assemble(config: Config) -> Parts:
     journal, outbox = Journal(data / "journal.db"), Outbox(data / "outbox.db")
     downloads = Downloads(data / "blobs", data / "parts")
     slots, floors = Slots(data / "slots", downloads), Floors(data / "floors.json")
-    broker = address(config.broker) if config.broker else None
     shelf = Shelf()
 
     def inventory() -> Inventory:
@@ -152,7 +153,7 @@ def assemble(config: Config) -> Parts:
         if isinstance(happening, LinkChanged) or happenings.qsize() < MAX_WAITING:
             post(happening)
 
-    fleet = broker or (identity.broker_host, identity.broker_port)
+    fleet = address(config.broker) if config.broker else identity.broker
     link = Link(identity, fleet, birth, hear)
     links = Links(lambda: post(desk.ask))
     signing = Signing(identity, link.say)
@@ -162,6 +163,7 @@ def assemble(config: Config) -> Parts:
     # From the worker's thread; the loop notes it before the step's own result.
     patching = _patching(config, downloads, link, metering, lambda r: post(partial(_note, desk, r)))
     trust = _trust(data, identity, link, floors)
+    reports = Reports(outbox, config.telemetry.level, signing.say)
     return Parts(
         config=config,
         lock=lock,
@@ -174,7 +176,8 @@ def assemble(config: Config) -> Parts:
         floors=floors,
         link=link,
         desk=desk,
-        reports=Reports(outbox, config.telemetry.level, signing.say),
+        reports=reports,
+        drifting=Drifting(slots.baseline, config.drift.rule(), reports.event, time.monotonic),
         installer=Installer(trust, downloads, slots, route, inventory, patching),
         worker=Worker(post),
         serving=Serving(config, open_sockets(config), slots.path, post, _token(config)),

@@ -118,6 +118,7 @@ class Watch:
             self._watch_anew(seat)
         if event["evt"] == "accepting":
             return
+        self._parts.drifting.beat(seat.slot, event)
         digest = seat.slot.model.digest
         self._current = health.beat(self._current, self._clock(), event)
         known = self._before[1] if self._before[0] == digest else health.Latencies()

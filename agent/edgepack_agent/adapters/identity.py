@@ -60,6 +60,11 @@ class Identity:
     """Base URL of the fleet's device listener; empty: not known."""
 
     @property
+    def broker(self) -> tuple[str, int]:
+        """Host and port of the fleet's broker."""
+        return self.broker_host, self.broker_port
+
+    @property
     def image_root(self) -> bytes:
         """First root of the image repository."""
         return self._read("image-root.json")

@@ -13,6 +13,7 @@ import hashlib
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from edgepack.durable import sync_directory
 from edgepack.errors import EdgepackError, IntegrityError
@@ -82,9 +83,18 @@ class Slots:
 
     def ram_mb(self, slot: Slot) -> int:
         """Return the MiB that the model in SLOT needs by its manifest; 0: it does not say."""
+        manifest = self._manifest(slot)
+        return manifest.target.ram_mb if manifest else 0
+
+    def baseline(self, slot: Slot) -> dict[str, Any] | None:
+        """Return what the model in SLOT saw and said when it was built; None: it does not say."""
+        manifest = self._manifest(slot)
+        return manifest.drift if manifest else None
+
+    def _manifest(self, slot: Slot) -> Manifest | None:
         with contextlib.suppress(IntegrityError, OSError):
-            return read_manifest((self.path(slot) / MANIFEST).read_bytes()).target.ram_mb
-        return 0
+            return read_manifest((self.path(slot) / MANIFEST).read_bytes())
+        return None
 
     def link(self, state: State) -> None:
         """Make the links say what STATE says."""

@@ -12,6 +12,7 @@ COMMANDS = {
     "run": ("edgepack_agent.cli.run", "Run the agent."),
     "enroll": ("edgepack_agent.cli.enroll", "Make this device part of a fleet."),
     "status": ("edgepack_agent.cli.control", "Show what the agent is doing."),
+    "drift": ("edgepack_agent.cli.drift", "Show whether what the model sees has changed."),
     "install": ("edgepack_agent.cli.control", "Install from a bundle or a mirror."),
     "rollback": ("edgepack_agent.cli.control", "Go back to the previous model."),
     "lock": ("edgepack_agent.cli.control", "Let updates wait for a while."),

@@ -16,6 +16,7 @@ from PIL import Image
 from edgepack.errors import EdgepackError
 from edgepack.manifest import Manifest
 from edgepack_agent.runner.interface import EncodedImage
+from edgepack_agent.runner.moments import Moments
 from edgepack_agent.runner.protocol import RequestError
 from edgepack_agent.runner.slot import Slot
 from edgepack_agent.runner.statistics import Statistics
@@ -64,6 +65,7 @@ class LoadedModel:
         target = registry.find(slot.manifest.target.runtime)
         self._session = target.load(slot.directory / "model", slot.manifest, threads=threads)
         self._session.run(_zeros(slot.manifest))
+        self._moments = Moments(slot.manifest.drift, statistics, time.monotonic)
 
     @property
     def manifest(self) -> Manifest:
@@ -126,6 +128,7 @@ class LoadedModel:
         start = time.perf_counter()
         outputs = self._session.run(tensors)
         self._statistics.inferred((time.perf_counter() - start) * 1000)
+        self._moments.count(tensors, outputs)
         return outputs
 
     def _tensor(self, value: Array | EncodedImage) -> Array:

@@ -47,6 +47,7 @@ class Statistics:
         self._latency = [0] * (len(LATENCY_EDGES_MS) + 1)
         self._confidence = [0] * (len(CONFIDENCE_EDGES) + 1)
         self._classes: Counter[str] = Counter()
+        self._values: dict[tuple[str, str, str], list[int]] = {}
 
     def inferred(self, ms: float) -> None:
         """Count an inference whose runtime call took MS milliseconds."""
@@ -66,6 +67,20 @@ class Statistics:
             self._classes[label] += 1
             self._total.classes[label] += 1
             self._confidence[bisect_right(CONFIDENCE_EDGES, confidence)] += 1
+
+    def measured(self, part: str, name: str, moment: str, place: int) -> None:
+        """Count a value of MOMENT (`mean`, `spread`) of the tensor NAME, in bin PLACE.
+
+        Args:
+            part: `inputs` or `outputs`.
+            name: The tensor's.
+            moment: What of it.
+            place: The bin of the baseline's histogram that it lies in.
+        """
+        with self._lock:
+            counts = self._values.setdefault((part, name, moment), [])
+            counts.extend([0] * (place + 1 - len(counts)))
+            counts[place] += 1
 
     def failed(self, reason: str) -> None:
         """Count something that gave no answer, by REASON."""
@@ -91,6 +106,7 @@ class Statistics:
                 "latency_ms": {"edges": LATENCY_EDGES_MS, "counts": self._latency},
                 "confidence": {"edges": CONFIDENCE_EDGES, "counts": self._confidence},
                 "classes": dict(self._classes),
+                "values": [[*key, counts] for key, counts in self._values.items()],
             }
             self._reset()
         return taken

@@ -1,0 +1,112 @@
+"""Drift is told when it begins and when it ends, without a link, by the device alone."""
+
+import json
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent_rig import Site, site
+from digits import LABELS, digits_data
+from edgepack_agent.core.drift import Drift, Rule
+from fleet_rig import wait
+from slots import Client
+
+RULE = Rule(min_count=100, min_s=10, windows=2)
+EVEN = {"classes": dict.fromkeys("abcd", 500)}
+AGENT = Path(sys.executable).with_name("edgepack-agent")
+
+
+def beats(*classes: dict[str, int]) -> Iterator[dict[str, Any]]:
+    yield from ({"classes": counts} for counts in classes)
+
+
+def watched(*classes: dict[str, int], every_s: float = 10.0) -> list[tuple[str, bool]]:
+    """Return what begins and ends to drift while beats come EVERY_S seconds."""
+    drift, found = Drift(EVEN, RULE, 0.0), []
+    for number, stats in enumerate(beats(*classes), start=1):
+        found += [(alarm.feature, alarm.over) for alarm in drift.add(stats, number * every_s)]
+    return found
+
+
+QUIET, LOUD = dict.fromkeys("abcd", 50), {"a": 200}
+
+
+def test_an_alarm_begins_after_windows_in_a_row_and_ends_with_a_quiet_one() -> None:
+    assert watched(LOUD) == []
+    assert watched(LOUD, QUIET, LOUD) == []
+    assert watched(LOUD, LOUD, LOUD, LOUD) == [("classes", False)]
+    assert watched(LOUD, LOUD, QUIET, QUIET) == [("classes", False), ("classes", True)]
+
+
+def test_a_window_needs_values_and_time() -> None:
+    few = {"a": 20}
+    assert watched(*[few] * 9) == []
+    assert watched(*[few] * 10) == [("classes", False)]
+    assert watched(*[LOUD] * 19, every_s=1.0) == []
+    assert watched(*[LOUD] * 20, every_s=1.0) == [("classes", False)]
+
+
+@given(st.lists(st.dictionaries(st.sampled_from("abcdxy"), st.integers(0, 300)), max_size=30))
+def test_alarms_begin_before_they_end(drawn: list[dict[str, int]]) -> None:
+    told = watched(*drawn)
+    assert [over for _, over in told] == [place % 2 == 1 for place in range(len(told))]
+
+
+def test_values_are_held_against_the_bins_they_were_counted_in() -> None:
+    known = {"edges": [0.0, 1.0, 2.0], "counts": [0, 300, 300, 0]}
+    baseline = {"inputs": {"image": {"mean": known}}}
+    drift = Drift(baseline, Rule(min_count=100, min_s=0, windows=1), 0.0)
+    stats = {"values": [["inputs", "image", "mean", [0, 0, 0, 200]], ["inputs", "no", "mean", [1]]]}
+    (alarm,) = drift.add(stats, 1.0)
+    assert alarm.feature == "inputs.image.mean"
+    other = {"confidence": {"edges": [0.5], "counts": [200, 0]}}
+    assert Drift(baseline | {"confidence": known}, RULE, 0.0).add(other, 99.0) == []
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Site]:
+    with site(tmp_path) as found:
+        yield found
+
+
+@pytest.mark.mosquitto
+def test_a_device_tells_drift_without_a_link_and_shows_it(place: Site, tmp_path: Path) -> None:
+    rule = {"min_count": 100, "min_s": 0, "windows": 1}
+    test = digits_data()[1]
+    baseline = {
+        "samples": 1000,
+        "classes": dict.fromkeys(LABELS, 100),
+        "inputs": {"image": {"mean": {"edges": [-9.0, 9.0], "counts": [0, 1000, 0]}}},
+    }
+    place.publish("1.0.0", drift=baseline)
+    device = place.device(drift=rule)
+    device.start()
+    wait("the device to connect", lambda: device.status().get("connected"))
+    assert place.ended(place.roll_out("1.0.0", probation_s=0)) == "completed"
+    place.broker.kill()
+    zeros = test.inputs[test.labels == 0]
+    with Client(("127.0.0.1", device.port)) as client:
+        for number in range(140):
+            client.infer(zeros[number % len(zeros)])
+    wait("the alarm", lambda: (device.status().get("drift") or {}).get("alarms"))
+    words = ("drift", "--svg", tmp_path / "seen", "--json")
+    said = subprocess.run(
+        [AGENT, "--config", device.config, *words], capture_output=True, text=True, check=True
+    )
+    told = json.loads(said.stdout)
+    assert told["alarms"] == ["classes"]
+    assert told["features"]["classes"]["psi"] > 0.1
+    assert [ET.parse(path).getroot().tag for path in told["pictures"]]
+    place.broker.start()
+    wait("the fleet to hear", lambda: place.events("drift"))
+    (event,) = place.events("drift")
+    assert event["reason"] == "classes"
+    assert np.isfinite(event["detail"]["psi"])
