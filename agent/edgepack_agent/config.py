@@ -15,7 +15,10 @@ drift:                             # is what the model sees and says still what 
   psi: 0.1                         # stability index (PSI), less what chance gives, that matters
   p: 0.001                         # how often a window may be far by chance
   windows: 2                       # windows in a row that make an alarm
-sources: [{name: door, source: "dir:/srv/door", every_s: 1}]
+sources:                           # pictures that come by themselves
+  - {name: door, source: "rtsp://user:password@camera/stream", fps: 5}
+  - {name: hall, source: "v4l2:/dev/video0", roi: [0, 0.2, 1, 1], mask: [[[0, 0], [1, 0], [0, 1]]]}
+  - {name: inbox, source: "dir:/srv/inbox", every_s: 1}    # also file:CLIP.mp4 and test:pattern
 threads: null                      # threads of the runtime; null: the runtime chooses
 runtimes: [openvino, onnx]         # allowed runtimes, best first; []: all that are installed
 allow_local_install: false         # take approved bundles from a person at the device

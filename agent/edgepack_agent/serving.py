@@ -11,7 +11,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,8 @@ class Seat:
     accepting: bool = False
     trouble: str = ""
     """Why it last ended, for `status`."""
+    cameras: dict[str, Any] = field(default_factory=dict)
+    """How they are, by its last beat."""
 
 
 class Serving:
@@ -159,6 +161,8 @@ class Serving:
                     self._accept(seat)
             case "accepting":
                 seat.accepting = seat.accept
+            case "beat":
+                seat.cameras = event.get("cameras", {})
             case "failed":
                 seat.trouble = str(event.get("reason", "failed"))
             case "exited":

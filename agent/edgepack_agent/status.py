@@ -55,6 +55,7 @@ def describe(
         "candidate": _slot(state.candidate),
         "serving": seat.slot.model.release if seat else None,
         "runner": {"pid": seat.runner.pid if seat and seat.runner else None},
+        "cameras": seat.cameras if seat else {},
         "trouble": current.trouble if current else "",
         "job": {"id": state.job.id, "release": state.job.release} if state.job else None,
         "deferred": _hold(state.hold) if state.phase == "deferred" else None,

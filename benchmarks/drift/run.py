@@ -2,8 +2,8 @@
 
     python benchmarks/drift/run.py [--trials 400] [--seed 1] [--write-page]
 
-The watch is the device's own (`edgepack_agent.core.drift`), fed with what a runner counts. Every trial
-draws a baseline of its own and then windows, with or without a change from the first window on.
+The watch is the device's own (`edgepack_agent.core.drift`), fed with what a runner counts. Every
+trial draws a baseline of its own, then windows, with or without a change from the first one on.
 """
 
 import random

@@ -139,6 +139,34 @@ def test_a_wrong_request_gets_a_reason(
     assert client.ask("GET", "/readyz")[0] == 200, "the connection is still good"
 
 
+def test_pixels_are_preprocessed_as_a_file_of_them_is(client: Client) -> None:
+    """A picture as UINT8 gets the very answer of the same picture as PNG."""
+    pixels = np.random.default_rng(3).integers(0, 256, (40, 24, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "png")
+    as_file = client.ask("POST", INFER, file.getvalue(), content_type="image/png")
+    for shape in ([40, 24, 3], [1, 40, 24, 3]):
+        tensor = {"name": "image", "datatype": "UINT8", "shape": shape}
+        head = json.dumps(
+            {"inputs": [tensor | {"parameters": {"binary_data_size": pixels.nbytes}}]}
+        )
+        as_pixels = client.ask(
+            "POST", INFER, head.encode() + pixels.tobytes(),
+            inference_header_content_length=str(len(head)),
+        )  # fmt: skip
+        assert as_pixels[0] == as_file[0] == 200
+        assert as_pixels[2] == as_file[2]
+
+
+@pytest.mark.parametrize("shape", [[16, 16], [2, 8, 8, 3], [16, 16, 4], [0, 16, 3], [3, 16, 16]])
+def test_pixels_that_are_no_picture_are_refused(client: Client, shape: list[int]) -> None:
+    size = int(np.prod(shape))
+    tensor = {"name": "image", "datatype": "UINT8", "shape": shape, "data": [7] * size}
+    status, _, answer = client.ask("POST", INFER, json.dumps({"inputs": [tensor]}).encode())
+    assert status == 400
+    assert b"picture" in answer
+
+
 def test_a_broken_image_is_the_clients_fault(client: Client) -> None:
     status, _, answer = client.ask("POST", INFER, b"no image", content_type="image/png")
     assert (status, "cannot be read" in json.loads(answer)["error"]) == (400, True)

@@ -7,9 +7,10 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from edgepack.errors import EdgepackError
 from edgepack_agent.runner import kernel, wire
@@ -17,11 +18,14 @@ from edgepack_agent.runner.api import DEADLINE_S, Api
 from edgepack_agent.runner.engine import Engine, QueueFullError
 from edgepack_agent.runner.gate import Gate
 from edgepack_agent.runner.interface import Load, Model
+from edgepack_agent.runner.preview import preview_routes
 from edgepack_agent.runner.server import Server
-from edgepack_agent.runner.sources import Feed, Look, Results
+from edgepack_agent.runner.sources import Feed, Results
 from edgepack_agent.runner.statistics import Statistics
 
 __all__ = ["Driver", "Options"]
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +116,9 @@ class Driver:
         api = Api(model, engine, statistics, lambda: not server.accepting)
         server = Server(api, options.listeners)
         results = Results(options.state / "results.jsonl" if options.state else None)
-        return _Loaded(model, api, server, Feed(self._look(model), results, statistics))
+        feed = Feed(self._shown(model.look), self._shown(model.watch), results, statistics)
+        api.routes |= preview_routes(feed)
+        return _Loaded(model, api, server, feed)
 
     async def _obey(self, command: wire.Command, loaded: _Loaded) -> None:
         match command:
@@ -132,6 +138,7 @@ class Driver:
                 self._draining = asyncio.create_task(self._drain(loaded.server))
             case wire.Sources(sources):
                 loaded.feed.replace(sources)
+                loaded.api.routes |= preview_routes(loaded.feed)
 
     async def _drain(self, server: Server) -> None:
         if await server.drained(DEADLINE_S):
@@ -147,17 +154,17 @@ class Driver:
             await asyncio.to_thread(self._loaded.feed.ended, _LAST_S)
             self._say_beat()
 
-    def _look(self, model: Model) -> Look:
-        """Return what the sources' threads, which have time, show their images to."""
+    def _shown(self, see: Callable[[Any], T]) -> Callable[[Any], T]:
+        """Return what the sources' threads, which have time, show their pictures to."""
 
-        def look(image: bytes) -> dict[str, Any]:
+        def shown(picture: Any) -> T:
             while True:
                 try:
-                    return self._engine.submit(lambda: model.look(image), math.inf).result()
+                    return self._engine.submit(lambda: see(picture), math.inf).result()
                 except QueueFullError:
                     time.sleep(_PATIENCE_S)
 
-        return look
+        return shown
 
     async def _beat(self) -> None:
         while True:
@@ -175,8 +182,13 @@ class Driver:
                 "rss_mb": round(kernel.rss_mb(), 1),
                 "cpu_percent": round(100 * used / max(wall, 1e-3), 1),
                 "stats": self._statistics.take(),
+                "cameras": self._cameras(),
             }
         )
+
+    def _cameras(self) -> dict[str, Any]:
+        cameras = self._loaded.feed.cameras if self._loaded else []
+        return {camera.source.name: camera.describe() for camera in cameras}
 
     def _say(self, event: dict[str, Any]) -> None:
         self._up.write(wire.write_line(event))

@@ -12,7 +12,9 @@ from edgepack_targets.interface import Effective
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["EncodedImage", "Load", "Model"]
+    from edgepack_targets.pipeline.answer import Answer
+
+__all__ = ["DecodedImage", "EncodedImage", "Load", "Model", "Watched"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +22,24 @@ class EncodedImage:
     """An image file, still to be decoded and preprocessed."""
 
     data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedImage:
+    """An image as (height, width, 3) of uint8, red first, still to be preprocessed."""
+
+    pixels: "NDArray[Any]"
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """A frame, and what the model says of it."""
+
+    frame: "NDArray[Any]"
+    """(height, width, 3) of uint8, red first."""
+    answer: "Answer"
+    said: dict[str, Any]
+    """The plain answer, digest, milliseconds."""
 
 
 class Model(Protocol):
@@ -41,13 +61,17 @@ class Model(Protocol):
         ...
 
     def answer(
-        self, inputs: "Mapping[str, NDArray[Any] | EncodedImage]"
+        self, inputs: "Mapping[str, NDArray[Any] | EncodedImage | DecodedImage]"
     ) -> "dict[str, NDArray[Any]]":
         """Return the outputs for INPUTS, and count them."""
         ...
 
     def look(self, image: bytes) -> dict[str, Any]:
         """Return what the model says of IMAGE: the plain answer, digest, milliseconds."""
+        ...
+
+    def watch(self, frame: "NDArray[Any]") -> Watched:
+        """Return what the model says of FRAME, (height, width, 3) of uint8, red first."""
         ...
 
     def check(self, exam: Path | None, min_score: float) -> dict[str, Any]:

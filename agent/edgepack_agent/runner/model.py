@@ -15,7 +15,7 @@ from PIL import Image
 
 from edgepack.errors import EdgepackError
 from edgepack.manifest import Manifest
-from edgepack_agent.runner.interface import EncodedImage
+from edgepack_agent.runner.interface import DecodedImage, EncodedImage, Watched
 from edgepack_agent.runner.moments import Moments
 from edgepack_agent.runner.protocol import RequestError
 from edgepack_agent.runner.slot import Slot
@@ -30,6 +30,7 @@ from edgepack_targets.pipeline.preprocess import Frame, as_image, image_tensor, 
 __all__ = ["LoadedModel", "Seen"]
 
 Array = NDArray[Any]
+Given = Array | EncodedImage | DecodedImage
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,7 @@ class LoadedModel:
         """What the model really runs with."""
         return self._session.effective
 
-    def answer(self, inputs: Mapping[str, Array | EncodedImage]) -> dict[str, Array]:
+    def answer(self, inputs: Mapping[str, Given]) -> dict[str, Array]:
         """Return the outputs for INPUTS, and count them.
 
         Raises:
@@ -99,13 +100,25 @@ class LoadedModel:
             RequestError: the image cannot be decoded, the model takes none, or its outputs
                 are not what its manifest says.
         """
+        return self._said(lambda: read_image(image))[0]
+
+    def watch(self, frame: Frame) -> Watched:
+        """Return what the model says of FRAME, (height, width, 3) of uint8, red first.
+
+        Raises:
+            RequestError: as `look`.
+        """
+        said, answer = self._said(lambda: as_image(frame))
+        return Watched(frame, answer, said)
+
+    def _said(self, read: Callable[[], Image.Image]) -> tuple[dict[str, Any], Answer]:
         start = time.perf_counter()
         try:
-            seen = self.see(read_image(image))
+            answer = self.see(read()).answer
         except EdgepackError as error:
             raise _refused(error) from error
         ms = round((time.perf_counter() - start) * 1000, 3)
-        return seen.answer.plain() | {"digest": self.digest, "ms": ms}
+        return answer.plain() | {"digest": self.digest, "ms": ms}, answer
 
     def see(self, picture: Image.Image | Frame) -> Seen:
         """Return what the model says of PICTURE, and count it.
@@ -131,11 +144,12 @@ class LoadedModel:
         self._moments.count(tensors, outputs)
         return outputs
 
-    def _tensor(self, value: Array | EncodedImage) -> Array:
-        if not isinstance(value, EncodedImage):
+    def _tensor(self, value: Given) -> Array:
+        if isinstance(value, np.ndarray):
             return value
         try:
-            return image_tensor(self.manifest, read_image(value.data))[1]
+            found = read_image(value.data) if isinstance(value, EncodedImage) else value.pixels
+            return image_tensor(self.manifest, as_image(found))[1]
         except EdgepackError as error:
             raise _refused(error) from error
 

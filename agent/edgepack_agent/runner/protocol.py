@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgepack.manifest import Manifest, TensorSpec
-from edgepack_agent.runner.interface import EncodedImage
+from edgepack_agent.runner.interface import DecodedImage, EncodedImage
 
 __all__ = [
     "DATATYPES",
@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 Array = NDArray[Any]
+Given = Array | EncodedImage | DecodedImage
 
 DATATYPES = {
     "BOOL": "bool",
@@ -90,7 +91,7 @@ class InferRequest:
     """A request that fits the model."""
 
     id: str
-    inputs: dict[str, Array | EncodedImage]
+    inputs: dict[str, Given]
     outputs: tuple[Output, ...]
     timeout_s: float = math.inf
     """How long the client waits, by its own word."""
@@ -225,24 +226,25 @@ def _refuse(parameters: Mapping[str, Any], side: str, name: str) -> None:
             raise RequestError(400, f"{side} `{name}`: `{parameter}` is not supported")
 
 
-def _inputs(
-    tensors: Sequence[_Tensor], binary: memoryview, manifest: Manifest
-) -> dict[str, Array | EncodedImage]:
+def _inputs(tensors: Sequence[_Tensor], binary: memoryview, manifest: Manifest) -> dict[str, Given]:
     specs = {spec.name: spec for spec in manifest.inputs}
     names = [tensor.name for tensor in tensors]
     if sorted(names) != sorted(specs):
         raise RequestError(400, f"the inputs must be {sorted(specs)}, once each, not {names}")
     image = manifest.preprocess.input if manifest.preprocess else None
-    inputs: dict[str, Array | EncodedImage] = {}
+    inputs: dict[str, Given] = {}
     offset = 0
     for tensor in tensors:
         _refuse(tensor.parameters, "input", tensor.name)
         piece = _piece(tensor, binary, offset)
         offset += len(piece) if piece is not None else 0
+        spec = specs[tensor.name]
         if tensor.datatype == "BYTES" and tensor.name == image:
             inputs[tensor.name] = EncodedImage(_image_bytes(tensor, piece))
+        elif tensor.datatype == "UINT8" and tensor.name == image and spec.dtype != "uint8":
+            inputs[tensor.name] = DecodedImage(_pixels(tensor, piece))
         else:
-            _check_kind(tensor, specs[tensor.name])
+            _check_kind(tensor, spec)
             inputs[tensor.name] = _array(tensor, piece)
     if offset != len(binary):
         raise RequestError(400, f"{len(binary)} bytes of binary data, the inputs name {offset}")
@@ -336,6 +338,18 @@ def _loose(tensor: _Tensor) -> Array:
             f"or {list(tensor.shape)}",
         )
     return loose
+
+
+def _pixels(tensor: _Tensor, piece: memoryview | None) -> Array:
+    """Return a picture that comes as pixels, to be preprocessed as one from a file is."""
+    batch, picture = tensor.shape[:-3], tensor.shape[-3:]
+    if len(picture) != 3 or picture[2] != 3 or math.prod(batch) != 1 or 0 in picture:
+        raise RequestError(
+            400,
+            f"input `{tensor.name}` as UINT8 is a picture of [height, width, 3], red first, "
+            f"not {list(tensor.shape)}",
+        )
+    return _array(tensor, piece).reshape(picture)
 
 
 def _image_bytes(tensor: _Tensor, piece: memoryview | None) -> bytes:

@@ -1,7 +1,8 @@
-"""Images that no one asks about: folders that are watched, and the log of what was seen in them.
+"""Pictures that no one asks about: folders and cameras, and the log of what was seen in them.
 
-Each file is shown to the model once, in the order of names, and again if it changes. A file
-that cannot be used is counted and skipped; nothing here ends the watching but being told to.
+Each file of a folder is shown to the model once, in the order of names, and again if it changes; of
+a camera the newest frame, as often as there is time. What cannot be used is counted and skipped;
+nothing here ends the watching but being told to.
 """
 
 import json
@@ -13,19 +14,25 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from edgepack_agent.runner.cameras import Camera, kind_of
+from edgepack_agent.runner.framing import framed
+from edgepack_agent.runner.interface import Watched
 from edgepack_agent.runner.protocol import RequestError
 from edgepack_agent.runner.statistics import Statistics
 from edgepack_agent.runner.wire import Source
 
-__all__ = ["Feed", "Look", "Results"]
+__all__ = ["Feed", "Look", "Results", "Watch"]
 
 log = logging.getLogger(__name__)
 
 Look = Callable[[bytes], dict[str, Any]]
 """Shows an encoded image to the model and returns what is to be written down."""
+Watch = Callable[[Any], Watched]
+"""Shows a frame to the model."""
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
 _MAX_FILE = 64 * 2**20
 _MAX_LOG = 2**20
+_NEXT_S = 0.5
 
 
 class Results:
@@ -60,19 +67,29 @@ class Results:
 class Feed:
     """The sources of one runner: threads that exist while they are on."""
 
-    def __init__(self, look: Look, results: Results, statistics: Statistics) -> None:
-        self._look, self._results, self._statistics = look, results, statistics
+    def __init__(self, look: Look, watch: Watch, results: Results, statistics: Statistics) -> None:
+        self._look, self._see = look, watch
+        self._results, self._statistics = results, statistics
         self._folders: list[_Folder] = []
+        self.cameras: list[Camera] = []
+        self.latest: dict[str, Watched] = {}
+        """By name of a camera: what was seen last."""
         self._stop = threading.Event()
         self._on = False
         self._threads: list[threading.Thread] = []
 
     def replace(self, sources: Iterable[Source]) -> None:
         """Feed from SOURCES instead; one that stays the same goes on where it was."""
-        known = {folder.source: folder for folder in self._folders}
-        self._folders = [known.get(source) or _Folder(source) for source in sources]
-        if self._on:
-            self.stop()
+        on = self._on
+        self.stop()
+        folders = {folder.source: folder for folder in self._folders}
+        self._folders, self.cameras, self.latest = [], [], {}
+        for source in sources:
+            if kind_of(source.source) == "dir":
+                self._folders.append(folders.get(source) or _Folder(source))
+            else:
+                self.cameras.append(Camera(source, self._statistics.failed))
+        if on:
             self.start()
 
     def start(self) -> None:
@@ -80,16 +97,24 @@ class Feed:
         self._on, self._stop = True, threading.Event()
         self._threads = [thread for thread in self._threads if thread.is_alive()]
         for folder in self._folders:
-            name = f"source {folder.source.name}"
-            args = (folder, self._stop)
-            thread = threading.Thread(target=self._watch, args=args, name=name, daemon=True)
-            thread.start()
-            self._threads.append(thread)
+            self._spawn(self._watch, folder)
+        for camera in self.cameras:
+            camera.start()
+            self._spawn(self._follow, camera)
+
+    def _spawn(self, target: Callable[..., None], source: "_Folder | Camera") -> None:
+        name = f"source {source.source.name}"
+        args = (source, self._stop)
+        thread = threading.Thread(target=target, args=args, name=name, daemon=True)
+        thread.start()
+        self._threads.append(thread)
 
     def stop(self) -> None:
         """Stop looking; an image that is being looked at is finished."""
         self._on = False
         self._stop.set()
+        for camera in self.cameras:
+            camera.stop()
 
     def ended(self, within_s: float) -> None:
         """Wait, after `stop`, until the last image is counted and written down."""
@@ -109,13 +134,33 @@ class Feed:
                 self._count("source_missing", folder, error)
             stop.wait(folder.source.every_s)
 
+    def _follow(self, camera: Camera, stop: threading.Event) -> None:
+        while not stop.is_set():
+            frame = camera.next(_NEXT_S)
+            if frame is not None and not stop.is_set():
+                self._guarded(camera, lambda frame=frame: self._seen(camera, frame))  # type: ignore[misc]
+
+    def _seen(self, camera: Camera, frame: Any) -> None:
+        start, source = time.time(), camera.source
+        watched = self._see(framed(frame, source.roi, source.mask))
+        self.latest[source.name] = watched
+        self._results.append({"ts": round(start, 3), "source": source.name} | watched.said)
+
     def _show(self, folder: "_Folder", path: Path) -> None:
         start = time.time()
-        try:
+
+        def show() -> None:
             found = self._look(_read(path))
             self._results.append(
                 {"ts": round(start, 3), "source": folder.source.name, "file": path.name} | found
             )
+
+        self._guarded(folder, show)
+
+    def _guarded(self, folder: "_Folder | Camera", show: Callable[[], None]) -> None:
+        """Do SHOW; whatever is wrong with one picture does not end the watching."""
+        try:
+            show()
         except RequestError as error:
             self._count(error.reason, folder, error)
         except OSError as error:
@@ -123,7 +168,7 @@ class Feed:
         except Exception as error:  # noqa: BLE001 - one image must not end the watching
             self._count("runtime_error", folder, error)
 
-    def _count(self, reason: str, folder: "_Folder", error: Exception) -> None:
+    def _count(self, reason: str, folder: "_Folder | Camera", error: Exception) -> None:
         self._statistics.failed(reason)
         log.warning("source %s: %s: %s", folder.source.name, reason, error)
 

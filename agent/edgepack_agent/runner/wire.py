@@ -41,6 +41,9 @@ MAX_LINE = 256 * 1024
 """Bytes one line may have; a peer that sends more is broken."""
 
 
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+
+
 class _Command(msgspec.Struct, frozen=True, tag_field="cmd", forbid_unknown_fields=True):
     """What the supervisor asks for."""
 
@@ -74,9 +77,26 @@ class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
     source: str
-    """`dir:PATH`."""
+    """`dir:PATH`, `rtsp://...`, `v4l2:/dev/video0`, `file:CLIP` or `test:pattern`."""
     every_s: Annotated[float, msgspec.Meta(gt=0)] = 1.0
-    """Seconds between two looks for new images."""
+    """Seconds between two looks for new images in a folder."""
+    fps: Annotated[float, msgspec.Meta(gt=0, le=240)] | None = None
+    """Frames a second that are looked at, at most; None: all there is time for."""
+    roi: tuple[Share, Share, Share, Share] | None = None
+    """Left, top, right and bottom of what is looked at, as shares of the picture."""
+    mask: tuple[tuple[tuple[Share, Share], ...], ...] = ()
+    """Polygons that are blacked out before the model sees the picture, as shares of it."""
+
+    def __post_init__(self) -> None:
+        """Refuse an area without pixels.
+
+        Raises:
+            ValueError: `roi` or a polygon of `mask` is none.
+        """
+        if self.roi and not (self.roi[0] < self.roi[2] and self.roi[1] < self.roi[3]):
+            raise ValueError("roi is [left, top, right, bottom], left < right, top < bottom")
+        if any(len(polygon) < 3 for polygon in self.mask):
+            raise ValueError("a polygon of mask has three corners or more")
 
 
 class Sources(_Command, frozen=True, tag="sources"):

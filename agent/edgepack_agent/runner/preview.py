@@ -1,0 +1,69 @@
+"""What cameras see, for a person at the device: a page, pictures with answers on them, their state.
+
+The page holds no data and asks for nothing outside; over TCP it asks its reader for the token. A
+picture is drawn when somebody looks, not before.
+"""
+
+import asyncio
+import io
+from collections.abc import Awaitable, Callable
+from importlib.resources import files
+
+import msgspec
+from PIL import Image
+
+from edgepack_agent.runner.api import Call, Reply, Route
+from edgepack_agent.runner.protocol import RequestError
+from edgepack_agent.runner.sources import Feed
+from edgepack_targets.pipeline.annotate import annotate
+
+__all__ = ["preview_routes"]
+
+QUALITY = 80
+_PAGE = {
+    "content-type": "text/html; charset=utf-8",
+    "content-security-policy": "default-src 'none'; script-src 'unsafe-inline'; "
+    "style-src 'unsafe-inline'; img-src blob:; connect-src 'self'; frame-ancestors 'none'",
+    "cache-control": "no-store",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+}
+
+
+def preview_routes(feed: Feed) -> dict[str, Route]:
+    """Return the routes for the cameras that FEED has now."""
+
+    async def page(_call: Call) -> Reply:
+        return 200, _PAGE, files("edgepack_agent.runner").joinpath("preview.html").read_bytes()
+
+    async def cameras(_call: Call) -> Reply:
+        told = {camera.source.name: camera.describe() | _last(feed, camera.source.name)
+                for camera in feed.cameras}  # fmt: skip
+        return 200, {"content-type": "application/json"}, msgspec.json.encode({"cameras": told})
+
+    routes = {"/preview": Route(page, free=True), "/v2/edgepack/cameras": Route(cameras)}
+    for camera in feed.cameras:
+        routes[f"/preview/{camera.source.name}.jpg"] = Route(_picture(feed, camera.source.name))
+    return routes
+
+
+def _last(feed: Feed, name: str) -> dict[str, object]:
+    watched = feed.latest.get(name)
+    return {"last": watched.said if watched else None}
+
+
+def _picture(feed: Feed, name: str) -> Callable[[Call], Awaitable[Reply]]:
+    async def answer(_call: Call) -> Reply:
+        data = await asyncio.to_thread(_drawn, feed, name)
+        return 200, {"content-type": "image/jpeg", "cache-control": "no-store"}, data
+
+    return answer
+
+
+def _drawn(feed: Feed, name: str) -> bytes:
+    watched = feed.latest.get(name)
+    if watched is None:
+        raise RequestError(404, f"camera {name} has shown nothing yet", "no_frame")
+    file = io.BytesIO()
+    annotate(Image.fromarray(watched.frame), watched.answer).save(file, "jpeg", quality=QUALITY)
+    return file.getvalue()
