@@ -1,4 +1,4 @@
-"""LitServe on an ONNX file, float32 bytes as an upload, which it takes fastest: `python litserve_peer.py MODEL PORT`.
+"""LitServe on an ONNX file: `python litserve_peer.py MODEL PORT`. Bytes come as an upload.
 
 Run by the Python of `peers.environment`; its worker imports this module again.
 """

@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -197,3 +198,26 @@ def test_damaged_images_never_crash(noise: bytes, place: int, cut: int) -> None:
         read_image(bytes(data[: len(data) - cut]))
     except UsageError:
         return
+
+
+@given(
+    st.sampled_from(["rgb", "bgr", "gray"]),
+    st.sampled_from([1.0, 255.0, 127.5, 0.1]),
+    st.lists(st.floats(-3, 3), min_size=3, max_size=3),
+    st.lists(st.floats(0.1, 3), min_size=3, max_size=3),
+    st.booleans(),
+)
+def test_pixels_are_bit_for_bit_what_the_formula_gives(
+    color: Any, scale: float, mean: list[float], std: list[float], one: bool
+) -> None:
+    count = 1 if one or color == "gray" else 3
+    rule = Preprocess(
+        input="x", color=color, scale=scale, mean=tuple(mean[:count]), std=tuple(std[:count])
+    )
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8))
+    channels = 1 if color == "gray" else 3
+    _, tensor = image_tensor(manifest(rule, (1, 4, 6, channels)), image)
+    raw = np.asarray(image.convert("L" if color == "gray" else "RGB"), np.float32)
+    raw = raw.reshape(4, 6, channels)[:, :, :: -1 if color == "bgr" else 1]
+    of, by = np.asarray(rule.mean, np.float32), np.asarray(rule.std, np.float32)
+    assert np.array_equal(tensor[0], (raw / np.float32(scale) - of) / by)

@@ -6,6 +6,7 @@ same numbers. Decodes no video.
 
 import io
 import warnings
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -128,16 +129,33 @@ def _colored(image: Image.Image, rule: Preprocess) -> Image.Image:
 
 def _pixels(image: Image.Image, rule: Preprocess) -> NDArray[np.float32]:
     """Return IMAGE as (height, width, channels) numbers, scaled and normalised."""
-    raw = np.asarray(image, np.float32)
+    raw = np.asarray(image)
     raw = raw[:, :, None] if raw.ndim == 2 else raw
     raw = raw[:, :, ::-1] if rule.color == "bgr" else raw
-    mean, std = np.asarray(rule.mean, np.float32), np.asarray(rule.std, np.float32)
-    return np.asarray((raw / np.float32(rule.scale) - mean) / std, np.float32)
+    tables = _tables(rule.scale, rule.mean, rule.std)
+    if len(tables) == 1:
+        return tables[0].take(raw)
+    channels = [table.take(raw[:, :, place]) for place, table in enumerate(tables)]
+    return np.stack(channels, axis=2)
+
+
+@lru_cache(maxsize=16)
+def _tables(
+    scale: float, mean: tuple[float, ...], std: tuple[float, ...]
+) -> tuple[NDArray[np.float32], ...]:
+    """Return for each channel, or for all, what becomes of every value that a byte can have.
+
+    The same operations as on the picture, on 256 numbers instead of a hundred thousand.
+    """
+    raw = np.arange(256, dtype=np.float32)[:, None]
+    of, by = np.asarray(mean, np.float32), np.asarray(std, np.float32)
+    table = np.asarray((raw / np.float32(scale) - of) / by, np.float32)
+    return tuple(np.ascontiguousarray(column) for column in table.T)
 
 
 def _cast(pixels: NDArray[np.float32], spec: TensorSpec) -> NDArray[Any]:
     dtype = np.dtype(spec.dtype)
     if dtype.kind == "f":
-        return pixels.astype(dtype)
+        return pixels.astype(dtype, copy=False)
     limits = np.iinfo(dtype)
     return np.clip(np.rint(pixels), limits.min, limits.max).astype(dtype)
