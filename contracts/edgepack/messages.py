@@ -65,6 +65,10 @@ JobStatus = Literal[
 """The states of AWS IoT Jobs, which IoT engineers know; REJECTED means: do not retry."""
 
 
+Span = tuple[Count, Count]
+MAX_SPANS = 2000
+
+
 class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
     """A versioned message."""
 
@@ -128,6 +132,8 @@ class Telemetry(Message, frozen=True, kw_only=True):
     temperature_c: float | None = None
     lost: Count = 0
     """Rows the device had to throw away before they were acknowledged."""
+    supersedes: Annotated[tuple[Span, ...], msgspec.Meta(max_length=MAX_SPANS)] = ()
+    """Numbers of rows that never come, first and last: added up into this one, or lost."""
 
 
 class Event(Message, frozen=True, kw_only=True):
@@ -148,7 +154,8 @@ class Ack(Message, frozen=True, kw_only=True):
 
     boot: Id
     upto: Annotated[int, msgspec.Meta(ge=-1, le=2**63 - 1)]
-    missing: tuple[Count, ...] = ()
+    missing: tuple[Span, ...] = ()
+    """Ranges of numbers, first and last."""
 
 
 class Carried(msgspec.Struct, frozen=True, kw_only=True):

@@ -341,12 +341,14 @@ def _fresh(turn: _Turn, device: DeviceRow, rows: Sequence[T | _Number]) -> list[
     for boot in dict.fromkeys(row.boot for row in rows):
         mine = {row.seq: row for row in rows if row.boot == boot}
         stored = turn.session.get(StreamRow, (device.id, boot))
-        before = Stream(stored.upto, tuple(stored.missing)) if stored else Stream()
-        after, fresh = absorb(before, mine)
+        gaps = [_span(gap) for gap in stored.missing] if stored else []
+        before = Stream(stored.upto, tuple(gaps)) if stored else Stream()
+        after, fresh = absorb(before, mine, _superseded(mine.values()))
         if stored is None:
             stored = StreamRow(device_id=device.id, boot=boot)
             turn.session.add(stored)
-        stored.upto, stored.missing, stored.updated = after.upto, list(after.missing), turn.now
+        stored.upto, stored.updated = after.upto, turn.now
+        stored.missing = [list(gap) for gap in after.missing]
         turn.acks[device.id, boot] = after
         for row in (mine[seq] for seq in mine if seq in fresh):
             if isinstance(row, _Number):
@@ -354,6 +356,22 @@ def _fresh(turn: _Turn, device: DeviceRow, rows: Sequence[T | _Number]) -> list[
             else:
                 found.append(row)
     return found
+
+
+def _span(stored: int | list[int]) -> tuple[int, int]:
+    """Return a gap as it is kept; gaps were single numbers once."""
+    return (stored, stored) if isinstance(stored, int) else (stored[0], stored[1])
+
+
+def _superseded(rows: Iterable[T | _Number]) -> list[tuple[int, int]]:
+    """Return the numbers that ROWS stand for, none beyond their own."""
+    return [
+        (first, min(last, row.seq))
+        for row in rows
+        if isinstance(row, messages.Telemetry)
+        for first, last in row.supersedes
+        if first <= min(last, row.seq)
+    ]
 
 
 def _job_get(turn: _Turn, device: DeviceRow, payload: bytes) -> None:

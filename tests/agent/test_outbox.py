@@ -43,7 +43,8 @@ class Fleet:
 
     def receive(self, rows: list[Telemetry | Event]) -> None:
         for row in rows:
-            stream, fresh = absorb(self.streams.get(row.boot, Stream()), [row.seq])
+            gone = row.supersedes if isinstance(row, Telemetry) else ()
+            stream, fresh = absorb(self.streams.get(row.boot, Stream()), [row.seq], gone)
             self.streams[row.boot] = stream
             self.rows += [row] if fresh else []
 
@@ -160,6 +161,7 @@ def test_a_long_time_offline_costs_resolution_and_no_counts(tmp_path: Path) -> N
     box.add_event(1.0, "activated")
     drain(box, fleet, clock)
     assert fleet.inferences() == 1500
+    assert [stream.missing for stream in fleet.streams.values()] == [()], "nothing is waited for"
     assert fleet.lost() == 0
     rows = [row for row in fleet.rows if isinstance(row, Telemetry)]
     assert sum(sum(row.errors.values()) for row in rows) == 500
@@ -205,7 +207,7 @@ def test_a_row_waits_for_its_acknowledgement_before_it_is_sent_again(tmp_path: P
     assert len(box.take()) == 1
     box.link_lost()
     assert len(box.take()) == 1
-    box.acknowledge(Ack(boot=box.boot, upto=0, missing=(0,)))
+    box.acknowledge(Ack(boot=box.boot, upto=0, missing=((0, 0),)))
     assert len(box.take()) == 1, "what the fleet misses goes at once"
     box.acknowledge(Ack(boot="another", upto=99))
     assert len(box) == 1

@@ -123,7 +123,7 @@ def place(tmp_path: Path) -> Iterator[Site]:
 
 
 @pytest.mark.mosquitto
-@pytest.mark.parametrize("kills", [2, pytest.param(7, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("kills", [2, pytest.param(5, marks=pytest.mark.soak)])
 def test_a_killed_runner_costs_the_requests_under_way_and_no_other(place: Site, kills: int) -> None:
     """Whoever comes after it waits in the queue of the socket, which the agent keeps open."""
     device = place.running_1()

@@ -30,7 +30,7 @@ EXAMPLES: list[messages.Message] = [
     messages.Export(
         device="cam-1", time=63.0, messages=(messages.Carried(kind="evt", payload=b"[]"),)
     ),
-    messages.Ack(boot="b1", upto=5, missing=(2, 3)),
+    messages.Ack(boot="b1", upto=5, missing=((2, 2), (3, 3))),
     messages.JobGet(token="t"),
     messages.JobUpdate(token="t", job="j", version=3, status="IN_PROGRESS", progress=0.5),
     messages.JobReply(

@@ -86,7 +86,7 @@ def test_one_batch_of_many_devices_is_one_transaction(uplink: Uplink, database: 
     ]
     found = {a.topic: messages.decode(a.payload, messages.Ack) for a in uplink.ingest(batch)}
     assert found["ep/1/d/cam/dn/ack"].upto == 40
-    assert found["ep/1/d/other/dn/ack"].missing == tuple(range(7))
+    assert found["ep/1/d/other/dn/ack"].missing == ((0, 6),)
     cam = device(database)
     assert (cam.inferences, cam.errors) == (82, 3)
 

@@ -4,7 +4,8 @@ Every row has a number within a *boot*, a random name for the life of this datab
 application acknowledgement removes a row. When the outbox is full, the oldest telemetry that
 was never on the wire is added up two rows to one, so sums stay exact and only resolution is
 lost; where nothing can be added up, the oldest telemetry goes and is counted as `lost`. A row
-that was on the wire is never changed: the fleet may have it.
+that was on the wire is never changed: the fleet may have it. Numbers that never come any more are
+named by a later row (`supersedes`), or the fleet would wait for them.
 """
 
 import contextlib
@@ -12,7 +13,8 @@ import logging
 import secrets
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,9 +22,9 @@ from typing import Any, Literal
 import msgspec
 
 from edgepack.errors import EdgepackError
-from edgepack.messages import MAX_MESSAGE, Ack, Event, Telemetry
+from edgepack.messages import MAX_MESSAGE, MAX_SPANS, Ack, Event, Telemetry
 from edgepack_agent.adapters.journal import open_database
-from edgepack_agent.core.telemetry import add_rows
+from edgepack_agent.core.telemetry import add_rows, joined
 
 __all__ = ["Batch", "Kind", "Outbox"]
 
@@ -41,6 +43,7 @@ _BOX = """CREATE TABLE IF NOT EXISTS box (
 _ROWS = """CREATE TABLE IF NOT EXISTS rows (
     place INTEGER PRIMARY KEY, boot TEXT NOT NULL, seq INTEGER NOT NULL, kind TEXT NOT NULL,
     body BLOB NOT NULL, wired INTEGER NOT NULL, UNIQUE (boot, seq))"""
+_GONE = "CREATE TABLE IF NOT EXISTS gone (first INTEGER NOT NULL, last INTEGER NOT NULL)"
 _SAID = "CREATE TABLE IF NOT EXISTS said (place INTEGER PRIMARY KEY, what TEXT NOT NULL UNIQUE)"
 REMEMBERED = 100
 _COUNTS = 2**53
@@ -76,7 +79,7 @@ class Outbox:
         max_rows: int = MAX_ROWS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._database, self.lost_database = open_database(path, _BOX, _ROWS, _SAID)
+        self._database, self.lost_database = open_database(path, _BOX, _ROWS, _GONE, _SAID)
         self._max_rows, self._clock = max_rows, clock
         self._sent: dict[_Key, float] = {}
         with self._transaction() as database:
@@ -92,6 +95,7 @@ class Outbox:
         self.boot = _new_boot()
         with self._transaction() as database:
             database.execute("UPDATE box SET boot = ?, next = 0", (self.boot,))
+            database.execute("DELETE FROM gone")
 
     def add_event(self, ts: float, kind: str, *, once: str = "", **facts: Any) -> None:
         """Keep an event.
@@ -138,15 +142,14 @@ class Outbox:
 
     def acknowledge(self, ack: Ack) -> None:
         """Remove what the fleet has; send at once what it says is missing."""
-        missing = set(ack.missing)
         found = self._all(
             "SELECT seq FROM rows WHERE boot = ? AND seq <= ? AND wired", (ack.boot, ack.upto)
         )
-        gone = [(ack.boot, seq) for (seq,) in found if seq not in missing]
+        gone = [(ack.boot, seq) for (seq,) in found if not _within(ack.missing, seq)]
         with self._transaction() as database:
             database.executemany("DELETE FROM rows WHERE boot = ? AND seq = ?", gone)
-        for key in (*gone, *((ack.boot, seq) for seq in missing)):
-            self._sent.pop(key, None)
+        for (seq,) in found:
+            self._sent.pop((ack.boot, seq), None)
 
     def link_lost(self) -> None:
         """Forget what is on the wire: after a reconnect all of it is sent again."""
@@ -164,7 +167,7 @@ class Outbox:
             if once and not _is_new(database, once):
                 return
             seq, lost = database.execute("SELECT next, lost FROM box").fetchone()
-            row = make(seq, lost)
+            row = _standing_for(make(seq, lost), database)
             database.execute(
                 "INSERT INTO rows (boot, seq, kind, body, wired) VALUES (?, ?, ?, ?, 0)",
                 (self.boot, seq, kind, msgspec.json.encode(row)),
@@ -198,7 +201,9 @@ class Outbox:
     def _evict(self, database: sqlite3.Connection) -> None:
         for kind in ("tele", "evt"):
             gone = database.execute(
-                "SELECT place, body FROM rows WHERE kind = ? ORDER BY place LIMIT 1", (kind,)
+                # What is on the wire may have arrived: it is the last to be given up as lost.
+                "SELECT place, body FROM rows WHERE kind = ? ORDER BY wired, place LIMIT 1",
+                (kind,),
             ).fetchone()
             if gone:
                 # What the row itself had to say about lost rows must not get lost with it.
@@ -262,6 +267,22 @@ def _is_sound(boot: object, seq: object, kind: object, body: Any) -> bool:
 
 def _is_count(number: object) -> bool:
     return isinstance(number, int) and 0 <= number < _COUNTS
+
+
+def _standing_for(row: Event | Telemetry, database: sqlite3.Connection) -> Event | Telemetry:
+    """Let ROW, if it is telemetry, name the numbers that were thrown away and never come."""
+    if isinstance(row, Event):
+        return row
+    gone = database.execute("SELECT first, last FROM gone").fetchall()
+    database.execute("DELETE FROM gone")
+    spans = joined([*row.supersedes, *gone])[:MAX_SPANS]
+    return msgspec.structs.replace(row, supersedes=spans)
+
+
+def _within(spans: Sequence[tuple[int, int]], seq: int) -> bool:
+    """Say whether SEQ is in one of SPANS, which are in order."""
+    place = bisect_right(spans, seq, key=lambda span: span[0]) - 1
+    return place >= 0 and seq <= spans[place][1]
 
 
 def _is_new(database: sqlite3.Connection, what: str) -> bool:

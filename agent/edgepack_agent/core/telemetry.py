@@ -4,13 +4,13 @@ Takes what a runner says as it comes, and drops what is not a count.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from edgepack.messages import Histogram, Telemetry
+from edgepack.messages import MAX_SPANS, Histogram, Telemetry
 
-__all__ = ["Level", "Tally", "add_rows"]
+__all__ = ["Level", "Tally", "add_rows", "joined"]
 
 Level = Literal["off", "health", "metrics"]
 
@@ -85,7 +85,21 @@ def add_rows(older: Telemetry, newer: Telemetry) -> Telemetry | None:
         cpu_percent=max(older.cpu_percent, newer.cpu_percent),
         temperature_c=newer.temperature_c,
         lost=older.lost + newer.lost,
+        supersedes=joined([*older.supersedes, (older.seq, older.seq), *newer.supersedes])[
+            -MAX_SPANS:
+        ],
     )
+
+
+def joined(spans: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """Return SPANS, ranges of numbers, in order, with neighbours as one."""
+    found: list[tuple[int, int]] = []
+    for first, last in sorted(spans):
+        if found and first <= found[-1][1] + 1:
+            found[-1] = (found[-1][0], max(found[-1][1], last))
+        else:
+            found.append((first, last))
+    return tuple(found)
 
 
 def _histogram(raw: Any) -> Histogram | None:
