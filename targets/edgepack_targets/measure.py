@@ -20,6 +20,7 @@ __all__ = [
     "Latency",
     "Run",
     "benchmark_document",
+    "benchmark_rows",
     "latency",
     "median_run",
     "peak_rss_mb",
@@ -142,4 +143,21 @@ def benchmark_document(
         "runs": list(runs),
         "effective": effective,
         "host": describe_machine(),
+    }
+
+
+def benchmark_rows(said: Benchmark) -> dict[str, str]:
+    """Return SAID in words, a fact a line, for people."""
+    ran, host = said["effective"], said["host"]
+    threads = f"{ran['threads']} threads" if ran["threads"] else "the runtime's threads"
+    p50s = [run["latency_ms"]["p50"] for run in said["runs"]]
+    return {
+        "load": f"{said['load_ms']:.1f} ms",
+        "first inference": f"{said['first_ms']:.2f} ms",
+        "latency p50 / p95": f"{said['latency_ms']['p50']:.3f} / {said['latency_ms']['p95']:.3f} ms"
+        f"  (p50 of the runs: {min(p50s):.3f} to {max(p50s):.3f})",
+        "throughput": f"{said['throughput_per_s']:.0f} samples/s",
+        "peak memory": f"{said['peak_rss_mb']:.0f} MB",
+        "runs as": f"{ran['precision']} on {ran['device']}, {threads}",
+        "here": f"{host['cpu'] or host['machine']}, {host['cpus']} CPUs",
     }

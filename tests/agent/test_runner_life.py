@@ -218,3 +218,22 @@ def test_the_engine_keeps_its_bound_its_deadline_and_its_word() -> None:
     with pytest.raises(ZeroDivisionError):
         engine.submit(lambda: 1 // 0, 10).result(5)
     assert soon(lambda: engine.stalled_s < 0.5)
+
+
+def test_a_runner_inherits_no_secret_and_gains_no_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEPACK_PASSPHRASE", "a-secret-of-somebody")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-secret-of-somebody")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    with Heard(digits_slot(tmp_path / "slot")) as heard:
+        heard.wait("loaded")
+        process = Path(f"/proc/{heard.runner.pid}")
+        environment = (process / "environ").read_bytes()
+        assert b"a-secret-of-somebody" not in environment
+        assert b"OMP_NUM_THREADS=1" in environment
+        status = (process / "status").read_text()
+        assert "NoNewPrivs:\t1" in status
+        limits = (process / "limits").read_text().splitlines()
+        (core,) = [line.split() for line in limits if line.startswith("Max core file size")]
+        assert core[4:6] == ["0", "0"]

@@ -22,6 +22,12 @@ from edgepack_agent.runner.wire import Lines, read_event, write_line
 __all__ = ["Event", "Runner"]
 
 Event = dict[str, Any]
+KEPT = (
+    "PATH", "HOME", "LANG", "LC_", "TZ", "TMPDIR", "XDG_", "LD_", "VIRTUAL_ENV", "PYTHON",
+    "JOURNAL_STREAM", "FAKETIME", "OMP_", "KMP_", "MKL_", "OPENBLAS_", "ORT_", "OV_", "OPENVINO",
+    "TF_", "XNNPACK", "CUDA_", "AV_",
+)  # fmt: skip
+"""Beginnings of the variables that a runner inherits: where things are, how runtimes work."""
 _STDERR = 2
 _LAST_WORDS_S = 5.0
 
@@ -150,7 +156,7 @@ class Runner:
             pass_fds=self._inherited,
             stdin=subprocess.DEVNULL,
             stdout=_STDERR,
-            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            env=_environment(),
         )
 
     def _events(self) -> Iterator[Event]:
@@ -177,6 +183,12 @@ def _reap(process: subprocess.Popen[bytes]) -> int:
     except subprocess.TimeoutExpired:
         process.kill()
         return process.wait()
+
+
+def _environment() -> dict[str, str]:
+    """Return what a runner needs to know of its surroundings: no secret of the agent's is in it."""
+    known = {name: value for name, value in os.environ.items() if name.startswith(KEPT)}
+    return known | {"PYTHONUNBUFFERED": "1"}
 
 
 def _command_line(

@@ -21,6 +21,7 @@ COMMANDS = {
     "unpin": ("edgepack_agent.cli.control", "Take models from the fleet again."),
     "sync": ("edgepack_agent.cli.control", "Look for a job and report now."),
     "export": ("edgepack_agent.cli.control", "Write what waits for the fleet to a file."),
+    "benchmark": ("edgepack_agent.cli.benchmark", "Measure a bundle on this device."),
     "serve": ("edgepack_agent.cli.serve", "Serve one bundle without a fleet."),
     "logs": ("edgepack_agent.cli.logs", "Show what the service has logged."),
     "doctor": ("edgepack_agent.cli.doctor", "Say what is wrong here and what to do."),

@@ -32,6 +32,7 @@ def main(
 ) -> None:
     """Serve SLOT as the control channel says."""
     kernel.die_with_parent()
+    kernel.give_up_rights()
     kernel.be_killed_first()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the supervisor to judge
     logs.begin("warning", "edgepack-runner", plain="runner: %(levelname)s: %(message)s")

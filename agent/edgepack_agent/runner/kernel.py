@@ -1,4 +1,4 @@
-"""What the runner asks of Linux about itself: to end with its parent, to be killed first, RSS.
+"""What the runner asks of Linux about itself: to end with its parent, to gain no rights, RSS.
 
 Everything here is a safeguard beside others and fails without a word where it is not allowed.
 """
@@ -6,12 +6,13 @@ Everything here is a safeguard beside others and fails without a word where it i
 import contextlib
 import ctypes
 import os
+import resource
 import signal
 from pathlib import Path
 
-__all__ = ["be_killed_first", "die_with_parent", "rss_mb"]
+__all__ = ["be_killed_first", "die_with_parent", "give_up_rights", "rss_mb"]
 
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 _OOM_SCORE_ADJ = "500"
 _PAGE_MB = os.sysconf("SC_PAGE_SIZE") / 2**20
 
@@ -19,6 +20,13 @@ _PAGE_MB = os.sysconf("SC_PAGE_SIZE") / 2**20
 def die_with_parent() -> None:
     """Have the kernel kill this process when the *thread* that started it ends."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def give_up_rights() -> None:
+    """Gain no right by any program from now on, leave no core on disk, make files for us alone."""
+    ctypes.CDLL(None).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.umask(0o027)
 
 
 def be_killed_first() -> None:

@@ -63,18 +63,7 @@ def _say(text: str) -> None:
 
 
 def _print(said: "Benchmark") -> None:
-    ran, host = said["effective"], said["host"]
-    threads = f"{ran['threads']} threads" if ran["threads"] else "the runtime's threads"
-    p50s = [run["latency_ms"]["p50"] for run in said["runs"]]
-    rows = {
-        "load": f"{said['load_ms']:.1f} ms",
-        "first inference": f"{said['first_ms']:.2f} ms",
-        "latency p50 / p95": f"{said['latency_ms']['p50']:.3f} / {said['latency_ms']['p95']:.3f} ms"
-        f"  (p50 of the runs: {min(p50s):.3f} to {max(p50s):.3f})",
-        "throughput": f"{said['throughput_per_s']:.0f} samples/s",
-        "peak memory": f"{said['peak_rss_mb']:.0f} MB",
-        "runs as": f"{ran['precision']} on {ran['device']}, {threads}",
-        "here": f"{host['cpu'] or host['machine']}, {host['cpus']} CPUs",
-    }
-    for name, value in rows.items():
+    from edgepack_targets.measure import benchmark_rows
+
+    for name, value in benchmark_rows(said).items():
         click.echo(f"{name:<18} {value}")
