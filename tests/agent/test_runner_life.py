@@ -20,6 +20,7 @@ from edgepack.errors import EdgepackError, IntegrityError
 from edgepack_agent.adapters.runner import Runner
 from edgepack_agent.runner import wire
 from edgepack_agent.runner.engine import Engine, ExpiredError, QueueFullError
+from edgepack_agent.runner.kernel import temperature_c
 from slots import Client, Heard, digits_slot, listen
 
 
@@ -237,3 +238,12 @@ def test_a_runner_inherits_no_secret_and_gains_no_right(
         limits = (process / "limits").read_text().splitlines()
         (core,) = [line.split() for line in limits if line.startswith("Max core file size")]
         assert core[4:6] == ["0", "0"]
+
+
+def test_the_hottest_zone_counts_and_a_broken_one_does_not(tmp_path: Path) -> None:
+    assert temperature_c(tmp_path) is None
+    for name, content in {"0": "41500\n", "1": "63000\n", "2": "no number"}.items():
+        zone = tmp_path / f"thermal_zone{name}"
+        zone.mkdir()
+        (zone / "temp").write_text(content)
+    assert temperature_c(tmp_path) == 63.0

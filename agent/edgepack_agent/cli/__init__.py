@@ -23,6 +23,7 @@ COMMANDS = {
     "export": ("edgepack_agent.cli.control", "Write what waits for the fleet to a file."),
     "benchmark": ("edgepack_agent.cli.benchmark", "Measure a bundle on this device."),
     "serve": ("edgepack_agent.cli.serve", "Serve one bundle without a fleet."),
+    "privacy": ("edgepack_agent.cli.privacy", "Say what leaves this device, and to whom."),
     "logs": ("edgepack_agent.cli.logs", "Show what the service has logged."),
     "doctor": ("edgepack_agent.cli.doctor", "Say what is wrong here and what to do."),
     "config": ("edgepack_agent.cli.config", "Check and show the configuration."),

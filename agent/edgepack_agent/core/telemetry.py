@@ -29,6 +29,7 @@ class Tally:
     confidence: Histogram | None = None
     rss_mb: float = 0.0
     cpu_percent: float = 0.0
+    temperature_c: float | None = None
 
     def add(self, beat: Mapping[str, Any]) -> None:
         """Add what happened since the last BEAT."""
@@ -40,6 +41,7 @@ class Tally:
         self.confidence = _sum(self.confidence, _histogram(stats.get("confidence")))
         self.rss_mb = max(self.rss_mb, beat.get("rss_mb", 0.0))
         self.cpu_percent = max(self.cpu_percent, beat.get("cpu_percent", 0.0))
+        self.temperature_c = _hotter(self.temperature_c, beat.get("temperature_c"))
 
     def row(self, boot: str, seq: int, lost: int, *, end: float, level: Level) -> Telemetry:
         """Return the row for the time up to END (Unix seconds), as much as LEVEL allows."""
@@ -58,6 +60,7 @@ class Tally:
             classes=dict(self.classes) if metrics else {},
             rss_mb=round(self.rss_mb, 1),
             cpu_percent=round(self.cpu_percent, 1),
+            temperature_c=self.temperature_c,
             lost=lost,
         )
 
@@ -83,12 +86,17 @@ def add_rows(older: Telemetry, newer: Telemetry) -> Telemetry | None:
         classes=dict(Counter(older.classes) + Counter(newer.classes)),
         rss_mb=max(older.rss_mb, newer.rss_mb),
         cpu_percent=max(older.cpu_percent, newer.cpu_percent),
-        temperature_c=newer.temperature_c,
+        temperature_c=_hotter(older.temperature_c, newer.temperature_c),
         lost=older.lost + newer.lost,
         supersedes=joined([*older.supersedes, (older.seq, older.seq), *newer.supersedes])[
             -MAX_SPANS:
         ],
     )
+
+
+def _hotter(one: float | None, other: float | None) -> float | None:
+    known = [degrees for degrees in (one, other) if degrees is not None]
+    return max(known, default=None)
 
 
 def joined(spans: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:

@@ -181,6 +181,7 @@ class Driver:
                 "evt": "beat",
                 "rss_mb": round(kernel.rss_mb(), 1),
                 "cpu_percent": round(100 * used / max(wall, 1e-3), 1),
+                "temperature_c": kernel.temperature_c(),
                 "stats": self._statistics.take(),
                 "cameras": self._cameras(),
             }

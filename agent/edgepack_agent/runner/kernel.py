@@ -1,4 +1,4 @@
-"""What the runner asks of Linux about itself: to end with its parent, to gain no rights, RSS.
+"""What the runner asks of Linux about itself: to end with its parent, to gain no rights; RSS, heat.
 
 Everything here is a safeguard beside others and fails without a word where it is not allowed.
 """
@@ -10,7 +10,7 @@ import resource
 import signal
 from pathlib import Path
 
-__all__ = ["be_killed_first", "die_with_parent", "give_up_rights", "rss_mb"]
+__all__ = ["be_killed_first", "die_with_parent", "give_up_rights", "rss_mb", "temperature_c"]
 
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 _OOM_SCORE_ADJ = "500"
@@ -40,3 +40,12 @@ def rss_mb() -> float:
     with contextlib.suppress(OSError, ValueError, IndexError):
         return int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE_MB
     return 0.0
+
+
+def temperature_c(zones: Path = Path("/sys/class/thermal")) -> float | None:
+    """Return the temperature of the hottest thermal zone; None: this machine does not say."""
+    found = []
+    for path in zones.glob("thermal_zone*/temp"):
+        with contextlib.suppress(OSError, ValueError):
+            found.append(int(path.read_text()) / 1000)
+    return max(found, default=None)

@@ -7,7 +7,6 @@ Imported with the first scrape: a device that nobody scrapes does not pay for it
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import accumulate
-from pathlib import Path
 
 from prometheus_client import CONTENT_TYPE_LATEST, ProcessCollector, generate_latest
 from prometheus_client.core import (
@@ -18,11 +17,10 @@ from prometheus_client.core import (
 )
 
 from edgepack_agent.runner.interface import Model
+from edgepack_agent.runner.kernel import temperature_c
 from edgepack_agent.runner.statistics import LATENCY_EDGES_MS, Statistics
 
 __all__ = ["CONTENT_TYPE_LATEST", "Metrics"]
-
-THERMAL = Path("/sys/class/thermal")
 
 
 class Metrics:
@@ -91,15 +89,8 @@ def _counted(name: str, told: str, label: str, counts: Counter[int] | Counter[st
 
 
 def _temperature() -> Iterable[Metric]:
-    found = [degrees for zone in THERMAL.glob("thermal_zone*/temp") if (degrees := _degrees(zone))]
-    if found:
+    degrees = temperature_c()
+    if degrees is not None:
         yield GaugeMetricFamily(
-            "edgepack_temperature_celsius", "The hottest thermal zone.", value=max(found)
+            "edgepack_temperature_celsius", "The hottest thermal zone.", value=degrees
         )
-
-
-def _degrees(path: Path) -> float | None:
-    try:
-        return int(path.read_text()) / 1000
-    except (OSError, ValueError):
-        return None
