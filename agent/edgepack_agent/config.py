@@ -22,6 +22,12 @@ sources:                           # pictures that come by themselves
 threads: null                      # threads of the runtime; null: the runtime chooses
 runtimes: [openvino, onnx]         # allowed runtimes, best first; []: all that are installed
 allow_local_install: false         # take approved bundles from a person at the device
+events:                            # a broker of the site, e.g. that of Home Assistant
+  broker: null                     # mqtt://127.0.0.1:1883 or mqtts://host; null: none is told
+  username: null
+  password_file: null
+  prefix: edgepack
+  discovery_prefix: homeassistant
 update:                            # when updates are welcome, and what is asked of a new model
   windows: [{days: [sat, sun], from: "22:00", to: "04:00", zone: Europe/Berlin}]   # []: always
   min_battery: 20                  # percent below which they wait for power; 0: they do not
@@ -58,6 +64,7 @@ __all__ = [
     "Config",
     "DeltaConfig",
     "DriftConfig",
+    "EventsConfig",
     "TelemetryConfig",
     "TransferConfig",
     "UpdateConfig",
@@ -131,6 +138,27 @@ class ApiConfig(_Section, frozen=True, kw_only=True):
     max_per_s: Annotated[float, msgspec.Meta(gt=0)] | None = None
 
 
+class EventsConfig(_Section, frozen=True, kw_only=True):
+    """A broker of the site that is told how the device is."""
+
+    broker: str | None = None
+    username: str | None = None
+    password_file: Path | None = None
+    prefix: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{1,64}(?![\s\S])")] = "edgepack"
+    discovery_prefix: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{1,64}(?![\s\S])")] = (
+        "homeassistant"
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse half a login.
+
+        Raises:
+            ValueError: there is a user without a password, or the other way round.
+        """
+        if (self.username is None) != (self.password_file is None):
+            raise ValueError("username and password_file belong together")
+
+
 class UpdateConfig(_Section, frozen=True, kw_only=True):
     """When updates are welcome, and what is asked of a new model."""
 
@@ -165,6 +193,7 @@ class Config(_Section, frozen=True, kw_only=True):
     threads: Annotated[int, msgspec.Meta(ge=1, le=256)] | None = None
     runtimes: tuple[str, ...] = ()
     allow_local_install: bool = False
+    events: EventsConfig = EventsConfig()
     update: UpdateConfig = UpdateConfig()
     broker: str | None = None
     transfer: TransferConfig = TransferConfig()

@@ -93,9 +93,10 @@ class Console:
         waiting.reply.set_result(bundle | ({"error": failure(result)} if result else {}))
 
     def _status(self, asked: Asked) -> None:
-        asked.reply.set_result(self._describe())
+        asked.reply.set_result(self.describe())
 
-    def _describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
+        """Return what `status` says."""
         parts = self._parts
         return describe(
             self._engine.state,
@@ -117,7 +118,7 @@ class Console:
         if asked.file is None:
             raise UsageError("no file was handed in", reason="no_file")
         parts = self._parts
-        count = write_export(asked.file, parts.identity, parts.reports, self._describe())
+        count = write_export(asked.file, parts.identity, parts.reports, self.describe())
         os.close(asked.file)
         asked.reply.set_result({"messages": count, "rows": len(parts.outbox)})
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgepack.durable import sweep
 from edgepack.errors import UsageError
@@ -51,6 +51,9 @@ from edgepack_agent.core.state import Event, Model, Stamp
 from edgepack_agent.drifting import Drifting
 from edgepack_agent.serving import Serving, open_sockets
 
+if TYPE_CHECKING:
+    from edgepack_agent.adapters.announcer import Announcer
+
 __all__ = ["Parts", "assemble"]
 
 MAX_WAITING = 256
@@ -85,6 +88,7 @@ class Parts:
     control: ControlServer
     notifier: Notifier
     renewer: Renewer
+    announcer: "Announcer | None"
     inventory: Callable[[], Inventory]
     locks: Locks
     now: Callable[[], Stamp] = read_stamp
@@ -139,7 +143,6 @@ def assemble(config: Config) -> Parts:
     journal, outbox = Journal(data / "journal.db"), Outbox(data / "outbox.db")
     downloads = Downloads(data / "blobs", data / "parts")
     slots, floors = Slots(data / "slots", downloads), Floors(data / "floors.json")
-    shelf = Shelf()
 
     def inventory() -> Inventory:
         return read_inventory(data, shelf.read(), config.runtimes)
@@ -155,7 +158,7 @@ def assemble(config: Config) -> Parts:
 
     fleet = address(config.broker) if config.broker else identity.broker
     link = Link(identity, fleet, birth, hear)
-    links = Links(lambda: post(desk.ask))
+    shelf, links = Shelf(), Links(lambda: post(desk.ask))
     signing = Signing(identity, link.say)
     desk = Desk(signing.say, post, links.take)
     metering = _metering(config.transfer, fleet[0], links)
@@ -185,8 +188,24 @@ def assemble(config: Config) -> Parts:
         notifier=Notifier(),
         renewer=Renewer(identity, link.say, link.renew, post),
         inventory=inventory,
+        announcer=_announcer(config, identity.device, shelf, lambda: post(desk.ask)),
         locks=Locks(data / "lock.json", config.run_dir / "inhibit", time.time),
     )
+
+
+def _announcer(
+    config: Config, device: str, shelf: Shelf, wanted: Callable[[], None]
+) -> "Announcer | None":
+    events = config.events
+    if events.broker is None:
+        return None
+    from edgepack_agent.adapters.announcer import Announcer
+    from edgepack_agent.core.announcement import Names
+
+    names = Names(device, events.prefix, events.discovery_prefix)
+    paths = events.username, events.password_file
+    login = (paths[0], paths[1]) if paths[0] is not None and paths[1] is not None else None
+    return Announcer(events.broker, names, shelf.read().agent, login, wanted)
 
 
 def _token(config: Config) -> str | None:

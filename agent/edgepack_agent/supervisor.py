@@ -126,6 +126,8 @@ class Supervisor:
         self._recover()
         self._parts.notifier.ready()
         self._parts.link.start()
+        if self._parts.announcer:
+            self._parts.announcer.start()
         self._timers.repeat(self._parts.config.telemetry.interval_s, self._close_interval)
         self._timers.repeat(TICK_S, self._tick)
         self._timers.repeat(self._parts.config.poll_s, self._parts.desk.ask, jitter=True)
@@ -269,6 +271,8 @@ class Supervisor:
             self._parts.reports.send()
         idle = self._state.phase == "idle"
         self._parts.renewer.tick(connected=self._parts.link.connected, idle=idle)
+        if self._parts.announcer:
+            self._parts.announcer.tell(self._console.describe())
 
     def _tell_inventory(self) -> None:
         self._parts.reports.inventory(self._parts.inventory())
@@ -404,6 +408,8 @@ class Supervisor:
         self._last_beats()
         self._safely(self._close_interval)
         parts.link.stop()
+        if parts.announcer:
+            parts.announcer.close()
         parts.journal.close()
         parts.outbox.close()
         os.close(parts.lock)

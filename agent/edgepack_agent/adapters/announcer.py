@@ -1,0 +1,123 @@
+"""A connection to the broker of the site, beside the fleet's: tells how the device is.
+
+It takes one wish, `install`, with which the agent looks for a job of its own fleet now; nothing else
+can be changed from there. What cannot be told is dropped; nothing waits for this broker.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import paho.mqtt.client as mqtt
+from paho.mqtt.enums import CallbackAPIVersion
+
+from edgepack.errors import UsageError
+from edgepack_agent.core.announcement import INSTALL, Names, discovery, messages
+
+__all__ = ["Announcer"]
+
+log = logging.getLogger(__name__)
+KEEP_ALIVE_S = 30
+LOCAL = {"localhost", "127.0.0.1", "::1"}
+
+
+class Announcer:
+    """Tells a broker.
+
+    Args:
+        address: `mqtt://HOST[:PORT]`, or `mqtts://` for TLS with the system's authorities.
+        names: Topics.
+        agent: Version of the agent.
+        login: User and the file with its password; None: none.
+        wanted: Called when somebody wants an update to be looked for.
+
+    Raises:
+        UsageError: the address is none, the password cannot be read, or it would go in the
+            clear to another machine.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        names: Names,
+        agent: str,
+        login: tuple[str, Path] | None,
+        wanted: Callable[[], None],
+    ) -> None:
+        parts = urlsplit(address)
+        if parts.scheme not in {"mqtt", "mqtts"} or not parts.hostname:
+            raise _wrong(f"{parts.scheme or address} is no mqtt:// or mqtts:// address")
+        secure = parts.scheme == "mqtts"
+        if login and not secure and parts.hostname not in LOCAL:
+            raise _wrong("a password would go in the clear to another machine; use mqtts://")
+        self._names, self._agent, self._wanted = names, agent, wanted
+        self._known: dict[str, str] = {}
+        self._status: Mapping[str, Any] = {}
+        self._client = mqtt.Client(
+            CallbackAPIVersion.VERSION2, client_id=f"edgepack-{names.device}"
+        )
+        if secure:
+            self._client.tls_set()
+        if login:
+            self._client.username_pw_set(login[0], _password(login[1]))
+        self._client.will_set(names.available, "offline", qos=1, retain=True)
+        self._client.on_connect = self._connected
+        self._client.on_message = self._heard
+        self._client.max_queued_messages_set(100)
+        self._at = parts.hostname, parts.port or (8883 if secure else 1883)
+
+    def start(self) -> None:
+        """Connect, and go on trying."""
+        self._client.connect_async(*self._at, keepalive=KEEP_ALIVE_S)
+        self._client.loop_start()
+
+    def tell(self, status: Mapping[str, Any]) -> None:
+        """Tell STATUS, of `edgepack-agent status`, as far as it is new."""
+        self._status = status
+        if not self._client.is_connected():
+            return
+        told = {self._names.config: json.dumps(discovery(self._names, self._agent, status))}
+        told |= messages(self._names, status)
+        for topic, payload in told.items():
+            if self._known.get(topic) != payload:
+                self._known[topic] = payload
+                self._client.publish(topic, payload, qos=1, retain=True)
+
+    def close(self) -> None:
+        """Say goodbye and disconnect."""
+        if self._client.is_connected():
+            last = self._client.publish(self._names.available, "offline", qos=1, retain=True)
+            last.wait_for_publish(2)
+        self._client.disconnect()
+        self._client.loop_stop()
+
+    def _connected(self, client: mqtt.Client, *_: Any) -> None:
+        self._known.clear()
+        client.subscribe([(self._names.command, 1), (self._names.born, 1)])
+        client.publish(self._names.available, "online", qos=1, retain=True)
+        self.tell(self._status)
+
+    def _heard(self, _client: mqtt.Client, _data: Any, message: mqtt.MQTTMessage) -> None:
+        if message.topic == self._names.command and message.payload == INSTALL.encode():
+            self._wanted()
+        elif message.topic == self._names.born and message.payload == b"online":
+            self._known.clear()
+
+
+def _password(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise _wrong(f"{path}: {error}") from error
+
+
+def _wrong(why: str) -> UsageError:
+    return UsageError(
+        "the broker for events cannot be used",
+        why=why,
+        fix="check `events` in the configuration",
+        reason="bad_events",
+    )

@@ -1,0 +1,206 @@
+"""Home Assistant finds a device and its model over a real broker, in the form it asks for."""
+
+import contextlib
+import json
+import queue
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import paho.mqtt.client as mqtt
+import pytest
+
+from agent_rig import Site, site
+from edgepack.errors import UsageError
+from edgepack_agent.adapters.announcer import Announcer
+from edgepack_agent.core.announcement import Names, discovery, messages
+from edgepack_agent.settings import load_config
+from fleet_rig import free_port, listens, wait
+
+TEXT = {"type": "string", "minLength": 1}
+TOPIC = {"type": "string", "pattern": "^[^+#]+$"}
+COMMON = {"p": TEXT, "name": TEXT, "unique_id": {"type": "string", "pattern": "^[A-Za-z0-9_-]+$"},
+          "state_topic": TOPIC}  # fmt: skip
+# https://www.home-assistant.io/integrations/mqtt/#device-discovery-payload
+# https://www.home-assistant.io/integrations/update.mqtt/
+# https://www.home-assistant.io/integrations/binary_sensor.mqtt/
+# https://www.home-assistant.io/integrations/sensor.mqtt/
+SCHEMA = {
+    "type": "object",
+    "required": ["dev", "o", "cmps"],
+    "additionalProperties": False,
+    "properties": {
+        "dev": {
+            "type": "object",
+            "required": ["ids"],
+            "additionalProperties": False,
+            "properties": {
+                "ids": {"type": "array", "items": TEXT, "minItems": 1},
+                "name": TEXT, "mf": TEXT, "mdl": TEXT, "sw": TEXT,
+            },
+        },
+        "o": {"type": "object", "required": ["name"], "properties": {"name": TEXT, "sw": TEXT}},
+        "availability": {
+            "type": "array", "items": {"type": "object", "required": ["topic"]}, "minItems": 1,
+        },
+        "cmps": {
+            "type": "object",
+            "minProperties": 1,
+            "additionalProperties": {
+                "oneOf": [
+                    {
+                        "required": ["p", "unique_id", "state_topic"],
+                        "additionalProperties": False,
+                        "properties": COMMON | {
+                            "p": {"const": "update"}, "command_topic": TOPIC,
+                            "payload_install": TEXT,
+                        },
+                    },
+                    {
+                        "required": ["p", "unique_id", "state_topic"],
+                        "additionalProperties": False,
+                        "properties": COMMON | {
+                            "p": {"const": "binary_sensor"},
+                            "device_class": {"const": "connectivity"},
+                            "payload_on": TEXT, "payload_off": TEXT,
+                        },
+                    },
+                    {
+                        "required": ["p", "unique_id", "state_topic", "value_template"],
+                        "additionalProperties": False,
+                        "properties": COMMON | {
+                            "p": {"const": "sensor"}, "value_template": TEXT,
+                            "unit_of_measurement": TEXT, "state_class": {"const": "measurement"},
+                            "entity_category": {"const": "diagnostic"},
+                            "device_class": {"const": "data_size"},
+                        },
+                    },
+                ]
+            },
+        },
+    },
+}  # fmt: skip
+STATUS = {
+    "bundle": "person@1.4.0", "digest": "sha256:ab", "phase": "idle", "rss_mb": 43.1, "job": None,
+    "cameras": {"Front door": {"online": True, "fps": 4.9}, "yard": {"online": False, "fps": 0.0}},
+    "drift": {"alarms": ["classes"]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("device", ["cam-1", "Büro 7", "a.b"])
+def test_the_discovery_message_is_what_home_assistant_asks_for(device: str) -> None:
+    payload = discovery(Names(device), "0.1.0", STATUS)
+    jsonschema.validate(payload, SCHEMA)
+    parts = payload["cmps"].values()
+    assert len({part["unique_id"] for part in parts}) == len(payload["cmps"])
+    told = messages(Names(device), STATUS)
+    assert {part["state_topic"] for part in parts} <= told.keys()
+
+
+def test_the_model_is_an_update_that_waits_while_there_is_a_job() -> None:
+    names = Names("cam-1")
+    topic = "edgepack/cam-1/update/state"
+    idle = json.loads(messages(names, STATUS)[topic])
+    assert (idle["installed_version"], idle["latest_version"]) == ("1.4.0", "1.4.0")
+    offered = STATUS | {"job": {"id": "j", "release": "person@1.5.0"}}
+    found = json.loads(messages(names, offered)[topic])
+    assert (found["installed_version"], found["latest_version"]) == ("1.4.0", "1.5.0")
+    assert found["title"] == "person"
+    none = json.loads(messages(names, {})[topic])
+    assert none["installed_version"] is None
+
+
+@pytest.mark.parametrize(
+    ("address", "login"),
+    [("http://127.0.0.1", False), ("mqtt://", False), ("mqtt://10.0.0.7", True)],
+)
+def test_a_broker_that_must_not_be_told_is_refused(
+    tmp_path: Path, address: str, login: bool
+) -> None:
+    (tmp_path / "password").write_text("a-secret-of-somebody\n")
+    user = ("me", tmp_path / "password") if login else None
+    with pytest.raises(UsageError) as refused:
+        Announcer(address, Names("cam"), "0", user, lambda: None)
+    assert refused.value.reason == "bad_events"
+    assert "a-secret" not in refused.value.diagnostics()
+
+
+def test_half_a_login_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "agent.yaml"
+    path.write_text("events: {broker: 'mqtt://127.0.0.1', username: me}\n")
+    with pytest.raises(UsageError, match="events"):
+        load_config(path)
+
+
+@contextlib.contextmanager
+def house(home: Path) -> Iterator[tuple[int, "queue.Queue[mqtt.MQTTMessage]", mqtt.Client]]:
+    """Yield port, messages and client of a broker as a house has it."""
+    port = free_port()
+    config = home / "house.conf"
+    config.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\n")
+    process = subprocess.Popen(
+        ["mosquitto", "-c", config], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        env={"PATH": "/usr/sbin:/usr/bin:/bin"},
+    )  # fmt: skip
+    heard: queue.Queue[mqtt.MQTTMessage] = queue.Queue()
+    client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2)
+    client.on_message = lambda _c, _d, message: heard.put(message)
+    try:
+        wait("the broker", lambda: listens(port))
+        client.connect("127.0.0.1", port)
+        client.subscribe("#", qos=1)
+        client.loop_start()
+        yield port, heard, client
+    finally:
+        client.disconnect()
+        client.loop_stop()
+        process.terminate()
+        process.wait(10)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Site]:
+    with site(tmp_path) as found:
+        yield found
+
+
+@pytest.mark.mosquitto
+def test_a_device_is_found_told_of_and_asked_over_a_real_broker(
+    place: Site, tmp_path: Path
+) -> None:
+    with house(tmp_path) as (port, heard, client):
+        device = place.running_1(
+            events={"broker": f"mqtt://127.0.0.1:{port}"},
+            sources=[{"name": "door", "source": "test:pattern"}],
+            poll_s=3600,
+        )
+        seen: dict[str, Any] = {}
+
+        def latest(topic: str) -> Any:
+            while not heard.empty():
+                message = heard.get()
+                seen[message.topic] = message.payload
+            return seen.get(topic)
+
+        def update() -> Any:
+            payload = latest("edgepack/cam/update/state")
+            return json.loads(payload)["installed_version"] if payload else None
+
+        wait("the model", lambda: update() == "1.0.0", 40)
+        jsonschema.validate(json.loads(latest("homeassistant/device/cam/config")), SCHEMA)
+        wait("the camera", lambda: latest("edgepack/cam/door/status") == b"online", 30)
+        assert latest("edgepack/cam/available") == b"online"
+        # Home Assistant starts: everything is told again.
+        seen.clear()
+        client.publish("homeassistant/status", "online", qos=1)
+        wait("it again", lambda: latest("homeassistant/device/cam/config"), 30)
+        # The button of the update: the device looks for a job at once, which it would in an hour.
+        place.publish("1.1.0")
+        rollout = place.roll_out("1.1.0", probation_s=0)
+        client.publish("edgepack/cam/update/set", "install", qos=1)
+        assert place.ended(rollout) == "completed"
+        wait("the new model", lambda: update() == "1.1.0", 30)
+        assert device.stop() == 0
+        wait("goodbye", lambda: latest("edgepack/cam/available") == b"offline")
