@@ -143,7 +143,7 @@ class EventsConfig(_Section, frozen=True, kw_only=True):
 
     broker: str | None = None
     username: str | None = None
-    password_file: Path | None = None
+    password_file: str | None = None
     prefix: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{1,64}(?![\s\S])")] = "edgepack"
     discovery_prefix: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{1,64}(?![\s\S])")] = (
         "homeassistant"

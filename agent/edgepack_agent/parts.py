@@ -203,8 +203,9 @@ def _announcer(
     from edgepack_agent.core.announcement import Names
 
     names = Names(device, events.prefix, events.discovery_prefix)
-    paths = events.username, events.password_file
-    login = (paths[0], paths[1]) if paths[0] is not None and paths[1] is not None else None
+    login = None
+    if events.username is not None and events.password_file is not None:
+        login = events.username, Path(events.password_file)
     return Announcer(events.broker, names, shelf.read().agent, login, wanted)
 
 

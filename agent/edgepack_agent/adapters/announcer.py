@@ -1,7 +1,7 @@
 """A connection to the broker of the site, beside the fleet's: tells how the device is.
 
-It takes one wish, `install`, with which the agent looks for a job of its own fleet now; nothing else
-can be changed from there. What cannot be told is dropped; nothing waits for this broker.
+It takes one wish, `install`, with which the agent looks for a job of its own fleet now; nothing
+else can be changed from there. What cannot be told is dropped; nothing waits for this broker.
 """
 
 import json
