@@ -148,7 +148,7 @@ class Patient:
         """Return the files in its data directory that should not be there when it is idle."""
         data = self.device.data
         names = [p.relative_to(data).as_posix() for p in data.rglob("*")]
-        known = {"lock", "identity", "trust", "blobs", "parts", "slots", "results"}
+        known = {"lock", "identity", "trust", "blobs", "parts", "slots", "results", "api-token"}
         found = []
         for name in names:
             top, _, rest = name.partition("/")
