@@ -6,6 +6,7 @@ listen: 127.0.0.1:9000             # local inference API over TCP beside the soc
 api:                               # who may ask it
   token: true                      # over TCP, ask for the token in DATA_DIR/api-token
   max_per_s: null                  # requests a second over each kind of socket; null: any number
+  grpc: null                       # 127.0.0.1:9001: the same over gRPC, with the same token
 poll_s: 300                        # seconds between two looks for a job, if no hint comes
 telemetry: {level: metrics, interval_s: 30}    # level: off | health | metrics
 drift:                             # is what the model sees and says still what it was built for?
@@ -136,6 +137,7 @@ class ApiConfig(_Section, frozen=True, kw_only=True):
 
     token: bool = True
     max_per_s: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    grpc: str | None = None
 
 
 class EventsConfig(_Section, frozen=True, kw_only=True):

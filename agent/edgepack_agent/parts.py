@@ -210,7 +210,8 @@ def _announcer(
 
 
 def _token(config: Config) -> str | None:
-    return api_token(config.api_token) if config.listen and config.api.token else None
+    over_tcp = config.listen or config.api.grpc
+    return api_token(config.api_token) if over_tcp and config.api.token else None
 
 
 def _active(journal: Journal) -> str | None:

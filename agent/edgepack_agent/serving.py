@@ -213,7 +213,8 @@ class Serving:
         sources = [msgspec.to_builtins(source) for source in self._config.sources]
         if sources:
             self._tell(seat, cmd="sources", sources=sources)
-        self._tell(seat, cmd="admit", token=self._token, max_per_s=self._config.api.max_per_s)
+        api = self._config.api
+        self._tell(seat, cmd="admit", token=self._token, max_per_s=api.max_per_s, grpc=api.grpc)
         self._tell(seat, cmd="accept")
 
     def _tell(self, seat: Seat | None, **command: Any) -> None:

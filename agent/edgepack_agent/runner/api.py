@@ -21,7 +21,7 @@ from edgepack_agent.runner.engine import Engine, ExpiredError, QueueFullError
 from edgepack_agent.runner.gate import Gate
 from edgepack_agent.runner.interface import Model
 from edgepack_agent.runner.openapi import describe_api
-from edgepack_agent.runner.protocol import RequestError
+from edgepack_agent.runner.protocol import InferRequest, RequestError
 from edgepack_agent.runner.statistics import Statistics
 
 __all__ = ["DEADLINE_S", "Api", "Call", "Reply", "Route"]
@@ -88,7 +88,7 @@ class Api:
         try:
             status, headers, body = await self._answer(scope, receive)
         except RequestError as error:
-            self._statistics.failed(error.reason)
+            self.refused(error)
             status, headers, body = _refusal(error)
         self._requests[status] += 1
         headers = headers | {
@@ -166,9 +166,21 @@ class Api:
         return b"".join(pieces)
 
     async def _infer(self, call: Call) -> Reply:
-        model = self._model
         body = await self._body_in_time(call)
-        request = protocol.read_request(call.headers, body, model.manifest)
+        request, outputs = await self.ask(call.headers, body)
+        answer = protocol.write_response(self._model.manifest, self._model.digest, request, outputs)
+        return 200, *answer
+
+    async def ask(
+        self, headers: Mapping[str, str], body: bytes
+    ) -> tuple[InferRequest, dict[str, Any]]:
+        """Return the request in HEADERS and BODY as it was read, and the model's outputs.
+
+        Raises:
+            RequestError: it is none, or there is no answer in time.
+        """
+        model = self._model
+        request = protocol.read_request(headers, body, model.manifest)
         patience = min(request.timeout_s, DEADLINE_S)
         try:
             async with asyncio.timeout(patience):
@@ -183,7 +195,11 @@ class Api:
         except Exception as error:
             self._tell_once(error)
             raise RequestError(500, "the runtime failed", "runtime_error") from error
-        return 200, *protocol.write_response(model.manifest, model.digest, request, outputs)
+        return request, outputs
+
+    def refused(self, error: RequestError) -> None:
+        """Count a request that got no answer."""
+        self._statistics.failed(error.reason)
 
     def _tell_once(self, error: Exception) -> None:
         """Log ERROR if it is the first of its kind; the statistics count them all."""

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgepack.errors import EdgepackError
 from edgepack_agent.runner import kernel, wire
@@ -24,6 +24,9 @@ from edgepack_agent.runner.sources import Feed, Results
 from edgepack_agent.runner.statistics import Statistics
 
 __all__ = ["Driver", "Options"]
+
+if TYPE_CHECKING:
+    from edgepack_agent.runner.grpc_api import GrpcServer
 
 T = TypeVar("T")
 
@@ -70,6 +73,8 @@ class Driver:
         self._clock = (time.monotonic(), time.process_time())
         self._loaded: _Loaded | None = None
         self._draining: asyncio.Task[None] | None = None
+        self._grpc_at: str | None = None
+        self._grpc: GrpcServer | None = None
 
     async def run(self) -> int:
         """Live until told to stop; return the exit code."""
@@ -126,19 +131,40 @@ class Driver:
                 path = Path(exam) if exam else None
                 work = self._engine.submit(lambda: loaded.model.check(path, min_score), math.inf)
                 self._say({"evt": "checked"} | await asyncio.wrap_future(work))
-            case wire.Admit(token, max_per_s):
-                loaded.api.gate = Gate(token, max_per_s)
+            case wire.Admit(token, max_per_s, grpc):
+                loaded.api.gate, self._grpc_at = Gate(token, max_per_s), grpc
             case wire.Accept():
+                await self._begin_grpc(loaded)
                 loaded.server.accept()
                 loaded.feed.start()
                 self._say({"evt": "accepting"})
             case wire.Drain():
                 loaded.feed.stop()
                 loaded.server.refuse()
+                await self._end_grpc()
                 self._draining = asyncio.create_task(self._drain(loaded.server))
             case wire.Sources(sources):
                 loaded.feed.replace(sources)
                 loaded.api.routes |= preview_routes(loaded.feed)
+
+    async def _begin_grpc(self, loaded: _Loaded) -> None:
+        if self._grpc_at is None or self._grpc is not None:
+            return
+        try:
+            from edgepack_agent.runner.grpc_api import GrpcServer
+
+            self._grpc = GrpcServer(loaded.api, loaded.model, self._grpc_at)
+            await self._grpc.start()
+        except (ImportError, RuntimeError, OSError) as error:
+            # REST and cameras are what the device is for; they go on without it.
+            self._grpc = None
+            self._statistics.failed("grpc")
+            log.warning("gRPC is not served at %s: %s", self._grpc_at, error)
+
+    async def _end_grpc(self) -> None:
+        server, self._grpc = self._grpc, None
+        if server is not None:
+            await server.stop()
 
     async def _drain(self, server: Server) -> None:
         if await server.drained(DEADLINE_S):
@@ -150,6 +176,7 @@ class Driver:
         if self._loaded:
             self._loaded.feed.stop()
             self._loaded.server.refuse()
+            await self._end_grpc()
             await self._loaded.server.drained(_LAST_S)
             await asyncio.to_thread(self._loaded.feed.ended, _LAST_S)
             self._say_beat()

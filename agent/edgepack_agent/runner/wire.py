@@ -4,7 +4,7 @@ Commands go down, events come up. The supervisor speaks plain objects; the runne
 the structs below, so that a wrong command is refused and not half understood.
 
     check    {exam: path | null, min_score}        -> checked {golden, exam} | failed
-    admit    {token: text | null, max_per_s: number | null}
+    admit    {token: text | null, max_per_s: number | null, grpc: address | null}
     accept   {}                                    -> accepting
     drain    {}                                    -> drained
     sources  {sources: [{name, source, every_s}]}
@@ -62,6 +62,8 @@ class Admit(_Command, frozen=True, tag="admit"):
     """What requests over TCP must bear; None: nothing."""
     max_per_s: Annotated[float, msgspec.Meta(gt=0)] | None = None
     """Requests a second over each kind of socket; None: as many as can be answered."""
+    grpc: str | None = None
+    """`127.0.0.1:PORT` to take gRPC at; None: it is not taken."""
 
 
 class Accept(_Command, frozen=True, tag="accept"):
