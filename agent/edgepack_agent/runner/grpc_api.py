@@ -1,4 +1,4 @@
-"""The same protocol over gRPC, `inference.GRPCInferenceService`, as Triton's and KServe's clients do.
+"""The same protocol over gRPC, `inference.GRPCInferenceService`, as Triton's clients speak it.
 
 A request becomes one of the REST protocol with binary tensors, so that there is one place that
 checks what strangers send. Each runner has a listener of its own on the same port (SO_REUSEPORT):
