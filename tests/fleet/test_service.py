@@ -88,7 +88,7 @@ def test_telemetry_is_acknowledged_after_it_is_saved_and_counted_once(
 
     cam.say("tele", messages.encode_batch([row(0), row(1), row(4)]))
     first = messages.decode(cam.hears("ack")[1], messages.Ack)
-    assert (first.boot, first.upto, first.missing) == ("b", 4, (2, 3))
+    assert (first.boot, first.upto, first.missing) == ("b", 4, ((2, 3),))
     cam.say("tele", messages.encode_batch([row(1), row(2), row(3)]))
     second = messages.decode(cam.hears("ack")[1], messages.Ack)
     assert (second.upto, second.missing) == (4, ())
