@@ -7,8 +7,9 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from edgepack_agent.core.drift import Alarm, Drift, Rule, histogram_of
+from edgepack_agent.core.drift import Alarm, Drift, Rule
 from edgepack_agent.core.state import Publish, Slot
+from edgepack_targets.pipeline.baseline import Baseline
 
 __all__ = ["Drifting"]
 
@@ -19,7 +20,7 @@ class Drifting:
     """The watch over one device.
 
     Args:
-        baseline: Returns `drift` of the manifest in a slot; None: it has none.
+        baseline: Returns what the manifest in a slot says; None: nothing that can be used.
         rule: What counts as drift; None: nothing is watched.
         tell: Takes what the fleet should know.
         clock: Monotonic seconds.
@@ -27,7 +28,7 @@ class Drifting:
 
     def __init__(
         self,
-        baseline: Callable[[Slot], Mapping[str, Any] | None],
+        baseline: Callable[[Slot], Baseline | None],
         rule: Rule | None,
         tell: Callable[[Publish], None],
         clock: Callable[[], float],
@@ -75,17 +76,17 @@ class Drifting:
 def _pair(drift: Drift, feature: str) -> dict[str, Any]:
     counts = drift.shown[feature]
     if feature == "classes":
-        before: Mapping[str, int] = drift.baseline["classes"]
+        before = drift.baseline.classes
         names = sorted(before.keys() | counts.keys(), key=lambda name: -before.get(name, 0))
         return {
             "names": names,
             "baseline": [before.get(name, 0) for name in names],
             "window": [counts[name] for name in names],
         }
-    histogram = histogram_of(drift.baseline, feature)
-    edges, known = histogram["edges"], histogram["counts"]
+    histogram = drift.baseline.histogram(feature)
+    edges, known = (histogram.edges, histogram.counts) if histogram else ((), (0,))
     return {
-        "names": [f"<{edges[0]:g}", *(f"{edge:g}" for edge in edges)],
+        "names": [f"<{edges[0]:g}" if edges else "all", *(f"{edge:g}" for edge in edges)],
         "baseline": list(known),
         "window": [counts[place] for place in range(len(known))],
     }

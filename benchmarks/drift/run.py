@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from edgepack_agent.core.drift import Drift, Rule
+from edgepack_targets.pipeline.baseline import Baseline, Counted
 from edgepack_targets.pipeline.drift_chart import drift_chart
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,10 +74,10 @@ CASES = (
 )
 
 
-def baseline(dice: random.Random, count: int) -> dict[str, Any]:
+def baseline(dice: random.Random, count: int) -> Baseline:
     """Return a baseline of COUNT samples, as a manifest has it."""
-    mean, spread = ({"edges": EDGES, "counts": values(dice, count)} for _ in range(2))
-    return {"classes": classes(dice, count), "inputs": {"x": {"mean": mean, "spread": spread}}}
+    mean, spread = (Counted(tuple(EDGES), tuple(values(dice, count))) for _ in range(2))
+    return Baseline(classes(dice, count), inputs={"x": {"mean": mean, "spread": spread}})
 
 
 def first_alarm(case: Case, samples: int, rule: Rule, dice: random.Random) -> int | None:
@@ -133,10 +134,10 @@ def picture(seed: int) -> str:
     stats = case.stats(dice, 1000)
     drift.add(stats, 1.0)
     name = "inputs.x.mean"
-    found, before = drift.last[name], drift.baseline["inputs"]["x"]["mean"]
+    found, before = drift.last[name], drift.baseline.inputs["x"]["mean"]
     told = f"drifts: PSI {found.psi:.3f}, p {found.p:.2g}, n {found.n}"
     names = [f"<{EDGES[0]:g}", *(f"{edge:g}" for edge in EDGES)]
-    return drift_chart(name, told, names, before["counts"], stats["values"][0][3])
+    return drift_chart(name, told, names, before.counts, stats["values"][0][3])
 
 
 @click.command()

@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from agent_rig import Site, site
 from digits import LABELS, digits_data
 from edgepack_agent.core.drift import Drift, Rule
+from edgepack_targets.pipeline.baseline import Baseline, Counted, read_baseline
 from fleet_rig import wait
 from slots import Client
 
 RULE = Rule(min_count=100, min_s=10, windows=2)
-EVEN = {"classes": dict.fromkeys("abcd", 500)}
+EVEN = Baseline(classes=dict.fromkeys("abcd", 500))
 AGENT = Path(sys.executable).with_name("edgepack-agent")
 
 
@@ -61,14 +62,27 @@ def test_alarms_begin_before_they_end(drawn: list[dict[str, int]]) -> None:
 
 
 def test_values_are_held_against_the_bins_they_were_counted_in() -> None:
-    known = {"edges": [0.0, 1.0, 2.0], "counts": [0, 300, 300, 0]}
-    baseline = {"inputs": {"image": {"mean": known}}}
+    known = Counted((0.0, 1.0, 2.0), (0, 300, 300, 0))
+    baseline = Baseline(inputs={"image": {"mean": known}})
     drift = Drift(baseline, Rule(min_count=100, min_s=0, windows=1), 0.0)
     stats = {"values": [["inputs", "image", "mean", [0, 0, 0, 200]], ["inputs", "no", "mean", [1]]]}
     (alarm,) = drift.add(stats, 1.0)
     assert alarm.feature == "inputs.image.mean"
     other = {"confidence": {"edges": [0.5], "counts": [200, 0]}}
-    assert Drift(baseline | {"confidence": known}, RULE, 0.0).add(other, 99.0) == []
+    assert Drift(Baseline(confidence=known), RULE, 0.0).add(other, 99.0) == []
+
+
+@pytest.mark.parametrize(
+    "drift",
+    [
+        {"classes": "many"}, {"confidence": {"edges": [1, 0], "counts": [1, 2, 3]}},
+        {"inputs": {"x": {"mean": {"edges": [0.0], "counts": [1]}}}}, {"inputs": {"x": [1]}},
+        {"outputs": {"x": {"mean": {"counts": [1]}}}}, {"confidence": 7},
+    ],
+)  # fmt: skip
+def test_a_baseline_that_makes_no_sense_is_none(drift: dict[str, Any]) -> None:
+    assert read_baseline(drift) is None
+    assert read_baseline({"samples": 7, "dataset_digest": "x"}) == Baseline()
 
 
 @pytest.fixture

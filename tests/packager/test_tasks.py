@@ -11,6 +11,7 @@ from edgepack.bundle import open_bundle
 from edgepack_agent.runner.model import LoadedModel
 from edgepack_agent.runner.slot import open_slot
 from edgepack_agent.runner.statistics import Statistics
+from edgepack_targets.pipeline.baseline import read_baseline
 from packager_rig import edgepack
 from task_models import SIDE, blob_detector, describing, recipe_of, segmenter
 
@@ -114,8 +115,10 @@ CHECKS = {"detect": check_objects, "segment": check_regions, "embed": check_vect
 def test_the_manifest_judges_by_the_rule_of_its_task(built: tuple[str, dict[str, Path]]) -> None:
     task, bundles = built
     with open_bundle(bundles["onnx"]) as bundle:
-        agreement = bundle.manifest.agreement
+        agreement, baseline = bundle.manifest.agreement, read_baseline(bundle.manifest.drift)
     assert agreement.rule == {"detect": "f1", "segment": "miou", "embed": "cosine"}[task]
+    assert baseline
+    assert baseline.inputs["image"]["mean"].counts, "a device can hold what it sees against it"
 
 
 @pytest.mark.parametrize(

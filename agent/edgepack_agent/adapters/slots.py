@@ -13,7 +13,6 @@ import hashlib
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 from edgepack.durable import sync_directory
 from edgepack.errors import EdgepackError, IntegrityError
@@ -23,6 +22,7 @@ from edgepack.tree import check_tree
 from edgepack_agent.adapters.download import Downloads, disk_errors
 from edgepack_agent.core.state import Model, Slot, SlotName, State
 from edgepack_agent.runner.slot import open_slot
+from edgepack_targets.pipeline.baseline import Baseline, read_baseline
 
 __all__ = ["DamagedBlobError", "Slots", "read_image"]
 
@@ -86,10 +86,10 @@ class Slots:
         manifest = self._manifest(slot)
         return manifest.target.ram_mb if manifest else 0
 
-    def baseline(self, slot: Slot) -> dict[str, Any] | None:
+    def baseline(self, slot: Slot) -> Baseline | None:
         """Return what the model in SLOT saw and said when it was built; None: it does not say."""
         manifest = self._manifest(slot)
-        return manifest.drift if manifest else None
+        return read_baseline(manifest.drift) if manifest else None
 
     def _manifest(self, slot: Slot) -> Manifest | None:
         with contextlib.suppress(IntegrityError, OSError):

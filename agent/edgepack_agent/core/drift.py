@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from edgepack_targets.pipeline.baseline import Baseline
 from edgepack_targets.pipeline.drift import Finding, compare, compare_classes
 
-__all__ = ["Alarm", "Drift", "Rule", "histogram_of"]
+__all__ = ["Alarm", "Drift", "Rule"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +46,12 @@ class Drift:
     """The watch over one bundle.
 
     Args:
-        baseline: `drift` of its manifest.
+        baseline: What its manifest says.
         rule: What counts.
         since: When it began, seconds.
     """
 
-    baseline: Mapping[str, Any]
+    baseline: Baseline
     rule: Rule
     since: float
     counts: dict[str, Counter[Any]] = field(default_factory=dict)
@@ -81,8 +82,9 @@ class Drift:
 
     def _compared(self, feature: str, counts: Counter[Any]) -> Finding:
         if feature == "classes":
-            return compare_classes(self.baseline["classes"], counts)
-        before = histogram_of(self.baseline, feature)["counts"]
+            return compare_classes(self.baseline.classes, counts)
+        histogram = self.baseline.histogram(feature)
+        before = histogram.counts if histogram else ()
         return compare(before, [counts[place] for place in range(len(before))])
 
     def _judged(self) -> Iterator[Alarm]:
@@ -96,29 +98,18 @@ class Drift:
                 yield Alarm(feature, finding, over=True)
 
 
-def histogram_of(baseline: Mapping[str, Any], feature: str) -> Mapping[str, Any]:
-    """Return the histogram of FEATURE: `confidence`, or `inputs.NAME.mean` and the like."""
-    part, _, rest = feature.partition(".")
-    name, _, moment = rest.rpartition(".")
-    found: Mapping[str, Any] = baseline[part][name][moment] if rest else baseline[feature]
-    return found
-
-
 def _counted(
-    stats: Mapping[str, Any], baseline: Mapping[str, Any]
+    stats: Mapping[str, Any], baseline: Baseline
 ) -> Iterator[tuple[str, Mapping[Any, int]]]:
     """Yield the counts that can be held against BASELINE: those with the same edges."""
-    if "classes" in baseline and stats.get("classes"):
+    if baseline.classes and stats.get("classes"):
         yield "classes", stats["classes"]
-    confidence = stats.get("confidence") or {}
-    if "confidence" in baseline and _same_edges(confidence, baseline["confidence"]):
+    confidence, known = stats.get("confidence") or {}, baseline.confidence
+    if known and list(confidence.get("edges", ())) == list(known.edges):
         yield "confidence", dict(enumerate(confidence["counts"]))
     # The runner counts these in the bins of the baseline itself.
     for part, name, moment, counts in stats.get("values", ()):
-        known = baseline.get(part, {}).get(name, {}).get(moment)
-        if known and len(counts) <= len(known["counts"]):
-            yield f"{part}.{name}.{moment}", dict(enumerate(counts))
-
-
-def _same_edges(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    return bool(one.get("edges")) and list(one["edges"]) == list(other["edges"])
+        feature = f"{part}.{name}.{moment}"
+        histogram = baseline.histogram(feature)
+        if histogram and len(counts) <= len(histogram.counts):
+            yield feature, dict(enumerate(counts))

@@ -24,6 +24,7 @@ from edgepack_targets import registry
 from edgepack_targets.interface import Effective, Session
 from edgepack_targets.pipeline import golden
 from edgepack_targets.pipeline.answer import Answer
+from edgepack_targets.pipeline.baseline import read_baseline
 from edgepack_targets.pipeline.postprocess import decode
 from edgepack_targets.pipeline.preprocess import Frame, as_image, image_tensor, read_image
 
@@ -66,7 +67,7 @@ class LoadedModel:
         target = registry.find(slot.manifest.target.runtime)
         self._session = target.load(slot.directory / "model", slot.manifest, threads=threads)
         self._session.run(_zeros(slot.manifest))
-        self._moments = Moments(slot.manifest.drift, statistics, time.monotonic)
+        self._moments = Moments(read_baseline(slot.manifest.drift), statistics, time.monotonic)
 
     @property
     def manifest(self) -> Manifest:

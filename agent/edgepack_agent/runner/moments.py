@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgepack_agent.runner.statistics import Statistics
+from edgepack_targets.pipeline.baseline import Baseline
 
 __all__ = ["Moments"]
 
@@ -26,22 +27,22 @@ class Moments:
     """What is counted of the tensors of one model.
 
     Args:
-        baseline: `drift` of the manifest; None: nothing is counted.
+        baseline: What the manifest says; None: nothing is counted.
         statistics: Where it is counted.
         clock: Monotonic seconds.
     """
 
     def __init__(
         self,
-        baseline: Mapping[str, Any] | None,
+        baseline: Baseline | None,
         statistics: Statistics,
         clock: Callable[[], float],
     ) -> None:
-        known = baseline or {}
+        known = baseline or Baseline()
         self._wanted = [
-            (part, name, moment, histogram["edges"])
+            (part, name, moment, histogram.edges)
             for part in ("inputs", "outputs")
-            for name, moments in known.get(part, {}).items()
+            for name, moments in known.moments(part).items()
             for moment, histogram in moments.items()
             if moment in _OF
         ]
