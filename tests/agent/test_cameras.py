@@ -120,7 +120,7 @@ def test_a_stream_that_is_cut_is_opened_again_and_inference_goes_on(
     time.sleep(seconds)
     seen = len(box.rows())
     with rtsp(port):
-        wait("more", lambda: len(box.rows()) > seen + 5, 60)
+        wait("more", lambda: len(box.rows()) > seen + 1, 60)
         told = box.camera()
     assert told["online"]
     assert told["reconnects"] >= 1
@@ -170,7 +170,7 @@ def test_a_clip_is_played_once_to_its_end(box: Box, tmp_path: Path) -> None:
     told = box.camera()
     assert told["frames"] == 20
     assert told["reconnects"] == 0
-    assert 20 - told["dropped"] - 1 <= len(box.rows()) <= 20
+    assert 1 <= len(box.rows()) < 10, "not a line for each frame that says the same"
 
 
 def test_frames_that_nobody_takes_are_dropped_the_oldest_first(tmp_path: Path) -> None:

@@ -141,7 +141,6 @@ class Driver:
             case wire.Drain():
                 loaded.feed.stop()
                 loaded.server.refuse()
-                await self._end_grpc()
                 self._draining = asyncio.create_task(self._drain(loaded.server))
             case wire.Sources(sources):
                 loaded.feed.replace(sources)
@@ -167,6 +166,7 @@ class Driver:
             await server.stop()
 
     async def _drain(self, server: Server) -> None:
+        await self._end_grpc()
         if await server.drained(DEADLINE_S):
             self._say_beat()
             self._say({"evt": "drained"})

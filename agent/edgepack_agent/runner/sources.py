@@ -33,6 +33,8 @@ _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
 _MAX_FILE = 64 * 2**20
 _MAX_LOG = 2**20
 _NEXT_S = 0.5
+_REPEAT_S = 1.0
+"""How often the same answer of a camera is written down."""
 
 
 class Results:
@@ -74,6 +76,9 @@ class Feed:
         self.cameras: list[Camera] = []
         self.latest: dict[str, Watched] = {}
         """By name of a camera: what was seen last."""
+        self._written: dict[str, tuple[tuple[str, ...], float]] = {}
+        """By name of a camera: the labels that were written down last, and when."""
+        self._troubles: dict[str, str] = {}
         self._stop = threading.Event()
         self._on = False
         self._threads: list[threading.Thread] = []
@@ -94,6 +99,7 @@ class Feed:
 
     def start(self) -> None:
         """Begin to look."""
+        self.stop()
         self._on, self._stop = True, threading.Event()
         self._threads = [thread for thread in self._threads if thread.is_alive()]
         for folder in self._folders:
@@ -144,7 +150,12 @@ class Feed:
         start, source = time.time(), camera.source
         watched = self._see(framed(frame, source.roi, source.mask))
         self.latest[source.name] = watched
-        self._results.append({"ts": round(start, 3), "source": source.name} | watched.said)
+        labels = tuple(label for label, _ in watched.answer.top())
+        before, at = self._written.get(source.name, (None, 0.0))
+        # A line for every frame would wear a flash card out to say the same thing again.
+        if labels != before or start - at >= _REPEAT_S:
+            self._written[source.name] = labels, start
+            self._results.append({"ts": round(start, 3), "source": source.name} | watched.said)
 
     def _show(self, folder: "_Folder", path: Path) -> None:
         start = time.time()
@@ -161,6 +172,7 @@ class Feed:
         """Do SHOW; whatever is wrong with one picture does not end the watching."""
         try:
             show()
+            self._troubles.pop(folder.source.name, None)
         except RequestError as error:
             self._count(error.reason, folder, error)
         except OSError as error:
@@ -170,7 +182,10 @@ class Feed:
 
     def _count(self, reason: str, folder: "_Folder | Camera", error: Exception) -> None:
         self._statistics.failed(reason)
-        log.warning("source %s: %s: %s", folder.source.name, reason, error)
+        # Said once, not for every frame; the statistics count them all.
+        if self._troubles.get(folder.source.name) != reason:
+            self._troubles[folder.source.name] = reason
+            log.warning("source %s: %s: %s", folder.source.name, reason, error)
 
 
 class _Folder:
