@@ -263,6 +263,22 @@ def test_a_new_boot_begins_its_own_numbers_and_keeps_the_old_rows(tmp_path: Path
     database.close()
 
 
+def test_numbers_that_were_thrown_away_are_named_once_and_not_in_another_boot(
+    tmp_path: Path,
+) -> None:
+    box = Outbox(tmp_path / "outbox.db", max_rows=3)
+    for digest in "abcd":  # nothing can be added up: the oldest goes
+        box.add_telemetry(telemetry(box, 1, digest))
+    rows = [msgspec.json.decode(body, type=Telemetry) for _, _, _, body, _ in box._rows(-1)]
+    assert [(row.seq, row.supersedes) for row in rows] == [(1, ()), (2, ()), (3, ((0, 0),))]
+    box.add_event(1.0, "activated")
+    box.new_boot()
+    box.add_telemetry(telemetry(box, 1, "e"))
+    newest = msgspec.json.decode(box._rows(-1)[-1][3], type=Telemetry)
+    assert (newest.seq, newest.supersedes) == (0, ())
+    box.close()
+
+
 def test_an_event_that_is_told_once_is_told_once_for_good(tmp_path: Path) -> None:
     box, fleet = Outbox(tmp_path / "outbox.db"), Fleet()
     for name in ("job-1", "job-1", "job-2"):

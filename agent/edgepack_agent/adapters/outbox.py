@@ -94,8 +94,7 @@ class Outbox:
         """Begin a new boot: what this device knew of its past is gone."""
         self.boot = _new_boot()
         with self._transaction() as database:
-            database.execute("UPDATE box SET boot = ?, next = 0", (self.boot,))
-            database.execute("DELETE FROM gone")
+            _begin_boot(database, self.boot)
 
     def add_event(self, ts: float, kind: str, *, once: str = "", **facts: Any) -> None:
         """Keep an event.
@@ -200,17 +199,26 @@ class Outbox:
 
     def _evict(self, database: sqlite3.Connection) -> None:
         for kind in ("tele", "evt"):
-            gone = database.execute(
-                # What is on the wire may have arrived: it is the last to be given up as lost.
-                "SELECT place, body FROM rows WHERE kind = ? ORDER BY wired, place LIMIT 1",
+            # What is on the wire may have arrived: it is the last to be given up as lost.
+            oldest = "ORDER BY wired, place LIMIT 1"
+            found = database.execute(
+                f"SELECT place, boot, seq, body FROM rows WHERE kind = ? {oldest}",  # noqa: S608
                 (kind,),
             ).fetchone()
-            if gone:
-                # What the row itself had to say about lost rows must not get lost with it.
-                before = _telemetry(gone[1]).lost if kind == "tele" else 0
-                database.execute("DELETE FROM rows WHERE place = ?", gone[:1])
-                database.execute("UPDATE box SET lost = lost + ?", (1 + before,))
+            if found:
+                self._give_up(database, kind, *found)
                 return
+
+    def _give_up(
+        self, database: sqlite3.Connection, kind: str, place: int, boot: str, seq: int, body: bytes
+    ) -> None:
+        row = _telemetry(body) if kind == "tele" else None
+        # What the row itself had to say about others must not get lost with it.
+        before, spans = (row.lost, row.supersedes) if row else (0, ())
+        database.execute("DELETE FROM rows WHERE place = ?", (place,))
+        database.execute("UPDATE box SET lost = lost + ?", (1 + before,))
+        if boot == self.boot:
+            database.executemany("INSERT INTO gone VALUES (?, ?)", [*spans, (seq, seq)])
 
     def _rows(self, limit: int) -> list[tuple[str, int, Kind, bytes, int]]:
         return self._all(
@@ -253,7 +261,13 @@ def _mend(database: sqlite3.Connection) -> None:
         lost = (lost if _is_count(lost) else 0) + len(damaged)
         database.execute("UPDATE box SET lost = ?", (lost,))
     if not whole:
-        database.execute("UPDATE box SET boot = ?, next = 0", (_new_boot(),))
+        _begin_boot(database, _new_boot())
+
+
+def _begin_boot(database: sqlite3.Connection, boot: str) -> None:
+    """Count from zero under the name BOOT; what was thrown away before had other numbers."""
+    database.execute("UPDATE box SET boot = ?, next = 0", (boot,))
+    database.execute("DELETE FROM gone")
 
 
 def _is_sound(boot: object, seq: object, kind: object, body: Any) -> bool:
