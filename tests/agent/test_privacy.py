@@ -41,7 +41,9 @@ def said(device: Device) -> dict[str, Any]:
 
 
 @pytest.mark.mosquitto
-@pytest.mark.parametrize("level", ["off", "health", "metrics"])
+@pytest.mark.parametrize(
+    "level", ["off", pytest.param("health", marks=pytest.mark.soak), "metrics"]
+)
 def test_no_more_is_sent_than_is_said(place: Site, level: Level) -> None:
     device = place.running_1(telemetry={"level": level, "interval_s": 0.5})
     device.accuracy(30)
