@@ -105,6 +105,17 @@ def test_each_kind_of_socket_has_a_rate_of_its_own() -> None:
         gate.admit("", over_tcp=True)
 
 
+def test_strangers_use_up_nobodys_rate_but_their_own() -> None:
+    gate = Gate(TOKEN, 1.0, lambda: 0.0)
+    statuses = []
+    for _ in range(3):
+        with pytest.raises(RequestError) as refused:
+            gate.admit("Bearer guess", over_tcp=True)
+        statuses.append(refused.value.status)
+    assert statuses == [401, 429, 429]
+    gate.admit(f"Bearer {TOKEN}", over_tcp=True)
+
+
 def test_a_token_is_made_once_and_only_its_owner_reads_it(tmp_path: Path) -> None:
     path = tmp_path / "api-token"
     token = api_token(path)

@@ -9,28 +9,31 @@ import ipaddress
 import logging
 import math
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import chain
 from typing import Any
 
 import msgspec
 
 from edgepack_agent.runner import protocol
 from edgepack_agent.runner.engine import Engine, ExpiredError, QueueFullError
+from edgepack_agent.runner.families import Families, Family
 from edgepack_agent.runner.gate import Gate
 from edgepack_agent.runner.interface import Model
 from edgepack_agent.runner.openapi import describe_api
 from edgepack_agent.runner.protocol import InferRequest, RequestError
 from edgepack_agent.runner.statistics import Statistics
 
-__all__ = ["DEADLINE_S", "Api", "Call", "Reply", "Route"]
+__all__ = ["DEADLINE_S", "EXTENSIONS", "VERSION", "Api", "Call", "Reply", "Route"]
 
 log = logging.getLogger(__name__)
 
 DEADLINE_S = 30.0
 """Seconds after which a request is answered with 504, whatever the model does."""
-_EXTENSIONS = ["binary_tensor_data", "edgepack_image", "edgepack_bundle", "model_repository"]
+VERSION = version("edgepack")
+EXTENSIONS = ["binary_tensor_data", "edgepack_image", "edgepack_bundle", "model_repository"]
 _Scope = Mapping[str, Any]
 _Receive = Callable[[], Awaitable[dict[str, Any]]]
 _Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -70,6 +73,9 @@ class Api:
     Attributes:
         gate: Who may ask.
         routes: What answers which path; more may be added.
+        requests: HTTP requests by status.
+        calls: Calls over gRPC by the name of their status.
+        families: What `/metrics` tells beside the model; more may be added.
     """
 
     def __init__(
@@ -79,9 +85,11 @@ class Api:
         self._closing = closing
         self._told: set[type[Exception]] = set()
         self._limit = protocol.body_limit(model.manifest)
-        self._requests: Counter[int] = Counter()
+        self.requests: Counter[int] = Counter()
+        self.calls: Counter[str] = Counter()
         self.gate = Gate()
         self.routes = self._routes()
+        self.families: list[Families] = [self._traffic]
 
     async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
         """Answer one HTTP request."""
@@ -90,7 +98,7 @@ class Api:
         except RequestError as error:
             self.refused(error)
             status, headers, body = _refusal(error)
-        self._requests[status] += 1
+        self.requests[status] += 1
         headers = headers | {
             "content-length": str(len(body)), "edgepack-bundle": self._model.digest,
         }  # fmt: skip
@@ -139,8 +147,19 @@ class Api:
     async def _metrics(self, _call: Call) -> Reply:
         from edgepack_agent.runner.metrics import CONTENT_TYPE_LATEST, Metrics
 
-        found = Metrics(self._model, self._statistics, self._requests, self._engine.waiting)
+        told = chain.from_iterable(tell() for tell in self.families)
+        found = Metrics(self._model, self._statistics, told)
         return 200, {"content-type": CONTENT_TYPE_LATEST}, found.text()
+
+    def _traffic(self) -> Iterator[Family]:
+        requests = {(str(status),): float(count) for status, count in self.requests.items()}
+        yield Family(
+            "edgepack_http_requests", "Requests by status.", requests, ("code",), counter=True
+        )
+        calls = {(status,): float(count) for status, count in self.calls.items()}
+        yield Family("edgepack_grpc_calls", "gRPC, by status.", calls, ("code",), counter=True)
+        waiting = {(): float(self._engine.waiting)}
+        yield Family("edgepack_queue_depth", "Requests that wait for the model.", waiting)
 
     async def _body_in_time(self, call: Call) -> bytes:
         try:
@@ -214,7 +233,7 @@ def _documents(model: Model) -> dict[str, bytes]:
     about = protocol.describe_model(manifest, model.digest)
     base = f"/v2/models/{manifest.name}"
     state = {"name": manifest.name, "version": manifest.version, "ready": True}
-    server = {"name": "edgepack", "version": version("edgepack"), "extensions": _EXTENSIONS}
+    server = {"name": "edgepack", "version": VERSION, "extensions": EXTENSIONS}
     documents: dict[str, dict[str, Any]] = {
         "/v2": server,
         "/v2/health/live": {"live": True},

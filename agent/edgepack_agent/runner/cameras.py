@@ -13,7 +13,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgepack.redact import redact
+from edgepack_agent.runner.families import Family
 from edgepack_agent.runner.wire import Source
 
-__all__ = ["KINDS", "Camera", "kind_of"]
+__all__ = ["KINDS", "Camera", "camera_families", "kind_of"]
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +115,7 @@ class Camera:
             "last_frame_age_s": None if at is None else round(now - at, 1),
             "frames": self._counts["frames"],
             "dropped": self._counts["dropped"],
+            "skipped": self._counts["skipped"],
             "reconnects": self._counts["reconnects"],
         }
 
@@ -166,6 +168,29 @@ class Camera:
         self._counts["frames"] += 1
         self._seen_at = now
         self._arrivals = [*(each for each in self._arrivals if now - each <= 5), now]
+
+
+def camera_families(cameras: Iterable[Camera]) -> Iterator[Family]:
+    """Yield what `/metrics` tells of CAMERAS."""
+    told = {camera.source.name: camera.describe() for camera in cameras}
+
+    def family(name: str, text: str, key: str, *, counter: bool = False) -> Family:
+        samples = {(each,): float(how[key]) for each, how in told.items() if how[key] is not None}
+        return Family(f"edgepack_camera_{name}", text, samples, ("camera",), counter=counter)
+
+    yield family("online", "Whether frames come.", "online")
+    yield family("fps", "Frames a second, of the last 5 s.", "fps")
+    yield family("last_frame_age_seconds", "Since the last frame.", "last_frame_age_s")
+    yield family("frames", "Frames that were decoded.", "frames", counter=True)
+    yield family("reconnects", "Streams opened again.", "reconnects", counter=True)
+    # Not looked at: the model had no time, or `fps` says that they are not wanted.
+    why = {"busy": "dropped", "fps": "skipped"}
+    dropped = {
+        (name, reason): float(how[key]) for name, how in told.items() for reason, key in why.items()
+    }
+    yield Family(
+        "edgepack_camera_dropped", "Not looked at.", dropped, ("camera", "reason"), counter=True
+    )
 
 
 def _frames(source: str, wanted: Callable[[], bool]) -> Generator[Frame]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from edgepack.errors import EdgepackError
 from edgepack_agent.runner import kernel, wire
 from edgepack_agent.runner.api import DEADLINE_S, Api
+from edgepack_agent.runner.cameras import camera_families
 from edgepack_agent.runner.engine import Engine, QueueFullError
 from edgepack_agent.runner.gate import Gate
 from edgepack_agent.runner.interface import Load, Model
@@ -123,6 +124,7 @@ class Driver:
         results = Results(options.state / "results.jsonl" if options.state else None)
         feed = Feed(self._shown(model.look), self._shown(model.watch), results, statistics)
         api.routes |= preview_routes(feed)
+        api.families.append(lambda: camera_families(feed.cameras))
         return _Loaded(model, api, server, feed)
 
     async def _obey(self, command: wire.Command, loaded: _Loaded) -> None:

@@ -33,6 +33,7 @@ class Gate:
     ) -> None:
         self._token = token.encode() if token else None
         self._buckets = {kind: _Bucket(max_per_s, clock) for kind in (True, False)}
+        self._strangers = _Bucket(max_per_s, clock)
 
     def admit(self, authorization: str, *, over_tcp: bool) -> None:
         """Let a request through, or not.
@@ -44,13 +45,18 @@ class Gate:
         Raises:
             RequestError: 401, the token is wrong or missing; 429, there are too many.
         """
-        # First, so that guessing tokens is limited, too.
+        if over_tcp and not self._is_known(authorization):
+            # Of their own, so that guessing is limited and takes nothing from who has the token.
+            self._strangers.take()
+            raise RequestError(401, "over TCP, this API asks for its token", "unauthorized")
         self._buckets[over_tcp].take()
-        if over_tcp and self._token is not None:
-            kind, _, given = authorization.partition(" ")
-            right = hmac.compare_digest(given.strip().encode("utf-8", "replace"), self._token)
-            if kind.lower() != "bearer" or not right:
-                raise RequestError(401, "over TCP, this API asks for its token", "unauthorized")
+
+    def _is_known(self, authorization: str) -> bool:
+        if self._token is None:
+            return True
+        kind, _, given = authorization.partition(" ")
+        right = hmac.compare_digest(given.strip().encode("utf-8", "replace"), self._token)
+        return right and kind.lower() == "bearer"
 
 
 class _Bucket:

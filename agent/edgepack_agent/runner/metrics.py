@@ -4,7 +4,6 @@ Names follow Prometheus' own rules (base units, `_total`), and `promtool check m
 Imported with the first scrape: a device that nobody scrapes does not pay for it.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import accumulate
 
@@ -16,9 +15,10 @@ from prometheus_client.core import (
     Metric,
 )
 
+from edgepack_agent.runner.families import Family
 from edgepack_agent.runner.interface import Model
 from edgepack_agent.runner.kernel import temperature_c
-from edgepack_agent.runner.statistics import LATENCY_EDGES_MS, Statistics
+from edgepack_agent.runner.statistics import LATENCY_EDGES_MS, Statistics, Total
 
 __all__ = ["CONTENT_TYPE_LATEST", "Metrics"]
 
@@ -29,15 +29,11 @@ class Metrics:
     Args:
         model: What is served.
         statistics: What it did.
-        requests: HTTP requests by status.
-        waiting: Requests that wait for the model now.
+        families: What the other parts of the runner tell.
     """
 
-    def __init__(
-        self, model: Model, statistics: Statistics, requests: Counter[int], waiting: int
-    ) -> None:
-        self._model, self._statistics = model, statistics
-        self._requests, self._waiting = requests, waiting
+    def __init__(self, model: Model, statistics: Statistics, families: Iterable[Family]) -> None:
+        self._model, self._statistics, self._families = model, statistics, families
 
     def text(self) -> bytes:
         """Return it in the text format."""
@@ -45,16 +41,13 @@ class Metrics:
 
     def collect(self) -> Iterator[Metric]:
         """Yield every family."""
-        yield self._bundle()
-        yield from self._inference()
-        yield _counted("edgepack_http_requests", "HTTP requests.", "code", self._requests)
-        yield GaugeMetricFamily(
-            "edgepack_queue_depth", "Requests that wait for the model.", value=self._waiting
-        )
-        yield from _temperature()
+        total = self._statistics.total()
+        yield _duration(total)
+        for family in (self._bundle(), *_counts(total), *_temperature(), *self._families):
+            yield _metric(family)
         yield from ProcessCollector(registry=None).collect()
 
-    def _bundle(self) -> Metric:
+    def _bundle(self) -> Family:
         manifest = self._model.manifest
         labels = {
             "name": manifest.name,
@@ -63,34 +56,37 @@ class Metrics:
             "target": manifest.target.runtime,
             "precision": manifest.target.precision,
         }
-        family = GaugeMetricFamily("edgepack_bundle_info", "What is served.", labels=list(labels))
-        family.add_metric(list(labels.values()), 1)
-        return family
-
-    def _inference(self) -> Iterator[Metric]:
-        total = self._statistics.total()
-        edges = [f"{ms / 1000:g}" for ms in LATENCY_EDGES_MS]
-        heights = accumulate(total.latency)
-        duration = HistogramMetricFamily(
-            "edgepack_inference_duration_seconds", "Time of a call of the runtime."
-        )
-        buckets = list(zip([*edges, "+Inf"], heights, strict=True))
-        duration.add_metric([], buckets, sum_value=total.seconds)
-        yield duration
-        yield _counted("edgepack_errors", "What gave no answer.", "reason", total.errors)
-        yield _counted("edgepack_model_classes", "Decisions.", "label", total.classes)
+        samples = {tuple(labels.values()): 1.0}
+        return Family("edgepack_bundle_info", "What is served.", samples, tuple(labels))
 
 
-def _counted(name: str, told: str, label: str, counts: Counter[int] | Counter[str]) -> Metric:
-    family = CounterMetricFamily(name, told, labels=[label])
-    for value, count in sorted(counts.items(), key=lambda pair: str(pair[0])):
-        family.add_metric([str(value)], count)
-    return family
+def _metric(family: Family) -> Metric:
+    kind = CounterMetricFamily if family.counter else GaugeMetricFamily
+    metric: Metric = kind(family.name, family.told, labels=family.labels)
+    for values, number in sorted(family.samples.items()):
+        metric.add_metric(values, number)
+    return metric
 
 
-def _temperature() -> Iterable[Metric]:
+def _duration(total: Total) -> Metric:
+    edges = [f"{ms / 1000:g}" for ms in LATENCY_EDGES_MS]
+    duration = HistogramMetricFamily(
+        "edgepack_inference_duration_seconds", "Time of a call of the runtime."
+    )
+    buckets = list(zip([*edges, "+Inf"], accumulate(total.latency), strict=True))
+    duration.add_metric([], buckets, sum_value=total.seconds)
+    return duration
+
+
+def _counts(total: Total) -> Iterator[Family]:
+    errors = {(reason,): float(count) for reason, count in total.errors.items()}
+    yield Family("edgepack_errors", "What gave no answer.", errors, ("reason",), counter=True)
+    classes = {(label,): float(count) for label, count in total.classes.items()}
+    yield Family("edgepack_model_classes", "Decisions.", classes, ("label",), counter=True)
+
+
+def _temperature() -> Iterator[Family]:
     degrees = temperature_c()
     if degrees is not None:
-        yield GaugeMetricFamily(
-            "edgepack_temperature_celsius", "The hottest thermal zone.", value=degrees
-        )
+        told = "The hottest thermal zone."
+        yield Family("edgepack_temperature_celsius", told, {(): degrees})

@@ -54,7 +54,10 @@ def read_image(source: Path | bytes) -> Image.Image:
         ValueError,
         SyntaxError,
     ) as error:
-        raise UsageError(f"{name} cannot be read", why=str(error), reason="bad_image") from error
+        # Pillow names the object that it looked at, with its address in memory.
+        known = not isinstance(error, UnidentifiedImageError)
+        why = str(error) if known else "it is of no kind that Pillow knows"
+        raise UsageError(f"{name} cannot be read", why=why, reason="bad_image") from error
     return image
 
 
