@@ -3,6 +3,8 @@
 import contextlib
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -147,6 +149,29 @@ def test_a_pattern_is_seen_and_drawn(box: Box, tmp_path: Path) -> None:
         assert "default-src 'none'" in headers["content-security-policy"]
         assert b"http://" not in page.replace(b"http://www.w3.org", b"")
         assert client.ask("GET", "/preview/nobody.jpg")[0] == 404
+
+
+def test_metrics_tell_how_a_camera_is(box: Box) -> None:
+    box.feed({"name": "door", "source": "test:pattern", "fps": 2})
+
+    def told() -> str:
+        with Client(box.address) as client:
+            return client.ask("GET", "/metrics")[2].decode()
+
+    def value(name: str) -> float:
+        found = re.search(rf"^edgepack_camera_{re.escape(name)} (.+)$", told(), re.MULTILINE)
+        return float(found[1]) if found else -1.0
+
+    wait("frames", lambda: value('frames_total{camera="door"}') >= 3)
+    assert value('online{camera="door"}') == 1
+    assert 0 <= value('last_frame_age_seconds{camera="door"}') < 10
+    # The pattern has ten frames a second, two of which are wanted.
+    assert value('dropped_total{camera="door",reason="fps"}') > 3
+    assert value('dropped_total{camera="door",reason="busy"}') >= 0
+    if promtool := shutil.which("promtool"):
+        words = [promtool, "check", "metrics"]
+        done = subprocess.run(words, input=told(), capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
 def clip(path: Path, frames: int = 20, fps: int = 20) -> Path:

@@ -1,5 +1,7 @@
 """The same model over gRPC: Triton's client unchanged, the same answers, the same gate."""
 
+import io
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -9,6 +11,9 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
 from tritonclient import grpc as triton
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc as rpc
@@ -16,7 +21,7 @@ from tritonclient.utils import InferenceServerException
 
 from digits import digits_data
 from fleet_rig import free_port
-from slots import Heard, digits_slot, listen, raw
+from slots import Client, Heard, digits_slot, listen, raw
 
 TEST = digits_data()[1]
 TOKEN = "a-token-of-some-length"
@@ -40,6 +45,7 @@ def accepting(heard: Heard, port: int) -> Heard:
 def runner(tmp_path_factory: pytest.TempPathFactory, port: int) -> Iterator[Heard]:
     home = tmp_path_factory.mktemp("grpc")
     with listen(home / "s") as unix, Heard(digits_slot(home / "slot"), [unix]) as heard:
+        heard.unix = unix.getsockname()
         yield accepting(heard, port)
 
 
@@ -47,6 +53,17 @@ def runner(tmp_path_factory: pytest.TempPathFactory, port: int) -> Iterator[Hear
 def client(runner: Heard, port: int) -> Iterator[Any]:
     with triton.InferenceServerClient(f"127.0.0.1:{port}") as client:
         yield client
+
+
+@pytest.fixture(scope="module")
+def channel(runner: Heard, port: int) -> Iterator[Any]:
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        yield channel
+
+
+@pytest.fixture
+def stub(channel: Any) -> Any:
+    return rpc.GRPCInferenceServiceStub(channel)
 
 
 def infer(client: Any, image: np.ndarray) -> Any:
@@ -94,8 +111,10 @@ def test_nothing_is_told_without_the_token(client: Any, headers: Any) -> None:
 
 def hostile() -> list[pb.ModelInferRequest]:
     found = [pb.ModelInferRequest(model_name="letters")]
+    found.append(pb.ModelInferRequest())
     for tensor in (
         {"name": "image", "datatype": "FP32", "shape": [1, 1, 16, 16]},
+        {"name": "image", "datatype": "INT8", "shape": [-1, 2**40]},
         {"name": "image", "datatype": "BYTES", "shape": [1]},
         {"name": "image", "datatype": "XX", "shape": [-1]},
         {"name": "x" * 1000, "datatype": "FP32", "shape": [2**62, 2**62]},
@@ -118,6 +137,115 @@ def test_what_is_no_request_is_refused_and_the_next_one_answered(
             code = refused.value.code()  # type: ignore[attr-defined]
             assert code in {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND}
     infer(client, TEST.inputs[0])
+
+
+def digit() -> pb.ModelInferRequest:
+    request = pb.ModelInferRequest(model_name="digits")
+    tensor = request.inputs.add(name="image", datatype="FP32", shape=[1, 1, 16, 16])
+    tensor.contents.fp32_contents.extend([0.0] * 256)
+    return request
+
+
+def test_what_of_tritons_protocol_is_not_supported_is_refused_not_ignored(client: Any) -> None:
+    tensor = triton.InferInput("image", [1, 1, 16, 16], "FP32")
+    tensor.set_data_from_numpy(TEST.inputs[:1])
+    classes = triton.InferRequestedOutput("logits", class_count=3)
+    shared = triton.InferRequestedOutput("logits")
+    shared.set_shared_memory("region", 40)
+    for output in (classes, shared):
+        with pytest.raises(InferenceServerException, match="not supported"):
+            client.infer("digits", [tensor], outputs=[output], headers=BEARER)
+    tensor.set_shared_memory("region", 1024)
+    with pytest.raises(InferenceServerException, match="not supported"):
+        client.infer("digits", [tensor], headers=BEARER)
+    with pytest.raises(
+        InferenceServerException, match=r"(?i)not (implemented|found)|UNIMPLEMENTED"
+    ):
+        client.load_model("digits", headers=BEARER)
+
+
+def test_a_call_that_may_wait_no_longer_is_not_answered(stub: Any) -> None:
+    request = digit()
+    request.parameters["timeout"].int64_param = 1
+    with pytest.raises(grpc.RpcError) as late:
+        stub.ModelInfer(request, metadata=list(BEARER.items()), timeout=20)
+    assert late.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED  # type: ignore[attr-defined]
+
+
+def test_a_picture_comes_as_typed_contents(stub: Any) -> None:
+    file = io.BytesIO()
+    Image.new("L", (16, 16), 255).save(file, "png")
+    request = pb.ModelInferRequest(model_name="digits")
+    tensor = request.inputs.add(name="image", datatype="BYTES", shape=[1])
+    tensor.contents.bytes_contents.append(file.getvalue())
+    answer = stub.ModelInfer(request, metadata=list(BEARER.items()), timeout=20)
+    assert len(answer.raw_output_contents[0]) == 40
+
+
+def test_numbers_that_json_cannot_say_reach_the_model(stub: Any) -> None:
+    request = digit()
+    request.inputs[0].contents.fp32_contents[0] = math.nan
+    answer = stub.ModelInfer(request, metadata=list(BEARER.items()), timeout=20)
+    assert np.isnan(np.frombuffer(answer.raw_output_contents[0], np.float32)).all()
+
+
+def test_the_index_tells_what_is_served(client: Any) -> None:
+    (served,) = client.get_model_repository_index(headers=BEARER).models
+    assert (served.name, served.version, served.state) == ("digits", "1.0.0", "READY")
+
+
+def test_calls_are_counted_by_their_status(runner: Heard, client: Any) -> None:
+    infer(client, TEST.inputs[0])
+    with pytest.raises(InferenceServerException):
+        client.get_model_metadata("letters", headers=BEARER)
+    with Client(runner.unix) as asked:
+        text = asked.ask("GET", "/metrics")[2].decode()
+    for code in ("OK", "NOT_FOUND"):
+        assert f'edgepack_grpc_calls_total{{code="{code}"}}' in text
+
+
+_METHODS = ["ServerLive", "ModelReady", "ModelMetadata", "ModelInfer", "RepositoryIndex"]
+_REFUSED = {
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+_changes = st.lists(st.tuples(st.integers(0, 1200), st.binary(max_size=6)), max_size=4)
+
+
+@settings(max_examples=150, deadline=None)
+@given(method=st.sampled_from(_METHODS), data=st.binary(max_size=300), changes=_changes)
+def test_no_bytes_make_the_service_fail(
+    channel: Any, method: str, data: bytes, changes: list[tuple[int, bytes]]
+) -> None:
+    """Whole messages that are none, and a good one with some bytes replaced."""
+    if changes:
+        good = bytearray(digit().SerializeToString())
+        for place, piece in changes:
+            good[place : place + len(piece)] = piece
+        data = bytes(good)
+    ask = channel.unary_unary(f"/inference.GRPCInferenceService/{method}")
+    call = ask.future(data, metadata=list(BEARER.items()), timeout=20)
+    assert call.code() in {grpc.StatusCode.OK, *_REFUSED}, call.details()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=100))
+def test_no_other_metadata_is_the_token(channel: Any, authorization: str) -> None:
+    stub = rpc.GRPCInferenceServiceStub(channel)
+    with pytest.raises(grpc.RpcError) as refused:
+        stub.ServerLive(
+            pb.ServerLiveRequest(), metadata=[("authorization", authorization)], timeout=20
+        )
+    assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED  # type: ignore[attr-defined]
+
+
+def test_strangers_learn_not_even_whether_their_message_is_one(channel: Any) -> None:
+    ask = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+    with pytest.raises(grpc.RpcError) as refused:
+        ask(b"\xff" * 1000, timeout=20)
+    assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED  # type: ignore[attr-defined]
 
 
 def test_a_swap_loses_no_call(tmp_path: Path) -> None:
