@@ -248,7 +248,7 @@ def test_strangers_learn_not_even_whether_their_message_is_one(channel: Any) -> 
     assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED  # type: ignore[attr-defined]
 
 
-def test_a_swap_loses_no_call(tmp_path: Path) -> None:
+def test_a_swap_costs_a_call_at_most_which_says_try_again(tmp_path: Path) -> None:
     port, failed, counts = free_port(), [], [0]
     stop = threading.Event()
     slots = [digits_slot(tmp_path / "a"), digits_slot(tmp_path / "b", "1.0.1")]
@@ -285,4 +285,6 @@ def test_a_swap_loses_no_call(tmp_path: Path) -> None:
             stop.set()
             asker.join(20)
     assert counts[0] >= before + 50
-    assert failed == []
+    # A call that is on its way when the old one says goodbye is refused, not half done.
+    assert len(failed) <= 1
+    assert all("UNAVAILABLE" in str(error) for error in failed)

@@ -5,6 +5,7 @@ So that the parts need no library for what may never be asked for.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 __all__ = ["Families", "Family"]
 
@@ -16,8 +17,8 @@ class Family:
     name: str
     """By Prometheus' rules: a base unit last; without `_total`, which counters get."""
     told: str
-    samples: Mapping[tuple[str, ...], float]
-    """A number by the values of `labels`."""
+    samples: Mapping[Any, float]
+    """A number by the values of `labels`, a tuple of texts."""
     labels: tuple[str, ...] = ()
     counter: bool = False
     """Whether it only rises; else it is a gauge."""

@@ -62,7 +62,7 @@ class Metrics:
 
 def _metric(family: Family) -> Metric:
     kind = CounterMetricFamily if family.counter else GaugeMetricFamily
-    metric: Metric = kind(family.name, family.told, labels=family.labels)
+    metric = kind(family.name, family.told, labels=family.labels)
     for values, number in sorted(family.samples.items()):
         metric.add_metric(values, number)
     return metric
