@@ -19,6 +19,7 @@ from edgepack.messages import (
     encode_batch,
 )
 from edgepack_agent.adapters.outbox import BATCH, REMEMBERED, RESEND_S, WINDOW, Outbox
+from edgepack_agent.core.telemetry import MAX_LABELS, Tally
 from edgepack_fleet.core.stream import Stream, absorb
 
 
@@ -298,3 +299,21 @@ def test_an_event_that_is_told_once_is_told_once_for_good(tmp_path: Path) -> Non
     )
     assert kept == REMEMBERED
     again.close()
+
+
+def test_many_labels_of_many_runners_still_fit_into_a_message(tmp_path: Path) -> None:
+    box, fleet, clock = Outbox(tmp_path / "outbox.db", max_rows=4), Fleet(), Clock()
+    box._clock = clock
+    for number in range(100):
+        labels = {f"{number}-{place} and a name of some length": 1 for place in range(256)}
+        tally = Tally("m@1.0.0", "d", 0.0)
+        tally.add({"stats": {"inferences": 256, "classes": labels}})
+        box.add_telemetry(
+            lambda seq, lost, tally=tally: tally.row(box.boot, seq, lost, end=1, level="metrics")  # type: ignore[misc]
+        )
+    drain(box, fleet, clock)
+    rows = [row for row in fleet.rows if isinstance(row, Telemetry)]
+    assert len(box) == 0
+    assert max(len(row.classes) for row in rows) <= MAX_LABELS
+    assert sum(sum(row.classes.values()) for row in rows) == fleet.inferences() == 25600
+    box.close()

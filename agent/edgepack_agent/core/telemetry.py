@@ -13,6 +13,10 @@ from edgepack.messages import MAX_SPANS, Histogram, Telemetry
 __all__ = ["Level", "Tally", "add_rows", "joined"]
 
 Level = Literal["off", "health", "metrics"]
+MAX_LABELS = 256
+"""Classes a row counts apart. Every runner counts as many, each perhaps others: a row that stands
+for a month of them must not become longer than a message may be."""
+OTHER = "other"
 
 
 @dataclass(slots=True)
@@ -57,7 +61,7 @@ class Tally:
             errors=dict(self.errors),
             latency_ms=self.latency if metrics else None,
             confidence=self.confidence if metrics else None,
-            classes=dict(self.classes) if metrics else {},
+            classes=_frequent(self.classes) if metrics else {},
             rss_mb=round(self.rss_mb, 1),
             cpu_percent=round(self.cpu_percent, 1),
             temperature_c=self.temperature_c,
@@ -83,7 +87,7 @@ def add_rows(older: Telemetry, newer: Telemetry) -> Telemetry | None:
         errors=dict(Counter(older.errors) + Counter(newer.errors)),
         latency_ms=_sum(older.latency_ms, newer.latency_ms),
         confidence=_sum(older.confidence, newer.confidence),
-        classes=dict(Counter(older.classes) + Counter(newer.classes)),
+        classes=_frequent(Counter(older.classes) + Counter(newer.classes)),
         rss_mb=max(older.rss_mb, newer.rss_mb),
         cpu_percent=max(older.cpu_percent, newer.cpu_percent),
         temperature_c=_hotter(older.temperature_c, newer.temperature_c),
@@ -92,6 +96,15 @@ def add_rows(older: Telemetry, newer: Telemetry) -> Telemetry | None:
             -MAX_SPANS:
         ],
     )
+
+
+def _frequent(classes: Counter[str]) -> dict[str, int]:
+    """Return the most frequent CLASSES, and the rest as one: the sum stays what it is."""
+    if len(classes) <= MAX_LABELS:
+        return dict(classes)
+    named = Counter({label: n for label, n in classes.items() if label != OTHER})
+    kept = dict(named.most_common(MAX_LABELS - 1))
+    return kept | {OTHER: classes.total() - sum(kept.values())}
 
 
 def _hotter(one: float | None, other: float | None) -> float | None:
