@@ -180,7 +180,7 @@ def assemble(config: Config) -> Parts:
         link=link,
         desk=desk,
         reports=reports,
-        drifting=Drifting(slots.baseline, config.drift.rule(), reports.event, time.monotonic),
+        drifting=Drifting(slots.baseline, config.drift.rule(), reports.noticed, time.monotonic),
         installer=Installer(trust, downloads, slots, route, inventory, patching),
         worker=Worker(post),
         serving=Serving(config, open_sockets(config), slots.path, post, _token(config)),

@@ -13,7 +13,10 @@ from sqlalchemy import select
 
 from agent_rig import Device, Site, site
 from edgepack.messages import Telemetry
+from edgepack_agent.adapters.outbox import Outbox
+from edgepack_agent.adapters.reports import Reports
 from edgepack_agent.core.privacy import example, leaves
+from edgepack_agent.core.state import Publish
 from edgepack_agent.core.telemetry import Level
 from edgepack_fleet.adapters.tables import TelemetryRow
 from fleet_rig import wait
@@ -76,3 +79,18 @@ def test_each_level_says_more_than_the_one_before() -> None:
     assert metrics
     assert told(health) < told(metrics)
     assert leaves("off").keys() < leaves("health").keys()
+    assert "drift" not in leaves("off")["up/evt"]
+    assert "drift" in leaves("health")["up/evt"]
+
+
+@pytest.mark.parametrize(("level", "told"), [("off", 0), ("health", 1), ("metrics", 1)])
+def test_what_is_learnt_by_watching_stays_here_if_nothing_may_be_told(
+    tmp_path: Path, level: Level, told: int
+) -> None:
+    box = Outbox(tmp_path / "outbox.db")
+    reports = Reports(box, level, lambda _kind, _payload: True)
+    reports.noticed(Publish("drift", "m@1.0.0", "d", "confidence", {"psi": 0.5}))
+    assert len(box) == told
+    reports.event(Publish("activated", "m@1.0.0", "d", "", {}))
+    assert len(box) == told + 1
+    box.close()

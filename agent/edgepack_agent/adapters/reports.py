@@ -64,6 +64,11 @@ class Reports:
             detail=event.detail,
         )
 
+    def noticed(self, event: Publish) -> None:
+        """Keep EVENT, which was learnt by watching inference, if the level lets that be told."""
+        if self._level != "off":
+            self.event(event)
+
     def inventory(self, inventory: Inventory) -> None:
         """Tell what this device is, if that has changed; free space alone is no change."""
         settled = msgspec.structs.replace(inventory, disk_free_mb=0)

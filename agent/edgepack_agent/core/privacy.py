@@ -11,14 +11,13 @@ __all__ = ["example", "leaves", "never"]
 
 _ALWAYS = {
     "up/conn": "that it is online, the agent's version, which model runs, its certificate's number",
-    "up/evt": "what happened to models (installed, refused, rolled back, drift), with the reason; "
+    "up/evt": "what happened to models (installed, refused, rolled back), with the reason; "
     "what this machine is: processor, memory, disk, installed runtimes",
     "up/job": "how far an update is, and how the new model did in its checks",
     "up/meta, up/blob": "which files of an update are wanted",
     "up/cert": "a request for a new certificate",
 }
 _TELEMETRY: dict[Level, str] = {
-    "off": "",
     "health": "counts of inferences and of errors by reason; memory, processor, temperature",
     "metrics": "counts of inferences, of errors by reason, of decisions by class; histograms of "
     "latency and confidence; memory, processor, temperature",
@@ -39,8 +38,10 @@ _BEAT = {
 
 def leaves(level: Level) -> dict[str, str]:
     """Return what a device with LEVEL sends, by topic."""
-    told = _TELEMETRY[level]
-    return {**_ALWAYS, **({"up/tele": told} if told else {})}
+    if level == "off":
+        return dict(_ALWAYS)
+    events = f"{_ALWAYS['up/evt']}; which measure of the model drifts, and how far"
+    return {**_ALWAYS, "up/evt": events, "up/tele": _TELEMETRY[level]}
 
 
 def never() -> tuple[str, ...]:
