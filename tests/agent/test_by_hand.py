@@ -111,6 +111,7 @@ def test_a_revoked_model_stops_or_goes_on_as_its_publisher_says(place: Site) -> 
     device.ask("sync")
     wait("the end of it", lambda: device.status().get("bundle", "") is None)
     assert device.status()["serving"] is None
+    wait("the fleet to be told again", lambda: len(place.events("revoked")) == 2)
     assert place.events("revoked")[-1]["detail"] == {"policy": "stop"}
     device.kill()
     device.start()

@@ -79,6 +79,7 @@ def test_the_whole_story_of_three_versions(place: Site) -> None:
     assert device.stop() == 0
     wait("the last counts to arrive", lambda: place.inferences() >= 40)
     assert place.inferences() == 40
+    wait("the last event", lambda: len(place.events("activated")) == 2)
     assert [event["bundle"] for event in place.events("activated")] == [
         "digits@1.0.0",
         "digits@3.0.0",
@@ -160,6 +161,7 @@ def test_a_candidate_that_dies_twice_in_probation_is_rolled_back_at_once(calm: C
     assert device.accuracy() >= 0.9
     assert device.serving() == "digits@1.0.0"
     assert runners(device) == [old], "it never went away"
+    wait("the fleet to be told", lambda: place.events("rolled_back"))
     (event,) = place.events("rolled_back")
     assert event["bundle"] == "digits@1.0.0"
 
