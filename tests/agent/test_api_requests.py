@@ -238,27 +238,32 @@ def count_to(n: int, **parameters: int) -> bytes:
     return json.dumps({"inputs": [tensor], "parameters": parameters}).encode()
 
 
+def once(address: Any, *asked: Any) -> tuple[int, dict[str, str], bytes]:
+    with Client(address) as client:
+        return client.ask(*asked)
+
+
 def test_a_busy_model_answers_504_then_503_and_stops_beating(tmp_path: Path) -> None:
     path = "/v2/models/counting/infer"
     with listen() as tcp, Heard(counting_slot(tmp_path / "slot"), [tcp]) as heard:
         heard.accepting()
         address = tcp.getsockname()
-        with Client(address) as client:
-            status, _, answer = client.ask("POST", path, count_to(1000))
-            assert (status, json.loads(answer)["outputs"][0]["data"]) == (200, [1000])
-            heard.wait("beat")
-            status, _, answer = client.ask("POST", path, count_to(FOREVER, timeout=100_000))
-            assert (status, "0.1 s" in json.loads(answer)["error"]) == (504, True)
-            assert client.ask("GET", "/v2/health/live")[0] == 200, "the server itself is not stuck"
-            waiting = [Client(address) for _ in range(64)]
-            for other in waiting:
-                other.send("POST", path, count_to(1))
-            status, deadline = 504, time.monotonic() + 20
-            while status == 504 and time.monotonic() < deadline:
-                status, headers, _ = client.ask("POST", path, count_to(1, timeout=100_000))
-            assert (status, headers["retry-after"]) == (503, "1")
-            for other in waiting:
-                other.close()
+        status, _, answer = once(address, "POST", path, count_to(1000))
+        assert (status, json.loads(answer)["outputs"][0]["data"]) == (200, [1000])
+        heard.wait("beat")
+        status, headers, answer = once(address, "POST", path, count_to(FOREVER, timeout=100_000))
+        assert (status, "0.1 s" in json.loads(answer)["error"]) == (504, True)
+        assert headers["connection"] == "close", "its thread is with the model"
+        assert once(address, "GET", "/v2/health/live")[0] == 200, "the server itself is not stuck"
+        waiting = [Client(address) for _ in range(64)]
+        for other in waiting:
+            other.send("POST", path, count_to(1))
+        status, deadline = 504, time.monotonic() + 20
+        while status == 504 and time.monotonic() < deadline:
+            status, headers, _ = once(address, "POST", path, count_to(1, timeout=100_000))
+        assert (status, headers["retry-after"]) == (503, "1")
+        for other in waiting:
+            other.close()
         while not heard.silent_for(4.0):
             pass
         heard.runner.stop(5)

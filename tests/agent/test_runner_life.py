@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -204,20 +206,27 @@ def test_half_right_commands_are_wrong(command: dict[str, object]) -> None:
 
 
 def test_the_engine_keeps_its_bound_its_deadline_and_its_word() -> None:
-    engine, gate = Engine(limit=2), threading.Event()
-    blocked = engine.submit(gate.wait, 10)
-    assert soon(blocked.running)
-    late = engine.submit(lambda: "late", 0.05)
-    kept = engine.submit(lambda: "kept", 10)
-    with pytest.raises(QueueFullError):
-        engine.submit(lambda: "one too many", 10)
-    assert soon(lambda: engine.stalled_s > 0.5)
-    gate.set()
-    with pytest.raises(ExpiredError):
-        late.result(5)
-    assert kept.result(5) == "kept"
+    engine, gate, order = Engine(limit=3), threading.Event(), []
+    with ThreadPoolExecutor(4) as threads:
+        blocked = threads.submit(engine.run, gate.wait, 10)
+        assert soon(lambda: engine.stalled_s > 0)
+        late = threads.submit(engine.run, lambda: "late", 0.05)
+        with pytest.raises(ExpiredError):
+            late.result(5)
+        kept = []
+        for number in range(3):
+            kept.append(threads.submit(engine.run, lambda n=number: order.append(n), math.inf))
+            assert soon(lambda: engine.waiting == len(kept))
+        with pytest.raises(QueueFullError):
+            engine.run(lambda: "one too many", 10)
+        assert soon(lambda: engine.stalled_s > 0.5)
+        gate.set()
+        for waited in (blocked, *kept):
+            waited.result(5)
+    assert order == [0, 1, 2], "whoever came first"
     with pytest.raises(ZeroDivisionError):
-        engine.submit(lambda: 1 // 0, 10).result(5)
+        engine.run(lambda: 1 // 0, 10)
+    assert engine.run(lambda: "still", 10) == "still"
     assert soon(lambda: engine.stalled_s < 0.5)
 
 

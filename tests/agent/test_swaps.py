@@ -134,7 +134,10 @@ def test_a_killed_runner_costs_the_requests_under_way_and_no_other(place: Site, 
         for _ in range(kills):
             before = askers.total
             wait("answers", lambda before=before: askers.total > before + 50, 60)  # type: ignore[misc]
-            os.kill(device.status()["runner"]["pid"], signal.SIGKILL)
+            pid = device.status()["runner"]["pid"]
+            os.kill(pid, signal.SIGKILL)
+            # Until the kernel has taken it apart, its connections still take what is sent.
+            wait("its end", lambda pid=pid: not Path(f"/proc/{pid}").exists())  # type: ignore[misc]
             killed.append(time.monotonic())
         before = askers.total
         wait("answers", lambda: askers.total > before + 50, 60)

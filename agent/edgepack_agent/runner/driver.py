@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgepack.errors import EdgepackError
 from edgepack_agent.runner import kernel, wire
-from edgepack_agent.runner.api import DEADLINE_S, Api
+from edgepack_agent.runner.api import Api
 from edgepack_agent.runner.cameras import camera_families
+from edgepack_agent.runner.connection import DEADLINE_S
 from edgepack_agent.runner.engine import Engine, QueueFullError
 from edgepack_agent.runner.gate import Gate
 from edgepack_agent.runner.interface import Load, Model
@@ -35,7 +36,7 @@ log = logging.getLogger(__name__)
 
 _BEAT_S = 1.0
 _STALL_S = 2.0
-"""Without progress of the inference thread for this long, the beat stops."""
+"""Without progress of the model for this long, the beat stops."""
 _PATIENCE_S = 0.05
 _LAST_S = 4.0
 """For the last answers and images each: the supervisor does not wait much longer than both."""
@@ -117,9 +118,8 @@ class Driver:
 
     async def _load(self) -> _Loaded:
         options, engine, statistics = self._options, self._engine, self._statistics
-        loading = engine.submit(lambda: options.load(statistics, engine.progressed), math.inf)
-        model = await asyncio.wrap_future(loading)
-        api = Api(model, engine, statistics, lambda: not server.accepting)
+        model = await self._alone(lambda: options.load(statistics, engine.progressed))
+        api = Api(model, engine, statistics)
         server = Server(api, options.listeners)
         results = Results(options.state / "results.jsonl" if options.state else None)
         feed = Feed(self._shown(model.look), self._shown(model.watch), results, statistics)
@@ -127,12 +127,16 @@ class Driver:
         api.families.append(lambda: camera_families(feed.cameras))
         return _Loaded(model, api, server, feed)
 
+    async def _alone(self, work: Callable[[], T]) -> T:
+        """Return what long WORK on the model returns; commands are heard meanwhile."""
+        return await asyncio.to_thread(self._engine.run, work, math.inf)
+
     async def _obey(self, command: wire.Command, loaded: _Loaded) -> None:
         match command:
             case wire.Check(exam, min_score):
                 path = Path(exam) if exam else None
-                work = self._engine.submit(lambda: loaded.model.check(path, min_score), math.inf)
-                self._say({"evt": "checked"} | await asyncio.wrap_future(work))
+                found = await self._alone(lambda: loaded.model.check(path, min_score))
+                self._say({"evt": "checked"} | found)
             case wire.Admit(token, max_per_s, grpc):
                 loaded.api.gate, self._grpc_at = Gate(token, max_per_s), grpc
             case wire.Accept():
@@ -189,7 +193,7 @@ class Driver:
         def shown(picture: Any) -> T:
             while True:
                 try:
-                    return self._engine.submit(lambda: see(picture), math.inf).result()
+                    return self._engine.run(lambda: see(picture), math.inf)
                 except QueueFullError:
                     time.sleep(_PATIENCE_S)
 

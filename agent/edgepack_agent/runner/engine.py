@@ -1,25 +1,23 @@
-"""One thread for all work on the model, behind a bounded queue. Knows no model and no request.
+"""The model's turns: one piece of work at a time, whoever came first. Knows no model.
 
-A runtime's call releases the interpreter's lock, so requests are read and answered while the
-thread computes. `stalled_s` tells how long the thread has not come back to its queue.
+Work is done in the thread that asks, so that an answer changes threads nowhere (ADR 28).
+`stalled_s` tells how long the work that has its turn has shown no progress.
 """
 
-import queue
+import math
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import TypeVar
 
 __all__ = ["Engine", "ExpiredError", "QueueFullError"]
 
 T = TypeVar("T")
-_Job = tuple[Callable[[], Any], Future[Any], float]
-_LOOK_UP_S = 0.25
 
 
 class QueueFullError(Exception):
-    """As much work is waiting as the queue holds."""
+    """As much work is waiting as may."""
 
 
 class ExpiredError(Exception):
@@ -27,25 +25,33 @@ class ExpiredError(Exception):
 
 
 class Engine:
-    """A worker thread; a daemon, because a hung runtime must not keep the process alive."""
+    """A lock that is fair, bounded and watched.
+
+    A plain lock would go to whoever is quickest, which is a camera that has just let go of it.
+
+    Args:
+        limit: Work that may wait.
+    """
 
     def __init__(self, limit: int = 64) -> None:
         self._limit = limit
-        self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
-        self._progress = time.monotonic()
-        threading.Thread(target=self._work, name="inference", daemon=True).start()
+        self._guard = threading.Lock()
+        self._waiting: deque[threading.Lock] = deque()
+        self._busy = False
+        self._progress = 0.0
 
-    def submit(self, work: Callable[[], T], within_s: float) -> Future[T]:
-        """Return the future of WORK, which is begun within WITHIN_S seconds or not at all.
+    def run(self, work: Callable[[], T], within_s: float) -> T:
+        """Return what WORK returns, which is begun within WITHIN_S seconds or not at all.
 
         Raises:
             QueueFullError: too much is waiting.
+            ExpiredError: its turn did not come in time.
         """
-        if self._jobs.qsize() >= self._limit:
-            raise QueueFullError
-        future: Future[T] = Future()
-        self._jobs.put((work, future, time.monotonic() + within_s))
-        return future
+        self._enter(within_s)
+        try:
+            return work()
+        finally:
+            self._leave()
 
     def progressed(self) -> None:
         """Note that long work has come a step further; to be called by the work itself."""
@@ -54,31 +60,38 @@ class Engine:
     @property
     def waiting(self) -> int:
         """How much work waits."""
-        return self._jobs.qsize()
+        return len(self._waiting)
 
     @property
     def stalled_s(self) -> float:
-        """Seconds since the thread last showed progress; an idle thread shows it all the time."""
-        return time.monotonic() - self._progress
+        """Seconds since the work that has its turn showed progress; 0 if there is none."""
+        return time.monotonic() - self._progress if self._busy else 0.0
 
-    def _work(self) -> None:
-        while True:
+    def _enter(self, within_s: float) -> None:
+        with self._guard:
+            if not self._busy:
+                self.progressed()
+                self._busy = True
+                return
+            if len(self._waiting) >= self._limit:
+                raise QueueFullError
+            turn = threading.Lock()
+            turn.acquire()
+            self._waiting.append(turn)
+        if not turn.acquire(timeout=-1 if within_s == math.inf else within_s):
+            self._give_up(turn)
+
+    def _give_up(self, turn: threading.Lock) -> None:
+        with self._guard:
+            if turn in self._waiting:
+                self._waiting.remove(turn)
+                raise ExpiredError
+        # It came in the very moment: then it is ours, late by nothing.
+
+    def _leave(self) -> None:
+        with self._guard:
             self.progressed()
-            try:
-                work, future, deadline = self._jobs.get(timeout=_LOOK_UP_S)
-            except queue.Empty:
-                continue
-            if future.set_running_or_notify_cancel():
-                _settle(future, work, deadline)
-
-
-def _settle(future: Future[Any], work: Callable[[], Any], deadline: float) -> None:
-    if time.monotonic() > deadline:
-        future.set_exception(ExpiredError())
-        return
-    try:
-        result = work()
-    except Exception as error:  # noqa: BLE001 - whatever the work raises belongs to who asked
-        future.set_exception(error)
-    else:
-        future.set_result(result)
+            if self._waiting:
+                self._waiting.popleft().release()
+            else:
+                self._busy = False

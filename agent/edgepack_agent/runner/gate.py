@@ -5,6 +5,7 @@ Answers no request itself.
 
 import hmac
 import math
+import threading
 import time
 from collections.abc import Callable
 
@@ -66,14 +67,16 @@ class _Bucket:
         self._rate, self._clock = rate or math.inf, clock
         self._most = max(1.0, self._rate * BURST_S)
         self._left, self._at = self._most, clock()
+        self._guard = threading.Lock()
 
     def take(self) -> None:
         if self._rate == math.inf:
             return
-        now = self._clock()
-        self._left = min(self._most, self._left + (now - self._at) * self._rate)
-        self._at = now
-        if self._left < 1:
-            wait = (1 - self._left) / self._rate
-            raise RequestError(429, "too many requests", "rate_limited", retry_after_s=wait)
-        self._left -= 1
+        with self._guard:
+            now = self._clock()
+            self._left = min(self._most, self._left + (now - self._at) * self._rate)
+            self._at = now
+            if self._left < 1:
+                wait = (1 - self._left) / self._rate
+                raise RequestError(429, "too many requests", "rate_limited", retry_after_s=wait)
+            self._left -= 1

@@ -8,9 +8,11 @@ The methods are registered one by one, not through the generated servicer: that 
 traceback for every call of a method that is not there, before anybody was asked for a token.
 """
 
+import asyncio
 import json
 import struct
 from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -20,6 +22,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from edgepack_agent.runner import protocol
 from edgepack_agent.runner.api import EXTENSIONS, VERSION, Api
+from edgepack_agent.runner.connection import DEADLINE_S, late
 from edgepack_agent.runner.interface import Model
 from edgepack_agent.runner.protocol import RequestError
 
@@ -79,6 +82,7 @@ class _Service:
     def __init__(self, api: Api, model: Model) -> None:
         self._api, self._model = api, model
         self._limit = protocol.body_limit(model.manifest)
+        self._threads = ThreadPoolExecutor(MAX_CALLS, "grpc")
 
     def handlers(self) -> dict[str, Any]:
         """Return what answers each method, by its name."""
@@ -152,7 +156,15 @@ class _Service:
 
     async def _infer(self, request: Any) -> Any:
         self._check(request.model_name, request.model_version)
-        asked, outputs = await self._api.ask(*_as_rest(request, self._limit))
+        asked = self._api.read(*_as_rest(request, self._limit))
+        patience = min(asked.timeout_s, DEADLINE_S)
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(patience):
+                outputs = await loop.run_in_executor(self._threads, self._api.ask, asked)
+        except TimeoutError as error:
+            raise late(patience) from error
+        self._model.decided(outputs)
         return _answer(self._model, asked, outputs)
 
     def _check(self, name: str, version: str) -> None:

@@ -43,7 +43,7 @@ class Watched:
 
 
 class Model(Protocol):
-    """A loaded model; its methods are called in the inference thread only."""
+    """A loaded model; its methods are called one at a time, by whoever has its turn."""
 
     @property
     def manifest(self) -> Manifest:
@@ -63,7 +63,11 @@ class Model(Protocol):
     def answer(
         self, inputs: "Mapping[str, NDArray[Any] | EncodedImage | DecodedImage]"
     ) -> "dict[str, NDArray[Any]]":
-        """Return the outputs for INPUTS, and count them."""
+        """Return the outputs for INPUTS."""
+        ...
+
+    def decided(self, outputs: "Mapping[str, NDArray[Any]]") -> None:
+        """Count what OUTPUTS of `answer` say; any thread may call it."""
         ...
 
     def look(self, image: bytes) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """A loaded model: answers inputs and images, proves itself, counts. Has no queue and no socket.
 
-Everything here runs in the inference thread.
+Everything here but `decided` runs when it is the model's turn: one call at a time.
 """
 
 import time
@@ -85,14 +85,19 @@ class LoadedModel:
         return self._session.effective
 
     def answer(self, inputs: Mapping[str, Given]) -> dict[str, Array]:
-        """Return the outputs for INPUTS, and count them.
+        """Return the outputs for INPUTS.
 
         Raises:
             RequestError: 400; an image cannot be decoded.
         """
-        outputs = self._run({name: self._tensor(value) for name, value in inputs.items()})
-        self._decide(outputs)
-        return outputs
+        return self._run({name: self._tensor(value) for name, value in inputs.items()})
+
+    def decided(self, outputs: Mapping[str, Array]) -> None:
+        """Count what the outputs of a request say; whoever asked reads them without us."""
+        try:
+            self._count(decode(self.manifest, outputs))
+        except EdgepackError as error:
+            self._statistics.failed(error.reason)
 
     def look(self, image: bytes) -> dict[str, Any]:
         """Return what the model says of IMAGE: the plain answer, digest, milliseconds.
@@ -150,16 +155,9 @@ class LoadedModel:
             return value
         try:
             found = read_image(value.data) if isinstance(value, EncodedImage) else value.pixels
-            return image_tensor(self.manifest, as_image(found))[1]
+            return image_tensor(self.manifest, found)[1]
         except EdgepackError as error:
             raise _refused(error) from error
-
-    def _decide(self, outputs: Mapping[str, Array]) -> None:
-        """Count what the outputs of a request say; whoever asked reads them without us."""
-        try:
-            self._count(decode(self.manifest, outputs))
-        except EdgepackError as error:
-            self._statistics.failed(error.reason)
 
     def _count(self, answer: Answer) -> None:
         for label, confidence in answer.top():

@@ -18,6 +18,7 @@ REFUSALS = {
     408: "The body did not come in time.",
     413: "The body is larger than one for this model can be.",
     415: "The body is compressed.",
+    431: "The head is too long.",
     429: "Too many requests; `Retry-After` says when.",
     500: "The runtime failed.",
     503: "Too many requests are waiting; `Retry-After` says when.",

@@ -4,15 +4,14 @@ The page holds no data and asks for nothing outside; over TCP it asks its reader
 picture is drawn when somebody looks, not before.
 """
 
-import asyncio
 import io
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from importlib.resources import files
 
 import msgspec
 from PIL import Image
 
-from edgepack_agent.runner.api import Call, Reply, Route
+from edgepack_agent.runner.connection import Call, Reply, Route
 from edgepack_agent.runner.protocol import RequestError
 from edgepack_agent.runner.sources import Feed
 from edgepack_targets.pipeline.annotate import annotate
@@ -33,13 +32,15 @@ _PAGE = {
 def preview_routes(feed: Feed) -> dict[str, Route]:
     """Return the routes for the cameras that FEED has now."""
 
-    async def page(_call: Call) -> Reply:
-        return 200, _PAGE, files("edgepack_agent.runner").joinpath("preview.html").read_bytes()
+    def page(_call: Call) -> Reply:
+        html = files("edgepack_agent.runner").joinpath("preview.html").read_bytes()
+        return Reply(200, _PAGE, html)
 
-    async def cameras(_call: Call) -> Reply:
+    def cameras(_call: Call) -> Reply:
         told = {camera.source.name: camera.describe() | _last(feed, camera.source.name)
                 for camera in feed.cameras}  # fmt: skip
-        return 200, {"content-type": "application/json"}, msgspec.json.encode({"cameras": told})
+        json = {"content-type": "application/json"}
+        return Reply(200, json, msgspec.json.encode({"cameras": told}))
 
     routes = {"/preview": Route(page, free=True), "/v2/edgepack/cameras": Route(cameras)}
     for camera in feed.cameras:
@@ -52,12 +53,9 @@ def _last(feed: Feed, name: str) -> dict[str, object]:
     return {"last": watched.said if watched else None}
 
 
-def _picture(feed: Feed, name: str) -> Callable[[Call], Awaitable[Reply]]:
-    async def answer(_call: Call) -> Reply:
-        data = await asyncio.to_thread(_drawn, feed, name)
-        return 200, {"content-type": "image/jpeg", "cache-control": "no-store"}, data
-
-    return answer
+def _picture(feed: Feed, name: str) -> Callable[[Call], Reply]:
+    headers = {"content-type": "image/jpeg", "cache-control": "no-store"}
+    return lambda _call: Reply(200, headers, _drawn(feed, name))
 
 
 def _drawn(feed: Feed, name: str) -> bytes:

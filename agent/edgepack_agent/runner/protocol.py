@@ -146,7 +146,9 @@ def _describe(spec: TensorSpec) -> dict[str, Any]:
     return {"name": spec.name, "datatype": _NAMES[spec.dtype], "shape": list(spec.shape)}
 
 
-def read_request(headers: Mapping[str, str], body: bytes, manifest: Manifest) -> InferRequest:
+def read_request(
+    headers: Mapping[str, str], body: bytes | memoryview, manifest: Manifest
+) -> InferRequest:
     """Return the inference request in BODY, checked against the inputs of MANIFEST.
 
     Args:
@@ -169,11 +171,11 @@ def read_request(headers: Mapping[str, str], body: bytes, manifest: Manifest) ->
     return InferRequest(request.id, inputs, outputs, _timeout_s(request))
 
 
-def _image_request(body: bytes, manifest: Manifest) -> InferRequest:
+def _image_request(body: bytes | memoryview, manifest: Manifest) -> InferRequest:
     if manifest.preprocess is None or len(manifest.inputs) != 1:
         raise RequestError(415, "this model takes tensors, not images", "unsupported_encoding")
     outputs = tuple(Output(spec.name, binary=False) for spec in manifest.outputs)
-    return InferRequest("", {manifest.preprocess.input: EncodedImage(body)}, outputs)
+    return InferRequest("", {manifest.preprocess.input: EncodedImage(bytes(body))}, outputs)
 
 
 def _header_length(headers: Mapping[str, str], size: int) -> int:

@@ -1,53 +1,49 @@
-"""Takes connections on inherited sockets and gives them to uvicorn's HTTP protocol.
+"""Takes connections on inherited sockets and gives each a thread. Binds nothing, knows no route.
 
-Binds nothing, knows no route. uvicorn's own `Server` is left aside: closing its listeners can
-drop a connection that the kernel has already accepted, and it closes idle keep-alive
-connections under the client's hands. Here taking connections is switched on and off without
-touching the shared listening sockets, so that two runners can hand over without losing a
-request: the new one takes connections before the old one stops.
+Taking connections is switched on and off without touching the shared listening sockets, so that
+two runners can hand over without losing a request: the new one takes connections before the old
+one stops.
 """
 
 import asyncio
+import os
 import socket
-from collections.abc import Callable, Coroutine, Iterable
-from typing import Any
+import threading
+import time
+from collections.abc import Iterable
 
-from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-from uvicorn.server import ServerState
+from edgepack_agent.runner.connection import App, Connection
 
-__all__ = ["MAX_CONNECTIONS", "App", "Server"]
+__all__ = ["MAX_CONNECTIONS", "Server"]
 
-App = Callable[..., Coroutine[Any, Any, None]]
-_KEEP_ALIVE_S = 75
 _LINGER_S = 1.0
 """How long a drained connection may be idle: a busy client has asked again by then, was told
 `Connection: close` in the answer, and has gone to the next runner."""
 _POLL_S = 0.02
+_SWEEP_S = 0.1
 MAX_CONNECTIONS = 128
-"""Then whoever asks for nothing has to go: descriptors and memory end somewhere."""
+"""Then whoever asks for nothing has to go: threads, descriptors and memory end somewhere."""
 
 
 class Server:
     """A set of listening sockets that can be taken from, or not."""
 
     def __init__(self, app: App, listeners: Iterable[socket.socket]) -> None:
-        self._config = Config(
-            app, http="httptools", ws="none", lifespan="off", log_config=None, access_log=False,
-            timeout_keep_alive=_KEEP_ALIVE_S, server_header=False, date_header=False,
-            proxy_headers=False,
-        )  # fmt: skip
-        self._state = ServerState()
-        self._listeners = list(listeners)
-        self._arriving: set[asyncio.Task[Any]] = set()
+        self._app, self._listeners = app, list(listeners)
+        self._connections: set[Connection] = set()
+        self._leaving = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._sweeping: asyncio.Task[None] | None = None
         self.accepting = False
 
     def accept(self) -> None:
         """Take connections from now on."""
         self.accepting = True
+        self._let_stay()
+        loop = asyncio.get_running_loop()
+        self._sweeping = self._sweeping or loop.create_task(self._sweep())
         for listener in self._listeners:
             listener.setblocking(False)
-            asyncio.get_running_loop().add_reader(listener, self._take, listener)
+            loop.add_reader(listener, self._take, listener)
 
     def refuse(self) -> None:
         """Take no more connections; whoever waits in the queues is left to the next runner."""
@@ -61,38 +57,52 @@ class Server:
         What is not finished within WITHIN_S seconds is cut off. False: connections are taken
         again, so there is no last one.
         """
-        loop = asyncio.get_running_loop()
-        start = loop.time()
-        while (self._arriving or self._state.connections) and not self.accepting:
-            waited = loop.time() - start
-            if waited > _LINGER_S:
-                self._close_idle()
+        start, told = time.monotonic(), False
+        while self._connections and not self.accepting:
+            waited = time.monotonic() - start
+            if waited > _LINGER_S and not told:
+                told = True
+                os.eventfd_write(self._leaving, 1)
             if waited > within_s:
-                self._cut_off()
+                for connection in list(self._connections):
+                    connection.cut_off()
+                return not self.accepting
             await asyncio.sleep(_POLL_S)
         return not self.accepting
 
-    def _close_idle(self) -> None:
-        for connection in list(self._state.connections):
-            connection.shutdown()
+    def _let_stay(self) -> None:
+        try:
+            os.eventfd_read(self._leaving)
+        except BlockingIOError:
+            return  # nobody was told to leave
 
-    def _cut_off(self) -> None:
-        for connection in list(self._state.connections):
-            connection.transport.abort()
+    async def _sweep(self) -> None:
+        """Refuse what is late, for as long as there is anything to answer."""
+        while True:
+            await asyncio.sleep(_SWEEP_S)
+            now = time.monotonic()
+            for connection in list(self._connections):
+                connection.expire(now)
 
     def _take(self, listener: socket.socket) -> None:
         try:
-            connection, _ = listener.accept()
+            sock, _ = listener.accept()
         except OSError:
             return  # another runner was quicker, or the client has gone
-        if len(self._state.connections) + len(self._arriving) >= MAX_CONNECTIONS:
-            self._close_idle()
-            connection.close()
+        if len(self._connections) >= MAX_CONNECTIONS:
+            for connection in list(self._connections):
+                connection.let_go()
+            sock.close()
             return
-        loop = asyncio.get_running_loop()
-        task = loop.create_task(loop.connect_accepted_socket(self._protocol, connection))
-        self._arriving.add(task)
-        task.add_done_callback(self._arriving.discard)
+        sock.setblocking(True)
+        connection = Connection(sock, self._app, self._leaving, lambda: not self.accepting)
+        self._connections.add(connection)
+        threading.Thread(
+            target=self._serve, args=(connection,), name="connection", daemon=True
+        ).start()
 
-    def _protocol(self) -> HttpToolsProtocol:
-        return HttpToolsProtocol(self._config, self._state, {})
+    def _serve(self, connection: Connection) -> None:
+        try:
+            connection.serve()
+        finally:
+            self._connections.discard(connection)

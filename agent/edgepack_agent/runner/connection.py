@@ -1,0 +1,395 @@
+"""One HTTP/1.1 connection: a thread reads a request, has it answered, writes the answer.
+
+httptools reads heads and chunked bodies; a body of known length goes from the socket to where the
+tensors are read from, with no copy between (ADR 28). Knows no route and no model.
+"""
+
+import contextlib
+import http
+import math
+import select
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Protocol
+from urllib.parse import unquote
+
+import httptools
+import numpy as np
+
+from edgepack_agent.runner.protocol import HEADER_LENGTH, RequestError
+
+__all__ = ["DEADLINE_S", "App", "Call", "Connection", "Reply", "Route", "late"]
+
+DEADLINE_S = 30.0
+"""Seconds that a client has for its request, the model for its answer, a client to take it."""
+_IDLE_S = 75.0
+_LINGER_S = 2.0
+"""For who still sends what was refused: a connection that is cut takes the answer along."""
+_MAX_HEAD = 16 * 1024
+_PIECE = 64 * 1024
+_ALIGNED = 64
+"""Bytes: what vector units like tensors to start at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+    then: Callable[[], None] | None = None
+    """What is left to do once the answer is on its way."""
+
+
+@dataclass(slots=True)
+class Call:
+    """A request, and the right to answer it."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    """Names are in lower case."""
+    over_tcp: bool
+    body: memoryview = field(default_factory=lambda: memoryview(b""))
+    patience_s: float = math.inf
+    _due: float = math.inf
+    _claimed: threading.Lock = field(default_factory=threading.Lock)
+
+    def wait_at_most(self, patience_s: float) -> None:
+        """Have this request refused PATIENCE_S seconds from now, whatever the model does."""
+        self.patience_s, self._due = patience_s, time.monotonic() + patience_s
+
+    def is_late(self, now: float) -> bool:
+        """Return whether at NOW, of `time.monotonic`, it is too late for an answer."""
+        return now > self._due
+
+    def claim(self) -> bool:
+        """Return whether it is the caller who answers: true once."""
+        return self._claimed.acquire(blocking=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What answers a path."""
+
+    answer: Callable[[Call], Reply]
+    methods: tuple[str, ...] = ("GET", "HEAD")
+    free: bool = False
+    """Whether whoever asks needs no token."""
+
+
+class App(Protocol):
+    """What a connection asks for answers."""
+
+    @property
+    def limit(self) -> int:
+        """Bytes that a body may have."""
+        ...
+
+    def admit(self, call: Call) -> Route:
+        """Return what answers CALL, whose body is not read yet.
+
+        Raises:
+            RequestError: nothing does.
+        """
+        ...
+
+    def refuse(self, error: Exception) -> Reply:
+        """Return what to say after ERROR."""
+        ...
+
+    def sign(self, reply: Reply) -> Reply:
+        """Count REPLY and return it as it goes out."""
+        ...
+
+
+class _GoneError(Exception):
+    """The client has said its last word."""
+
+
+class Connection:
+    """A connected client.
+
+    Args:
+        sock: Connected, blocking.
+        app: Who answers.
+        leaving: A descriptor that is readable when idle connections are to end.
+        closing: Whether connections are to end after their answer.
+    """
+
+    def __init__(
+        self, sock: socket.socket, app: App, leaving: int, closing: Callable[[], bool]
+    ) -> None:
+        self._sock, self._app, self._closing = sock, app, closing
+        self._over_tcp = sock.family != socket.AF_UNIX
+        _prepare(sock)
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
+        self._poll.register(leaving, select.POLLIN)
+        self._ahead = b""
+        """Bytes of the next request, or of this one's body, that have come already."""
+        self._idle = True
+        self._call: Call | None = None
+
+    def serve(self) -> None:
+        """Answer requests until one side has had enough."""
+        with self._sock, contextlib.suppress(OSError, _GoneError):
+            while self._await() and self._exchange():
+                pass
+
+    def let_go(self) -> None:
+        """End the connection if it asks for nothing; for who needs its place."""
+        if self._idle:
+            self._shut(socket.SHUT_RD)
+
+    def cut_off(self) -> None:
+        """End the connection, whatever it waits for."""
+        self._shut(socket.SHUT_RDWR)
+
+    def expire(self, now: float) -> None:
+        """Say that there is no answer, if it is due; never blocks."""
+        call = self._call
+        if call is None or not call.is_late(now) or not call.claim():
+            return
+        reply = self._app.refuse(late(call.patience_s))
+        data = _written(self._app.sign(reply), last=True, bare=False)
+        with contextlib.suppress(OSError):
+            self._sock.send(data, socket.MSG_DONTWAIT)
+        self.cut_off()
+
+    def _shut(self, how: int) -> None:
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(how)
+
+    def _await(self) -> bool:
+        """Return whether a request comes, before it is time to go."""
+        if self._ahead:
+            return True
+        self._idle = True
+        ready = {fd for fd, _ in self._poll.poll(_IDLE_S * 1000)}
+        self._idle = False
+        return self._sock.fileno() in ready
+
+    def _exchange(self) -> bool:
+        """Answer one request; return whether there may be another."""
+        head = self._head()
+        whole = False
+        try:
+            call, keep = _parsed(head, over_tcp=self._over_tcp)
+        except RequestError as error:
+            self._send(self._app.refuse(error), last=True)
+            return self._linger()
+        self._call = call
+        try:
+            route = self._app.admit(call)
+            call.body = self._body(call, head)
+            whole = True
+            reply = route.answer(call)
+        except _GoneError:
+            raise
+        except Exception as error:  # noqa: BLE001 - each request gets an answer
+            reply = self._app.refuse(error)
+        self._call = None
+        if not call.claim():
+            return False
+        last = not keep or self._closing() or "transfer-encoding" in call.headers
+        last = last or not (whole or self._skipped(call))
+        try:
+            self._send(reply, last=last, bare=call.method == "HEAD")
+        finally:
+            if reply.then:
+                reply.then()
+        return self._linger() if last and not whole else not last
+
+    def _head(self) -> bytes:
+        """Return the next head; what came after it is in `_ahead`."""
+        data, end_s = self._ahead, time.monotonic() + DEADLINE_S
+        while (end := data.find(b"\r\n\r\n")) < 0:
+            if len(data) > _MAX_HEAD:
+                break
+            data += self._more()
+            if time.monotonic() > end_s:
+                raise _GoneError
+        self._ahead = data[end + 4 :] if end >= 0 else b""
+        return data[: end + 4] if end >= 0 else data
+
+    def _more(self) -> bytes:
+        try:
+            data = self._sock.recv(_PIECE)
+        except BlockingIOError as error:
+            raise _GoneError from error
+        if not data:
+            raise _GoneError
+        return data
+
+    def _body(self, call: Call, head: bytes) -> memoryview:
+        """Return the body of CALL.
+
+        Raises:
+            RequestError: 408 or 413; it does not come, or not to an end.
+        """
+        if call.headers.get("expect", "").lower() == "100-continue":
+            self._sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if "transfer-encoding" in call.headers:
+            return memoryview(self._chunked(head))
+        size = int(call.headers.get("content-length", "0"))
+        if size > self._app.limit:
+            raise _too_large(self._app.limit)
+        body = _room(call.headers, size)
+        got = min(size, len(self._ahead))
+        body[:got] = self._ahead[:got]
+        self._ahead = self._ahead[got:]
+        end = time.monotonic() + DEADLINE_S
+        while got < size:
+            got += self._into(body[got:], end)
+        return body
+
+    def _into(self, place: memoryview, end: float) -> int:
+        try:
+            got = self._sock.recv_into(place, 0, socket.MSG_WAITALL)
+        except BlockingIOError:
+            got = -1
+        if got == 0:
+            raise _GoneError
+        if got < 0 or time.monotonic() > end:
+            raise RequestError(408, "the request did not come", "slow_request")
+        return got
+
+    def _chunked(self, head: bytes) -> bytes:
+        """Return a body that says at its end how long it is. The connection ends with it."""
+        heard = _Heard()
+        parser = httptools.HttpRequestParser(heard)
+        end = time.monotonic() + DEADLINE_S
+        data, self._ahead = head + self._ahead, b""
+        while True:
+            _feed(parser, data)
+            if heard.size > self._app.limit:
+                raise _too_large(self._app.limit)
+            if heard.complete:
+                return b"".join(heard.pieces)
+            if time.monotonic() > end:
+                raise RequestError(408, "the request did not come", "slow_request")
+            data = self._more()
+
+    def _skipped(self, call: Call) -> bool:
+        """Read past the body of a refused request, if it is short; return whether that is done."""
+        size = int(call.headers.get("content-length", "0"))
+        if {"transfer-encoding", "expect"} & call.headers.keys() or size > _PIECE:
+            return False
+        while len(self._ahead) < size:
+            self._ahead += self._more()
+        self._ahead = self._ahead[size:]
+        return True
+
+    def _send(self, reply: Reply, *, last: bool, bare: bool = False) -> None:
+        self._sock.sendall(_written(self._app.sign(reply), last=last, bare=bare))
+
+    def _linger(self) -> bool:
+        """Hear a client out that has its answer before it has said all; False."""
+        self._shut(socket.SHUT_WR)
+        end = time.monotonic() + _LINGER_S
+        self._sock.settimeout(_LINGER_S)
+        while time.monotonic() < end and self._sock.recv(_PIECE):
+            pass
+        return False
+
+
+class _Heard:
+    """What httptools tells of a request."""
+
+    def __init__(self) -> None:
+        self.url = b""
+        self.headers: dict[str, str] = {}
+        self.pieces: list[bytes] = []
+        self.size = 0
+        self.complete = False
+
+    def on_url(self, url: bytes) -> None:
+        self.url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+
+    def on_body(self, data: bytes) -> None:
+        self.pieces.append(data)
+        self.size += len(data)
+
+    def on_message_complete(self) -> None:
+        self.complete = True
+
+
+def _prepare(sock: socket.socket) -> None:
+    if sock.family != socket.AF_UNIX:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # In the kernel and not by `settimeout`, which costs a call more for every piece.
+    patience = struct.pack("ll", int(DEADLINE_S), 0)
+    for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+        sock.setsockopt(socket.SOL_SOCKET, option, patience)
+
+
+def _parsed(head: bytes, *, over_tcp: bool) -> tuple[Call, bool]:
+    """Return the request that begins with HEAD, and whether its connection may go on.
+
+    Raises:
+        RequestError: 400 or 431; it is none.
+    """
+    if not head.endswith(b"\r\n\r\n"):
+        raise RequestError(431, f"a head has at most {_MAX_HEAD} bytes")
+    heard = _Heard()
+    parser = httptools.HttpRequestParser(heard)
+    _feed(parser, head)
+    method = parser.get_method().decode("ascii")
+    call = Call(method, _path(heard.url), heard.headers, over_tcp)
+    return call, parser.should_keep_alive()
+
+
+def _feed(parser: Any, data: bytes) -> None:
+    try:
+        parser.feed_data(data)
+    except httptools.HttpParserUpgrade:
+        pass  # the head is read; whatever else is offered, HTTP/1.1 is spoken here
+    except httptools.HttpParserError as error:
+        raise RequestError(400, f"this is no HTTP request: {error}") from error
+
+
+@lru_cache(maxsize=128)
+def _path(url: bytes) -> str:
+    try:
+        path = httptools.parse_url(url).path or b"/"
+    except httptools.HttpParserInvalidURLError as error:
+        raise RequestError(400, "this is no path") from error
+    return unquote(path.decode("latin-1")).rstrip("/")
+
+
+def _room(headers: dict[str, str], size: int) -> memoryview:
+    """Return SIZE bytes of memory in which the tensors of a request start where they should."""
+    text = headers.get(HEADER_LENGTH, "0")
+    split = int(text) if text.isascii() and text.isdigit() and len(text) < 16 else 0
+    memory = np.empty(size + _ALIGNED, np.uint8)
+    start = -(memory.ctypes.data + split) % _ALIGNED
+    return memory.data[start : start + size]
+
+
+def _written(reply: Reply, *, last: bool, bare: bool) -> bytes:
+    lines = [f"HTTP/1.1 {reply.status} {http.HTTPStatus(reply.status).phrase}"]
+    lines += [f"{name}: {value}" for name, value in reply.headers.items()]
+    lines.append(f"content-length: {len(reply.body)}")
+    if last:
+        lines.append("connection: close")
+    head = "\r\n".join(lines) + "\r\n\r\n"
+    return head.encode("latin-1") + (b"" if bare else reply.body)
+
+
+def late(patience_s: float) -> RequestError:
+    """Return what to say when there is no answer within PATIENCE_S seconds."""
+    return RequestError(504, f"no answer within {patience_s:g} s", "deadline")
+
+
+def _too_large(limit: int) -> RequestError:
+    return RequestError(413, f"a request for this model has at most {limit} bytes", "too_large")

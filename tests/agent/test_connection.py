@@ -1,0 +1,213 @@
+"""One HTTP connection over a real socket: what is asked well, badly, slowly, in pieces, or not."""
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgepack_agent.runner.connection import Call, Connection, Reply, Route
+from edgepack_agent.runner.protocol import RequestError
+
+LIMIT = 200_000
+
+
+class Echo:
+    """An app that answers with what it was sent."""
+
+    limit = LIMIT
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+
+    def admit(self, call: Call) -> Route:
+        if call.path == "/secret":
+            raise RequestError(401, "no")
+        return Route(self._slow if call.path == "/slow" else self._answer)
+
+    def _answer(self, call: Call) -> Reply:
+        body = f"{call.method} {call.path} {len(call.body)} ".encode() + bytes(call.body)
+        return Reply(200, {}, body, lambda: self.done.append(call.path))
+
+    def _slow(self, call: Call) -> Reply:
+        call.wait_at_most(0.01)
+        time.sleep(0.3)
+        return self._answer(call)
+
+    def refuse(self, error: Exception) -> Reply:
+        assert isinstance(error, RequestError), error
+        return Reply(error.status, {}, str(error).encode())
+
+    def sign(self, reply: Reply) -> Reply:
+        return reply
+
+
+@contextlib.contextmanager
+def connected(
+    closing: Callable[[], bool] = lambda: False,
+) -> Iterator[tuple[socket.socket, Connection, int, Echo]]:
+    ours, theirs = socket.socketpair()
+    ours.settimeout(20)
+    leaving, app = os.eventfd(0), Echo()
+    connection = Connection(theirs, app, leaving, closing)
+    thread = threading.Thread(target=connection.serve)
+    thread.start()
+    try:
+        with ours:
+            yield ours, connection, leaving, app
+    finally:
+        thread.join(20)
+        os.close(leaving)
+        assert not thread.is_alive()
+
+
+def until_closed(sock: socket.socket) -> bytes:
+    pieces = []
+    with contextlib.suppress(ConnectionError):
+        while piece := sock.recv(65536):
+            pieces.append(piece)
+    return b"".join(pieces)
+
+
+def answer_to(*pieces: bytes) -> bytes:
+    """Return everything that is answered when PIECES are sent one after the other."""
+    with connected() as (ours, _, _, _):
+        for piece in pieces:
+            ours.sendall(piece)
+            time.sleep(0.01 if len(pieces) > 1 else 0)
+        ours.shutdown(socket.SHUT_WR)
+        return until_closed(ours)
+
+
+def test_a_request_is_answered_however_it_is_cut() -> None:
+    whole = b"POST /a%20b?x=1 HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello"
+    expected = b"HTTP/1.1 200 OK\r\ncontent-length: 19\r\n\r\nPOST /a b 5 hello"
+    expected = expected.replace(b"19", str(len(b"POST /a b 5 hello")).encode())
+    assert answer_to(whole) == expected
+    assert answer_to(*(whole[i : i + 1] for i in range(len(whole)))) == expected
+
+
+def test_requests_that_come_at_once_are_answered_in_order() -> None:
+    one = b"POST /1 HTTP/1.1\r\nContent-Length: 2\r\n\r\nab"
+    two = b"GET /2 HTTP/1.1\r\n\r\n"
+    said = answer_to(one + two + one)
+    assert said.count(b"HTTP/1.1 200 OK") == 3
+    assert said.index(b"POST /1 2 ab") < said.index(b"GET /2 0 ") < said.rindex(b"POST /1 2 ab")
+
+
+def test_a_body_in_chunks_is_read_and_ends_the_connection() -> None:
+    head = b"POST /c HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+    said = answer_to(head + b"3\r\nabc\r\n", b"2\r\nde\r\n0\r\n\r\n")
+    assert b"POST /c 5 abcde" in said
+    assert b"connection: close" in said
+
+
+def test_a_head_alone_is_asked_for() -> None:
+    said = answer_to(b"HEAD /h HTTP/1.1\r\n\r\n")
+    assert said.startswith(b"HTTP/1.1 200 OK")
+    assert said.endswith(b"\r\n\r\n")
+    assert b"content-length: 0" not in said
+
+
+def test_who_waits_for_leave_to_send_gets_it() -> None:
+    with connected() as (ours, _, _, _):
+        ours.sendall(
+            b"POST / HTTP/1.1\r\nExpect: 100-continue\r\nConnection: close\r\n"
+            b"Content-Length: 3\r\n\r\n"
+        )
+        assert ours.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        ours.sendall(b"abc")
+        assert until_closed(ours).endswith(b"POST  3 abc")
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"nonsense\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nContent-Length: -1\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400),
+        (b"POST / HTTP/1.1\r\nContent-Length: 9999999999\r\n\r\n", 413),
+        (b"POST / HTTP/1.1\r\nContent-Length: 200001\r\n\r\n" + b"x" * 200_001, 413),
+        (b"GET /" + b"x" * 40_000, 431),
+        (b"GET / HTTP/1.1\r\nA: " + b"x" * 40_000, 431),
+    ],
+)
+def test_what_is_no_request_is_told_so_and_hung_up_on(sent: bytes, status: int) -> None:
+    said = answer_to(sent)
+    assert said.startswith(f"HTTP/1.1 {status} ".encode())
+    assert b"connection: close" in said
+    assert said.count(b"HTTP/1.1 ") == 1
+
+
+def test_a_short_refused_body_is_skipped_a_long_one_ends_the_connection() -> None:
+    short = b"POST /secret HTTP/1.1\r\nContent-Length: 4\r\n\r\nabcd"
+    said = answer_to(short + b"GET /next HTTP/1.1\r\n\r\n")
+    assert said.startswith(b"HTTP/1.1 401 ")
+    assert b"GET /next 0" in said
+    size = LIMIT - 1
+    long = b"POST /secret HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size
+    said = answer_to(long)
+    assert said.startswith(b"HTTP/1.1 401 ")
+    assert said.endswith(b"no")
+
+
+def test_an_answer_that_is_late_is_refused_once() -> None:
+    with connected() as (ours, connection, _, app):
+        ours.sendall(b"GET /slow HTTP/1.1\r\n\r\n")
+        deadline = time.monotonic() + 20
+        said = b""
+        ours.setblocking(False)
+        while not said and time.monotonic() < deadline:
+            connection.expire(time.monotonic())
+            time.sleep(0.01)
+            with contextlib.suppress(BlockingIOError):
+                said = ours.recv(4096)
+        ours.settimeout(20)
+        said += until_closed(ours)
+        assert said.startswith(b"HTTP/1.1 504 Gateway")
+        assert b"no answer within 0.01 s" in said
+        assert said.count(b"HTTP/1.1 ") == 1
+        assert app.done == []
+
+
+def test_an_idle_connection_leaves_when_it_is_told() -> None:
+    with connected() as (ours, _, leaving, app):
+        ours.sendall(b"GET /1 HTTP/1.1\r\n\r\n")
+        assert ours.recv(4096).startswith(b"HTTP/1.1 200")
+        os.eventfd_write(leaving, 1)
+        assert ours.recv(1) == b""
+        assert app.done == ["/1"]
+
+
+def test_a_closing_server_says_so_in_its_answer() -> None:
+    with connected(closing=lambda: True) as (ours, _, _, _):
+        ours.sendall(b"GET /1 HTTP/1.1\r\n\r\n")
+        assert b"connection: close" in until_closed(ours)
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    st.lists(
+        st.one_of(
+            st.binary(max_size=40),
+            st.sampled_from([
+                b"GET / HTTP/1.1\r\n", b"POST /x HTTP/1.0\r\n", b"\r\n", b"\r\n\r\n",
+                b"Content-Length: 3\r\n", b"Content-Length: 4\r\n", b"Expect: 100-continue\r\n",
+                b"Transfer-Encoding: chunked\r\n", b"Connection: close\r\n", b"0\r\n\r\n",
+                b"Upgrade: h2c\r\nConnection: upgrade\r\n",
+                b"inference-header-content-length: 9\r\n",
+            ]),
+        ),
+        max_size=8,
+    )
+)  # fmt: skip
+def test_no_bytes_break_it(pieces: list[bytes]) -> None:
+    said = answer_to(b"".join(pieces))
+    assert said == b"" or said.startswith(b"HTTP/1.1 ")
