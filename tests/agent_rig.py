@@ -198,6 +198,10 @@ class Device:
         found: str | None = self.status().get("serving")
         return found
 
+    def comes_to_serve(self, release: str) -> None:
+        """Return as soon as RELEASE answers: after a way back its runner has to say so first."""
+        wait(f"{release} to be served", lambda: self.serving() == release)
+
     def accuracy(self, count: int = 20) -> float:
         """Ask about COUNT test digits over the local API."""
         test = digits_data()[1].head(count)
@@ -306,10 +310,23 @@ class Site:
             session.expunge_all()
         return found[-1]
 
+    def told(self, kind: str, count: int = 1) -> list[dict[str, Any]]:
+        """Return the events of KIND once the fleet has COUNT of them.
+
+        A device tells them beside what becomes of its job, so the end of one says nothing of them.
+        """
+
+        def probe() -> list[dict[str, Any]] | None:
+            found = self.events(kind)
+            return found if len(found) >= count else None
+
+        return wait(f"the fleet to be told of {count} {kind}", probe)
+
     def events(self, kind: str) -> list[dict[str, Any]]:
+        """Return the events of KIND that have arrived, in the order they happened."""
         with self.service.database.read() as session:
             rows = session.scalars(select(EventRow).where(EventRow.type == kind)).all()
-            return [dict(row.body) for row in rows]
+            return [dict(row.body) for row in sorted(rows, key=lambda row: row.body["ts"])]
 
     def inferences(self) -> int:
         with self.service.database.read() as session:

@@ -51,6 +51,20 @@ def wait(what: str, probe: Callable[[], T | None], seconds: float = 20.0) -> T:
     return found
 
 
+def still(what: str, look: Callable[[], T], seconds: float = 1.0) -> T:
+    """Return what LOOK finds once it has found the same for SECONDS."""
+    before, since = look(), time.monotonic()
+
+    def settled() -> bool:
+        nonlocal before, since
+        if (now := look()) != before:
+            before, since = now, time.monotonic()
+        return time.monotonic() - since >= seconds
+
+    wait(f"{what} to settle", settled)
+    return before
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -167,6 +167,13 @@ def listen(path: Path | None = None) -> socket.socket:
     return listener
 
 
+def results(state: Path) -> list[dict[str, Any]]:
+    """Return the rows that a runner has written below STATE so far, the whole ones."""
+    path = state / "results.jsonl"
+    *lines, _torn = path.read_text().split("\n") if path.exists() else ("",)
+    return [json.loads(line) for line in lines]
+
+
 def copy_of(slot: Path, directory: Path) -> Path:
     return Path(shutil.copytree(slot, directory))
 

@@ -60,7 +60,7 @@ def test_a_bad_model_ends_with_its_reason_and_no_request_is_lost(
         wait("the way back", lambda: device.status().get("phase") == "idle")
         hammer.all_by(good)
     assert hammer.failures == []
-    assert device.serving() == "digits@1.0.0"
+    device.comes_to_serve("digits@1.0.0")
 
 
 def slots(device: Device) -> list[Slot]:

@@ -103,7 +103,7 @@ def test_a_revoked_model_stops_or_goes_on_as_its_publisher_says(place: Site) -> 
     world = publisher(place.service.settings.data)
     world.revoke(1, "keep")
     device.ask("sync")
-    (event,) = wait("the fleet to be told", lambda: place.events("revoked"))
+    (event,) = place.told("revoked")
     assert (event["bundle"], event["detail"]) == ("digits@1.0.0", {"policy": "keep"})
     assert device.accuracy() >= 0.9
 
@@ -111,12 +111,13 @@ def test_a_revoked_model_stops_or_goes_on_as_its_publisher_says(place: Site) -> 
     device.ask("sync")
     wait("the end of it", lambda: device.status().get("bundle", "") is None)
     assert device.status()["serving"] is None
-    wait("the fleet to be told again", lambda: len(place.events("revoked")) == 2)
-    assert place.events("revoked")[-1]["detail"] == {"policy": "stop"}
+    _, event = place.told("revoked", 2)
+    assert event["detail"] == {"policy": "stop"}
     device.kill()
     device.start()
-    wait("the agent", device.status)
-    assert device.status()["serving"] is None, "a restart does not bring it back"
+    status = wait("the agent", device.status)
+    found = (status["bundle"], status["serving"])
+    assert found == (None, None), "a restart does not bring it back"
 
 
 # -- which variant of a mirror

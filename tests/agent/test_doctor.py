@@ -1,8 +1,11 @@
 """`edgepack-agent doctor`: says what is wrong and what to do, and leaves everything as it is."""
 
+import contextlib
 import hashlib
 import json
+import os
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
@@ -72,14 +75,27 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         yield Place(found, device)
 
 
+@contextlib.contextmanager
+def halted(device: Device) -> Iterator[None]:
+    """Let the agent of DEVICE write nothing for a while."""
+    assert device.process is not None
+    os.kill(device.process.pid, signal.SIGSTOP)
+    try:
+        os.waitid(os.P_PID, device.process.pid, os.WSTOPPED)
+        yield
+    finally:
+        os.kill(device.process.pid, signal.SIGCONT)
+
+
 @pytest.fixture
 def stopped(place: Place, tmp_path: Path) -> Device:
     """A copy of that device without an agent, to be spoilt."""
     wait("the agent to be idle", lambda: place.device.status().get("phase") == "idle")
     home = tmp_path / "cam"
-    shutil.copytree(
-        place.device.home, home, ignore=shutil.ignore_patterns("run", "current", "previous")
-    )
+    with halted(place.device):
+        shutil.copytree(
+            place.device.home, home, ignore=shutil.ignore_patterns("run", "current", "previous")
+        )
     device = Device(place.device.name, home, free_port())
     device.configure(
         data_dir=str(device.data), run_dir=str(home / "run"), listen=f"127.0.0.1:{device.port}"

@@ -120,7 +120,6 @@ def test_a_device_tells_drift_without_a_link_and_shows_it(place: Site, tmp_path:
     assert told["features"]["classes"]["psi"] > 0.1
     assert [ET.parse(path).getroot().tag for path in told["pictures"]]
     place.broker.start()
-    wait("the fleet to hear", lambda: place.events("drift"))
-    (event,) = place.events("drift")
+    (event,) = place.told("drift")
     assert event["reason"] == "classes"
     assert np.isfinite(event["detail"]["psi"])

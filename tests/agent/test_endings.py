@@ -4,7 +4,6 @@ One round is fourteen endings; the long form makes a hundred of them in a row.
 """
 
 import resource
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from agent_rig import Device, Site, site
 from edgepack.errors import EdgepackError
 from edgepack_agent.adapters.journal import Journal
 from edgepack_agent.core.state import State
-from fleet_rig import listening, wait
+from fleet_rig import listening, still, wait
 from netfaults import Fault, Proxy
 
 pytestmark = pytest.mark.mosquitto
@@ -22,7 +21,6 @@ _GROWING = {"outbox.db", "outbox.db-wal", "outbox.db-shm", "journal.db-wal", "jo
 """Databases whose side files come and go."""
 ROOM = 8_000_000
 """Bytes that the agent may write to a file while its disk is full: more than its databases have."""
-STILL_S = 1.0
 
 
 @pytest.fixture
@@ -162,16 +160,7 @@ def settled(device: Device) -> dict[str, object]:
     Nothing is asked meanwhile: what answers is a thread and a socket too, for a moment.
     """
     wait("quiet", lambda: device.status().get("phase") == "idle")
-    before, since = belongings(device), time.monotonic()
-
-    def still() -> dict[str, object] | None:
-        nonlocal before, since
-        now = belongings(device)
-        if now != before:
-            before, since = now, time.monotonic()
-        return now if time.monotonic() - since >= STILL_S else None
-
-    return wait("the belongings to settle", still)
+    return still("the belongings", lambda: belongings(device))
 
 
 @pytest.mark.parametrize("rounds", [1, pytest.param(8, marks=pytest.mark.soak)])
@@ -184,7 +173,7 @@ def test_endings_of_every_kind_leave_nothing_behind(endings: Endings, rounds: in
         for ending in endings.all:
             ending()
             count += 1
-            assert device.serving() == "digits@1.0.0"
+            device.comes_to_serve("digits@1.0.0")
         assert settled(device) == at_first, "nothing came, nothing went"
     assert count >= rounds * 14
     endings.accepted()

@@ -11,7 +11,7 @@ from agent_rig import Device, Site, site
 from edgepack.chunks import CHUNK_SIZE
 from edgepack.topics import BLOCK_SIZE
 from edgepack_agent.adapters.transfer import WINDOW
-from fleet_rig import wait
+from fleet_rig import still, wait
 from netfaults import KINDS, Fault, Kind, Proxy
 
 pytestmark = pytest.mark.mosquitto
@@ -68,7 +68,8 @@ def cases() -> Iterator[object]:
 def test_an_update_gets_over_a_fault_of_the_network(place: Place, kind: Kind, where: str) -> None:
     version = f"1.{next(place.versions)}.0"
     place.site.publish(version, padding=PADDING)
-    before, downs, carried = place.footprint(), place.downs(), place.proxy.carried
+    before = still("the agent", place.footprint)
+    downs, carried = place.downs(), place.proxy.carried
     place.proxy.arm(fault := Fault(kind, WHERE[where]))
     rollout = place.site.roll_out(version, probation_s=0)
     assert place.site.ended(rollout, 200) == "completed"

@@ -213,7 +213,7 @@ def test_a_device_back_after_400_days(tmp_path: Path) -> None:
             )
             assert trouble["reason"] == "certificate_expired"
             assert "edgepack-agent enroll" in trouble["fix"]
-            assert device.serving() == "digits@1.0.0"
+            device.comes_to_serve("digits@1.0.0")
             assert device.accuracy() > 0.9
             assert device.stop() == 0
             service.renewals._grace = timedelta(days=730)

@@ -1,6 +1,5 @@
 """A folder of images as a source: each one once, in order, whatever lies in it."""
 
-import json
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -9,11 +8,12 @@ from typing import Any
 from digits import digits_folder
 from edgepack_agent.runner.sources import Results
 from fleet_rig import wait
-from slots import Heard, digits_slot, listen
+from slots import Heard, digits_slot, listen, results
 
 
-def rows(state: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (state / "results.jsonl").read_text().splitlines()]
+def rows(state: Path, count: int) -> list[dict[str, Any]]:
+    """Return the rows once there are COUNT of them: what is counted is written down after that."""
+    return wait(f"{count} rows", lambda: len(found := results(state)) >= count and found)
 
 
 def feed(heard: Heard, folder: Path) -> None:
@@ -48,7 +48,7 @@ def test_each_image_is_seen_once_in_order_and_new_ones_as_they_come(tmp_path: Pa
         gather(heard, 1)
         heard.tell("drain")
         heard.wait("drained")
-    found = rows(state)
+        found = rows(state, 13)
     names = sorted(path.name for path in folder.iterdir() if path.name != late.name)
     assert [row["file"] for row in found] == [*names, late.name]
     assert {row["digest"] for row in found} == {digest}
@@ -67,17 +67,26 @@ def test_what_is_no_image_is_counted_and_the_rest_goes_on(tmp_path: Path) -> Non
     with listen() as tcp, Heard(digits_slot(tmp_path / "slot"), [tcp], state) as heard:
         feed(heard.accepting(), folder)
         gather(heard, 4, bad_image=2)
-        (folder / "0002-text.jpg").write_bytes(whole)
+        (tmp_path / "whole").write_bytes(whole)
+        (tmp_path / "whole").rename(folder / "0002-text.jpg")  # so that nobody sees half of it
         gather(heard, 1)
-    assert len(rows(state)) == 5
+        assert len(rows(state, 5)) == 5
 
 
 def test_a_missing_folder_is_counted_until_it_is_there(tmp_path: Path) -> None:
     with listen() as tcp, Heard(digits_slot(tmp_path / "slot"), [tcp]) as heard:
         feed(heard.accepting(), tmp_path / "pictures")
         heard.wait("beat", lambda e: e["stats"]["errors"].get("source_missing", 0) > 0)
-        digits_folder(tmp_path / "pictures", 3)
-        heard.wait("beat", lambda e: e["stats"]["inferences"] == 3)
+        digits_folder(tmp_path / "elsewhere", 3).rename(tmp_path / "pictures")
+        seen: list[dict[str, Any]] = []
+
+        def all_seen(event: dict[str, Any]) -> bool:
+            seen.append(event["stats"])
+            return sum(stats["inferences"] for stats in seen) >= 3
+
+        heard.wait("beat", all_seen)
+    assert sum(stats["inferences"] for stats in seen) == 3
+    assert {name for stats in seen for name in stats["errors"]} <= {"source_missing"}
 
 
 def test_a_drained_runner_looks_at_nothing_and_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -105,7 +114,7 @@ def test_what_was_seen_before_a_clean_end_is_counted(tmp_path: Path) -> None:
         heard.tell("stop")
         heard.last()
     counted = sum(e["stats"]["inferences"] for e in heard.past if e["evt"] == "beat")
-    assert 0 < counted == len(rows(state)) < 400
+    assert 0 < counted == len(results(state)) < 400
 
 
 def test_the_results_are_bounded(tmp_path: Path) -> None:

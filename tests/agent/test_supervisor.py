@@ -58,6 +58,12 @@ def runners(device: Device) -> list[int]:
     return sorted(found)
 
 
+def only_runner(device: Device) -> int:
+    """Return the runner of DEVICE once those of earlier models have ended."""
+    (found,) = wait("one runner alone", lambda: len(r := runners(device)) == 1 and r)
+    return found
+
+
 def test_the_whole_story_of_three_versions(place: Site) -> None:
     device = running_1(place)
     assert device.serving() == "digits@1.0.0"
@@ -79,14 +85,13 @@ def test_the_whole_story_of_three_versions(place: Site) -> None:
     assert device.stop() == 0
     wait("the last counts to arrive", lambda: place.inferences() >= 40)
     assert place.inferences() == 40
-    wait("the last event", lambda: len(place.events("activated")) == 2)
-    assert [event["bundle"] for event in place.events("activated")] == [
+    assert [event["bundle"] for event in place.told("activated", 2)] == [
         "digits@1.0.0",
         "digits@3.0.0",
     ]
-    (rejected,) = place.events("rejected")
+    (rejected,) = place.told("rejected")
     assert (rejected["bundle"], rejected["detail"]["release"]) == ("digits@1.0.0", "digits@2.0.0")
-    assert len(place.events("inventory")) == 1
+    assert len(place.told("inventory")) == 1
 
 
 def test_a_bundle_whose_golden_vectors_do_not_come_out_is_rejected(calm: Calm) -> None:
@@ -146,37 +151,45 @@ def on_probation(device: Device, version: str) -> bool:
     return device.status().get("phase") == "probation" and device.serving() == f"digits@{version}"
 
 
+def candidate(device: Device, old: int, version: str) -> int:
+    """Return the runner of VERSION, beside the one that is OLD, once it is on probation."""
+
+    def probe() -> set[int] | None:
+        # First who is there: of one that has died, the agent may not have heard yet.
+        found = set(runners(device)) - {old}
+        return found if found and on_probation(device, version) else None
+
+    (new,) = wait(f"the probation of {version}", probe)
+    return new
+
+
 def test_a_candidate_that_dies_twice_in_probation_is_rolled_back_at_once(calm: Calm) -> None:
     place, device = calm.place, calm.device
-    (old,) = runners(device)
+    old = only_runner(device)
     place.publish("3.1.0")
     rollout = place.roll_out("3.1.0", probation_s=30)
     for death in ("first", "second"):
-        wait(f"the probation before the {death} death", lambda: on_probation(device, "3.1.0"))
-        (new,) = set(runners(device)) - {old}
+        new = candidate(device, old, "3.1.0")
         os.kill(new, signal.SIGKILL)
         wait(f"the {death} death to be noticed", lambda new=new: new not in runners(device))
     assert place.ended(rollout) == "paused"
     assert place.job(rollout).reason == "runner_exited"
     assert device.accuracy() >= 0.9
-    assert device.serving() == "digits@1.0.0"
-    assert runners(device) == [old], "it never went away"
-    wait("the fleet to be told", lambda: place.events("rolled_back"))
-    (event,) = place.events("rolled_back")
+    device.comes_to_serve("digits@1.0.0")
+    assert only_runner(device) == old, "it never went away"
+    (event,) = place.told("rolled_back")
     assert event["bundle"] == "digits@1.0.0"
 
 
 def test_a_candidate_that_hangs_in_probation_is_rolled_back(calm: Calm) -> None:
     place, device = calm.place, calm.device
-    (old,) = runners(device)
+    old = only_runner(device)
     place.publish("3.2.0")
     rollout = place.roll_out("3.2.0", probation_s=60)
-    wait("the probation", lambda: device.status().get("phase") == "probation")
-    (new,) = set(runners(device)) - {old}
-    os.kill(new, signal.SIGSTOP)
+    os.kill(candidate(device, old, "3.2.0"), signal.SIGSTOP)
     assert place.ended(rollout) == "paused"
     assert place.job(rollout).reason == "no_heartbeat"
-    assert device.serving() == "digits@1.0.0"
+    device.comes_to_serve("digits@1.0.0")
 
 
 def test_cancelling_a_rollout_takes_the_candidate_back(calm: Calm) -> None:
@@ -186,7 +199,7 @@ def test_cancelling_a_rollout_takes_the_candidate_back(calm: Calm) -> None:
     wait("the probation", lambda: device.status().get("phase") == "probation")
     place.service.rollouts.cancel(rollout)
     wait("the way back", lambda: device.status().get("phase") == "idle")
-    assert device.serving() == "digits@1.0.0"
+    device.comes_to_serve("digits@1.0.0")
 
 
 def test_offline_it_serves_across_restarts_and_crashes(place: Site) -> None:
@@ -218,7 +231,7 @@ def test_a_lost_journal_costs_no_inference(place: Site) -> None:
     wait("the model to be served", device.serving)
     assert device.accuracy() >= 0.9
     assert device.status()["outbox"]["boot"] != boot
-    wait("the fleet to be told", lambda: place.events("recovered"))
+    place.told("recovered")
     place.publish("3.0.0")
     assert place.ended(place.roll_out("3.0.0")) == "completed"
 
@@ -233,7 +246,7 @@ def test_a_damaged_slot_is_left_for_the_previous_model(place: Site) -> None:
     device.start()
     wait("the previous model", lambda: device.status().get("serving") == "digits@1.0.0")
     assert device.accuracy() >= 0.9
-    (event,) = wait("the fleet to be told", lambda: place.events("damaged"))
+    (event,) = place.told("damaged")
     assert event["bundle"] == "digits@3.0.0"
 
 
@@ -290,8 +303,8 @@ def test_a_person_installs_from_a_file_and_goes_back(place: Site) -> None:
     assert device.serving() == "digits@3.0.0"
     assert device.ask("rollback") == {"bundle": "digits@1.0.0"}
     assert device.serving() == "digits@1.0.0"
-    wait("the fleet to be told", lambda: len(place.events("activated")) == 3)
-    assert place.events("activated")[-1]["detail"] == {"override": True}
+    *_, last = told = place.told("activated", 3)
+    assert (len(told), last["detail"]) == (3, {"override": True})
 
 
 def refused(device: Device, bundle: Path) -> EdgepackError:
@@ -351,6 +364,7 @@ def test_a_locked_device_defers_says_so_and_goes_on_when_it_is_unlocked(calm: Ca
     assert told(device, "unlock")["locked"] is False
     assert place.ended(rollout) == "paused"
     assert place.job(rollout).reason == "golden_mismatch"
+    device.comes_to_serve("digits@1.0.0")
 
 
 def test_a_deferred_job_can_be_cancelled(calm: Calm) -> None:

@@ -166,6 +166,7 @@ def test_a_broker_that_restarts_costs_a_window_at_most(place: Place) -> None:
     with pytest.raises(UnreachableError):
         store.fetch(SHA256, SIZE, source, chunks=CHUNKS)
     assert 0 < store.missing(SHA256, SIZE) < SIZE
+    wait("both to notice", lambda: not (link.connected or place.service.link.connected))
     place.broker.start()
     wait("the link to be back", lambda: link.connected, 60)
     wait("the fleet to be back", lambda: place.service.link.connected, 60)

@@ -58,6 +58,7 @@ class Place:
     devices: int = field(default_factory=free_port)
 
     def start(self) -> None:
+        self._before = self._endpoints()
         broker = () if "--embedded-broker" in self.more else ("--broker", self.broker)
         with (self.data.parent / "serve.log").open("ab") as log:
             self.process = subprocess.Popen(
@@ -71,7 +72,14 @@ class Place:
     def _ready(self) -> bool:
         assert self.process is not None
         assert self.process.poll() is None, (self.data.parent / "serve.log").read_text()
-        return (self.data / "endpoints.json").exists()
+        return self._endpoints() not in {None, self._before}
+
+    def _endpoints(self) -> tuple[int, int] | None:
+        """Return which file says where it serves; one that was killed leaves its own behind."""
+        with contextlib.suppress(FileNotFoundError):
+            found = (self.data / "endpoints.json").stat()
+            return found.st_ino, found.st_mtime_ns
+        return None
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         assert self.process is not None
