@@ -121,7 +121,12 @@ median, 91 ms at most; 25,024 requests, none lost. A process that is killed take
 had begun to answer; nothing else is lost then.
 
 After the commit a model that hangs for a minute or takes too much memory is started anew, and the
-fleet is told (`restarted`).
+fleet is told (`restarted`). A runner that ended is started again after half a second, in a crash
+loop after 1, 2, 4 ... 60 s; one that has lived for ten of its pauses (60 s at most) is in none, so
+whatever kills it costs a tenth of the time at most. Meanwhile clients wait in the queue of the
+socket. Measured with `scripts/test -m soak -k killed_runner` on two busy cores, two clients
+without a pause: killed 20 times, 115,271 answers, 37 requests lost, each under way in a runner
+that was killed; from a kill to fifty answers of the next runner 0.87 s at most.
 
 ## What is kept on disk
 

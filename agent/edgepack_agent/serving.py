@@ -20,14 +20,12 @@ import msgspec
 from edgepack.errors import EdgepackError, UsageError
 from edgepack_agent.adapters.runner import Runner
 from edgepack_agent.config import Config, address
+from edgepack_agent.core.deadlines import restart_pause
 from edgepack_agent.core.state import Exam, Slot
 
 __all__ = ["Seat", "Serving", "Spoke", "open_sockets"]
 
 log = logging.getLogger(__name__)
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0
-STEADY_S = 60.0
-"""After running this long, the next restart is quick again."""
 GRACE_S = 10.0
 
 
@@ -47,7 +45,8 @@ class Seat:
     runner: Runner | None
     accept: bool
     started: float
-    pause: float = FIRST_PAUSE_S
+    pause: float = 0.0
+    """Seconds before its last restart."""
     loaded: bool = False
     accepting: bool = False
     trouble: str = ""
@@ -193,10 +192,8 @@ class Serving:
         log.warning("the runner of %s ended: %s", seat.slot.model.release, seat.trouble)
         if seat is self.candidate:
             return None
-        steady = now - seat.started > STEADY_S
-        pause = FIRST_PAUSE_S if steady else seat.pause
-        seat.pause = min(2 * pause, LONGEST_PAUSE_S)
-        return pause
+        seat.pause = restart_pause(seat.pause, now - seat.started)
+        return seat.pause
 
     def _start(self, slot: Slot) -> Runner:
         runner = Runner.start(

@@ -15,7 +15,13 @@ from edgepack_agent.adapters.clock import read_stamp
 from edgepack_agent.adapters.lock import Locks
 from edgepack_agent.adapters.power import read_power
 from edgepack_agent.core.age import GAP_S, aged, elapsed, left
-from edgepack_agent.core.deadlines import LONGEST_PAUSE_S, backoff
+from edgepack_agent.core.deadlines import (
+    FIRST_PAUSE_S,
+    LONGEST_PAUSE_S,
+    STEADY_S,
+    backoff,
+    restart_pause,
+)
 from edgepack_agent.core.deferral import MAX_LOCK_S, Lock, Moment, Power, Rules, hold, recheck_s
 from edgepack_agent.core.state import Hold, Job, Stamp, State
 from edgepack_agent.core.window import closing, opening
@@ -277,3 +283,25 @@ def test_looking_again_is_neither_hectic_nor_forgotten(
 def test_pauses_grow_to_a_limit_and_are_never_nothing(tries: int, luck: float) -> None:
     assert 0.1 <= backoff(tries, luck) <= LONGEST_PAUSE_S
     assert backoff(tries, 1.0) <= backoff(tries + 1, 1.0)
+
+
+@given(st.lists(st.floats(0.0, 1e5), min_size=1, max_size=60))
+def test_a_runner_that_lives_for_a_while_is_down_for_a_tenth_of_the_time_at_most(
+    lives: list[float],
+) -> None:
+    pause = 0.0
+    for lived in lives:
+        before, pause = pause, restart_pause(pause, lived)
+        assert FIRST_PAUSE_S <= pause <= LONGEST_PAUSE_S
+        if lived >= min(10 * before, STEADY_S):
+            assert pause == FIRST_PAUSE_S
+        else:
+            assert pause == min(2 * before, LONGEST_PAUSE_S), "a crash loop backs off"
+
+
+def test_a_crash_loop_ends_at_the_longest_pause_and_twenty_kills_do_not() -> None:
+    loop, kills = 0.0, 0.0
+    for _ in range(20):
+        loop, kills = restart_pause(loop, 1.0), restart_pause(kills, 6.0)
+        assert kills == FIRST_PAUSE_S
+    assert loop == LONGEST_PAUSE_S

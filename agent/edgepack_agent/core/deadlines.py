@@ -2,11 +2,13 @@
 
 from edgepack_agent.core.state import Phase, State, Status
 
-__all__ = ["MAX_TRIES", "TOO_LATE", "backoff", "deadline"]
+__all__ = ["MAX_TRIES", "TOO_LATE", "backoff", "deadline", "restart_pause"]
 
 MAX_TRIES = 4
 """Times a job's steps are repeated for trouble that may pass."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0
+STEADY_SHARE, STEADY_S = 10.0, 60.0
+"""How long a runner must have lived, in pauses and in seconds, for its end to be no crash loop."""
 _SECONDS: dict[Phase, float] = {
     "offered": 60.0,
     "verifying": 900.0,
@@ -54,3 +56,18 @@ def backoff(tries: int, luck: float) -> float:
     """
     longest = min(FIRST_PAUSE_S * 2.0 ** min(tries, 16), LONGEST_PAUSE_S)
     return max(longest * luck, FIRST_PAUSE_S / 5)
+
+
+def restart_pause(paused_s: float, lived_s: float) -> float:
+    """Return the seconds to pause before a runner that ended is started again.
+
+    A crash loop is given longer and longer pauses. A runner that lived for ten of its pauses is
+    none: down time stays below a tenth, however often it is killed.
+
+    Args:
+        paused_s: The pause before its last start; 0: there was none.
+        lived_s: From that start to its end.
+    """
+    if lived_s >= min(STEADY_SHARE * paused_s, STEADY_S):
+        return FIRST_PAUSE_S
+    return min(2 * paused_s, LONGEST_PAUSE_S)
