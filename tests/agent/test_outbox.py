@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from edgepack.messages import (
     MAX_MESSAGE,
+    MAX_SPANS,
     Ack,
     Event,
     Histogram,
@@ -19,7 +20,13 @@ from edgepack.messages import (
     encode_batch,
 )
 from edgepack_agent.adapters.outbox import BATCH, REMEMBERED, RESEND_S, WINDOW, Outbox
-from edgepack_agent.core.telemetry import MAX_LABELS, Tally
+from edgepack_agent.core.telemetry import MAX_NAMES, Tally, add_rows
+from edgepack_agent.runner.statistics import (
+    CONFIDENCE_EDGES,
+    LATENCY_EDGES_MS,
+    MAX_LABEL,
+    Statistics,
+)
 from edgepack_fleet.core.stream import Stream, absorb
 
 
@@ -314,6 +321,35 @@ def test_many_labels_of_many_runners_still_fit_into_a_message(tmp_path: Path) ->
     drain(box, fleet, clock)
     rows = [row for row in fleet.rows if isinstance(row, Telemetry)]
     assert len(box) == 0
-    assert max(len(row.classes) for row in rows) <= MAX_LABELS
+    assert max(len(msgspec.json.encode(row.classes)) for row in rows) <= MAX_NAMES
     assert sum(sum(row.classes.values()) for row in rows) == fleet.inferences() == 25600
     box.close()
+
+
+def test_the_longest_row_there_can_be_fits_into_a_message() -> None:
+    far = 2**53 - 1
+    odd = "\0" * MAX_LABEL  # six bytes each in JSON
+    beat = {
+        "stats": {
+            "errors": {f"{place}{odd}": far for place in range(500)},
+            "classes": {f"{place}{odd}": far for place in range(500)} | {odd * 999: far + 1},
+            "latency_ms": {"edges": LATENCY_EDGES_MS, "counts": [far] * 17},
+            "confidence": {"edges": CONFIDENCE_EDGES, "counts": [far] * 20},
+        }
+    }
+    tally = Tally("m@1.0.0", "sha256:" + "a" * 64, 0.0)
+    tally.add(beat)
+    row = tally.row("b" * 16, far, 0, end=1.0, level="metrics")
+    spans = tuple((far - 4 * n, far - 4 * n + 1) for n in range(MAX_SPANS, 0, -1))
+    row = add_rows(msgspec.structs.replace(row, seq=1, supersedes=spans), row)
+    assert row is not None
+    assert len(row.supersedes) == MAX_SPANS
+    assert sum(row.classes.values()) == 2 * (501 * far + 1)
+    assert len(msgspec.json.encode(row)) <= MAX_MESSAGE // 2
+
+
+def test_a_label_that_is_too_long_counts_as_other() -> None:
+    statistics = Statistics()
+    for label in ("a" * MAX_LABEL, "b" * (MAX_LABEL + 1)):
+        statistics.decided(label, 0.5)
+    assert statistics.take()["classes"] == {"a" * MAX_LABEL: 1, "other": 1}

@@ -8,15 +8,20 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import msgspec
+
 from edgepack.messages import MAX_SPANS, Histogram, Telemetry
 
 __all__ = ["Level", "Tally", "add_rows", "joined"]
 
 Level = Literal["off", "health", "metrics"]
-MAX_LABELS = 256
-"""Classes a row counts apart. Every runner counts as many, each perhaps others: a row that stands
-for a month of them must not become longer than a message may be."""
+MAX_NAMES = 24 * 1024
+"""Bytes of JSON that the classes of a row may take, and its reasons of errors. Every runner counts
+256 labels apart, each perhaps others: a row that stands for a month of them, with `MAX_SPANS`
+spans, must not become longer than half a message, which is what the outbox puts into one."""
 OTHER = "other"
+_NUMBER = 24
+"""Bytes of a count, its colon, its comma."""
 
 
 @dataclass(slots=True)
@@ -58,7 +63,7 @@ class Tally:
             bundle=self.bundle,
             digest=self.digest,
             inferences=self.inferences,
-            errors=dict(self.errors),
+            errors=_frequent(self.errors),
             latency_ms=self.latency if metrics else None,
             confidence=self.confidence if metrics else None,
             classes=_frequent(self.classes) if metrics else {},
@@ -84,7 +89,7 @@ def add_rows(older: Telemetry, newer: Telemetry) -> Telemetry | None:
         bundle=newer.bundle,
         digest=newer.digest,
         inferences=older.inferences + newer.inferences,
-        errors=dict(Counter(older.errors) + Counter(newer.errors)),
+        errors=_frequent(Counter(older.errors) + Counter(newer.errors)),
         latency_ms=_sum(older.latency_ms, newer.latency_ms),
         confidence=_sum(older.confidence, newer.confidence),
         classes=_frequent(Counter(older.classes) + Counter(newer.classes)),
@@ -98,13 +103,21 @@ def add_rows(older: Telemetry, newer: Telemetry) -> Telemetry | None:
     )
 
 
-def _frequent(classes: Counter[str]) -> dict[str, int]:
-    """Return the most frequent CLASSES, and the rest as one: the sum stays what it is."""
-    if len(classes) <= MAX_LABELS:
-        return dict(classes)
-    named = Counter({label: n for label, n in classes.items() if label != OTHER})
-    kept = dict(named.most_common(MAX_LABELS - 1))
-    return kept | {OTHER: classes.total() - sum(kept.values())}
+def _frequent(counts: Counter[str]) -> dict[str, int]:
+    """Return the most frequent of COUNTS, and the rest as one: the sum stays what it is."""
+    kept: dict[str, int] = {}
+    left = MAX_NAMES - _length(OTHER)
+    for name, count in counts.most_common():
+        if _length(name) <= left:
+            left -= _length(name)
+            kept[name] = count
+    rest = counts.total() - sum(kept.values())
+    return kept | ({OTHER: kept.get(OTHER, 0) + rest} if rest else {})
+
+
+def _length(name: str) -> int:
+    """Return the bytes that a count under NAME takes in JSON, at most."""
+    return len(msgspec.json.encode(name)) + _NUMBER
 
 
 def _hotter(one: float | None, other: float | None) -> float | None:

@@ -9,7 +9,15 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["CONFIDENCE_EDGES", "LATENCY_EDGES_MS", "MAX_LABELS", "OTHER", "Statistics", "Total"]
+__all__ = [
+    "CONFIDENCE_EDGES",
+    "LATENCY_EDGES_MS",
+    "MAX_LABEL",
+    "MAX_LABELS",
+    "OTHER",
+    "Statistics",
+    "Total",
+]
 
 LATENCY_EDGES_MS = (
     0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0,
@@ -19,6 +27,8 @@ CONFIDENCE_EDGES = tuple(i / 20 for i in range(1, 20))
 MAX_LABELS = 256
 """Labels that are counted apart; what comes after them is `OTHER`."""
 OTHER = "other"
+MAX_LABEL = 128
+"""Characters of a label; a longer one is `OTHER`, or a beat could outgrow a line (`wire`)."""
 
 
 @dataclass(slots=True)
@@ -63,7 +73,7 @@ class Statistics:
         """Count a decision for LABEL, CONFIDENCE in 0..1."""
         with self._lock:
             known = label in self._total.classes or len(self._total.classes) < MAX_LABELS
-            label = label if known else OTHER
+            label = label if known and len(label) <= MAX_LABEL else OTHER
             self._classes[label] += 1
             self._total.classes[label] += 1
             self._confidence[bisect_right(CONFIDENCE_EDGES, confidence)] += 1
