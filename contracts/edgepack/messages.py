@@ -130,6 +130,9 @@ class Telemetry(Message, frozen=True, kw_only=True):
     rss_mb: float = 0.0
     cpu_percent: float = 0.0
     temperature_c: float | None = None
+    throttled_s: Count | None = None
+    """Seconds, one a beat of the runner, in which the processor was slowed down by heat or for want
+    of power; None: the machine does not say."""
     lost: Count = 0
     """Rows the device had to throw away before they were acknowledged."""
     supersedes: Annotated[tuple[Span, ...], msgspec.Meta(max_length=MAX_SPANS)] = ()

@@ -114,6 +114,16 @@ def test_telemetry_and_events_share_their_numbers(uplink: Uplink, database: Data
     assert (ack.boot, ack.upto) == ("c", 0)
 
 
+def test_seconds_of_a_slowed_processor_are_kept_as_they_came(
+    uplink: Uplink, database: Database
+) -> None:
+    rows = [row(0, throttled_s=7), row(1)]
+    assert len(acks(uplink.ingest([said("tele", messages.encode_batch(rows))]))) == 1
+    with database.read() as session:
+        bodies = session.scalars(select(TelemetryRow.body).order_by(TelemetryRow.seq)).all()
+    assert [body["throttled_s"] for body in bodies] == [7, None]
+
+
 def test_an_event_may_come_alone_and_tell_the_inventory(uplink: Uplink, database: Database) -> None:
     detail = {"arch": "aarch64", "runtimes": {"tflite": "2.1"}, "something_new": 1}
     event = messages.Event(boot="b", seq=0, ts=0.0, type="inventory", detail=detail)

@@ -18,14 +18,16 @@ _ALWAYS = {
     "up/cert": "a request for a new certificate",
 }
 _TELEMETRY: dict[Level, str] = {
-    "health": "counts of inferences and of errors by reason; memory, processor, temperature",
+    "health": "counts of inferences and of errors by reason; memory, processor, temperature, "
+    "seconds in which the processor was slowed",
     "metrics": "counts of inferences, of errors by reason, of decisions by class; histograms of "
-    "latency and confidence; memory, processor, temperature",
+    "latency and confidence; memory, processor, temperature, seconds in which it was slowed",
 }
 _BEAT = {
     "rss_mb": 61.5,
     "cpu_percent": 12.0,
     "temperature_c": 51.5,
+    "throttled": True,
     "stats": {
         "inferences": 3,
         "errors": {"deadline": 1},

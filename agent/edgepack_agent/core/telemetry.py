@@ -39,6 +39,7 @@ class Tally:
     rss_mb: float = 0.0
     cpu_percent: float = 0.0
     temperature_c: float | None = None
+    throttled_s: int | None = None
 
     def add(self, beat: Mapping[str, Any]) -> None:
         """Add what happened since the last BEAT."""
@@ -51,6 +52,7 @@ class Tally:
         self.rss_mb = max(self.rss_mb, beat.get("rss_mb", 0.0))
         self.cpu_percent = max(self.cpu_percent, beat.get("cpu_percent", 0.0))
         self.temperature_c = _hotter(self.temperature_c, beat.get("temperature_c"))
+        self.throttled_s = _added(self.throttled_s, beat.get("throttled"))
 
     def row(self, boot: str, seq: int, lost: int, *, end: float, level: Level) -> Telemetry:
         """Return the row for the time up to END (Unix seconds), as much as LEVEL allows."""
@@ -70,6 +72,7 @@ class Tally:
             rss_mb=round(self.rss_mb, 1),
             cpu_percent=round(self.cpu_percent, 1),
             temperature_c=self.temperature_c,
+            throttled_s=self.throttled_s,
             lost=lost,
         )
 
@@ -96,6 +99,7 @@ def add_rows(older: Telemetry, newer: Telemetry) -> Telemetry | None:
         rss_mb=max(older.rss_mb, newer.rss_mb),
         cpu_percent=max(older.cpu_percent, newer.cpu_percent),
         temperature_c=_hotter(older.temperature_c, newer.temperature_c),
+        throttled_s=_added(older.throttled_s, newer.throttled_s),
         lost=older.lost + newer.lost,
         supersedes=joined([*older.supersedes, (older.seq, older.seq), *newer.supersedes])[
             -MAX_SPANS:
@@ -123,6 +127,11 @@ def _length(name: str) -> int:
 def _hotter(one: float | None, other: float | None) -> float | None:
     known = [degrees for degrees in (one, other) if degrees is not None]
     return max(known, default=None)
+
+
+def _added(one: int | None, other: int | None) -> int | None:
+    known = [count for count in (one, other) if count is not None]
+    return sum(known) if known else None
 
 
 def joined(spans: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:

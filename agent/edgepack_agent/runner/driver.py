@@ -24,6 +24,7 @@ from edgepack_agent.runner.preview import preview_routes
 from edgepack_agent.runner.server import Server
 from edgepack_agent.runner.sources import Feed, Results
 from edgepack_agent.runner.statistics import Statistics
+from edgepack_agent.runner.throttle import Throttle
 
 __all__ = ["Driver", "Options"]
 
@@ -70,6 +71,7 @@ class Driver:
         self._options = options
         self._statistics = Statistics()
         self._engine = Engine()
+        self._throttle = Throttle()
         self._commands: asyncio.Queue[wire.Command] = asyncio.Queue()
         self._stopping = asyncio.Event()
         self._clock = (time.monotonic(), time.process_time())
@@ -215,6 +217,7 @@ class Driver:
                 "rss_mb": round(kernel.rss_mb(), 1),
                 "cpu_percent": round(100 * used / max(wall, 1e-3), 1),
                 "temperature_c": kernel.temperature_c(),
+                "throttled": self._throttle.seen(),
                 "stats": self._statistics.take(),
                 "cameras": self._cameras(),
             }
