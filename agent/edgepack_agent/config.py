@@ -8,7 +8,10 @@ api:                               # who may ask it
   max_per_s: null                  # requests a second over each kind of socket; null: any number
   grpc: null                       # 127.0.0.1:9001: the same over gRPC, with the same token
 poll_s: 300                        # seconds between two looks for a job, if no hint comes
-telemetry: {level: metrics, interval_s: 30}    # level: off | health | metrics
+telemetry:                         # what is told about inference
+  level: metrics                   # off | health | metrics
+  interval_s: 30
+  max_kb_per_day: null             # then telemetry waits, and is added up; null: any number
 drift:                             # is what the model sees and says still what it was built for?
   watch: true
   min_count: 1000                  # decisions compared with the baseline at a time, at least
@@ -85,6 +88,7 @@ class TelemetryConfig(_Section, frozen=True, kw_only=True):
 
     level: Level = "metrics"
     interval_s: _Seconds = 30.0
+    max_kb_per_day: Annotated[float, msgspec.Meta(gt=0)] | None = None
 
 
 class DriftConfig(_Section, frozen=True, kw_only=True):

@@ -107,7 +107,11 @@ class Console:
             connected=parts.link.connected,
             lock=parts.locks.lock(),
             now=parts.now(),
-        ) | {"certificate": parts.renewer.describe(), "drift": parts.drifting.describe()}
+        ) | {
+            "certificate": parts.renewer.describe(),
+            "drift": parts.drifting.describe(),
+            "telemetry": parts.allowance.describe(),
+        }
 
     def _drift(self, asked: Asked) -> None:
         watch = self._parts.drifting

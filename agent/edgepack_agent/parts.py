@@ -15,6 +15,7 @@ from edgepack.durable import sweep
 from edgepack.errors import UsageError
 from edgepack.messages import Inventory
 from edgepack.trust import TrustError
+from edgepack_agent.adapters.allowance import Allowance
 from edgepack_agent.adapters.alone import take_data
 from edgepack_agent.adapters.api_token import api_token
 from edgepack_agent.adapters.clock import read_stamp
@@ -75,6 +76,7 @@ class Parts:
     queue: "queue.SimpleQueue[Any]"
     journal: Journal
     outbox: Outbox
+    allowance: Allowance
     downloads: Downloads
     slots: Slots
     floors: Floors
@@ -147,26 +149,23 @@ def assemble(config: Config) -> Parts:
     def inventory() -> Inventory:
         return read_inventory(data, shelf.read(), config.runtimes)
 
-    def birth() -> dict[str, Any]:
-        facts = {"boot": outbox.boot, "agent": shelf.read().agent, "bundle": _active(journal)}
-        return facts | identity.in_use()
-
     def hear(happening: LinkChanged | Heard) -> None:
         # Whatever a fleet says, it says again; a flood of it must not fill the memory.
         if isinstance(happening, LinkChanged) or happenings.qsize() < MAX_WAITING:
             post(happening)
 
     fleet = address(config.broker) if config.broker else identity.broker
-    link = Link(identity, fleet, birth, hear)
     shelf, links = Shelf(), Links(lambda: post(desk.ask))
-    signing = Signing(identity, link.say)
+    link = Link(identity, fleet, partial(_birth, outbox, shelf, journal, identity), hear)
+    allowance = Allowance(outbox, config.telemetry.max_kb_per_day, link.say)
+    signing = Signing(identity, allowance.say)
     desk = Desk(signing.say, post, links.take)
     metering = _metering(config.transfer, fleet[0], links)
     route = _route(config.transfer, link, Https(links, identity.tls), metering)
     # From the worker's thread; the loop notes it before the step's own result.
     patching = _patching(config, downloads, link, metering, lambda r: post(partial(_note, desk, r)))
     trust = _trust(data, identity, link, floors)
-    reports = Reports(outbox, config.telemetry.level, signing.say)
+    reports = Reports(outbox, config.telemetry.level, signing.say, batches=allowance.batches)
     return Parts(
         config=config,
         lock=lock,
@@ -174,6 +173,7 @@ def assemble(config: Config) -> Parts:
         queue=happenings,
         journal=journal,
         outbox=outbox,
+        allowance=allowance,
         downloads=downloads,
         slots=slots,
         floors=floors,
@@ -212,6 +212,11 @@ def _announcer(
 def _token(config: Config) -> str | None:
     over_tcp = config.listen or config.api.grpc
     return api_token(config.api_token) if over_tcp and config.api.token else None
+
+
+def _birth(outbox: Outbox, shelf: Shelf, journal: Journal, identity: Identity) -> dict[str, Any]:
+    facts = {"boot": outbox.boot, "agent": shelf.read().agent, "bundle": _active(journal)}
+    return facts | identity.in_use()
 
 
 def _active(journal: Journal) -> str | None:

@@ -19,7 +19,17 @@ from edgepack.messages import (
     decode_batch,
     encode_batch,
 )
-from edgepack_agent.adapters.outbox import BATCH, REMEMBERED, RESEND_S, WINDOW, Outbox
+from edgepack_agent.adapters.allowance import DAY_S, KB, Allowance
+from edgepack_agent.adapters.outbox import (
+    BATCH,
+    OVERTAKEN,
+    REMEMBERED,
+    RESEND_S,
+    WINDOW,
+    Outbox,
+)
+from edgepack_agent.adapters.reports import Reports
+from edgepack_agent.core.state import Publish
 from edgepack_agent.core.telemetry import MAX_NAMES, Tally, add_rows
 from edgepack_agent.runner.statistics import (
     CONFIDENCE_EDGES,
@@ -353,3 +363,134 @@ def test_a_label_that_is_too_long_counts_as_other() -> None:
     for label in ("a" * MAX_LABEL, "b" * (MAX_LABEL + 1)):
         statistics.decided(label, 0.5)
     assert statistics.take()["classes"] == {"a" * MAX_LABEL: 1, "other": 1}
+
+
+MAX_KB = 0.6
+DAYS = st.lists(
+    st.sampled_from(["row", "row", "row", "event", "send", "send", "cut", "ack", "restart"])
+    | st.sampled_from(["day", "back", "unsaid"]),
+    min_size=20,
+    max_size=80,
+)
+
+
+class Sparing(Story):
+    """A device that may send so much a day, and what it has sent on each."""
+
+    def __init__(self, path: Path, cap: int) -> None:
+        self.now, self.goes = 0.0, True
+        self.sent: dict[int, list[int]] = {}
+        super().__init__(path, cap)
+
+    def opened(self) -> Outbox:
+        box = super().opened()
+        self.allowance = Allowance(box, MAX_KB, self.say, lambda: self.now)
+        self.reports = Reports(box, "metrics", self.allowance.say, batches=self.allowance.batches)
+        return box
+
+    def say(self, kind: str, payload: bytes) -> bool:
+        if self.goes:
+            if kind == "tele":
+                self.sent.setdefault(int(self.now // DAY_S), []).append(len(payload))
+            row = Telemetry if kind == "tele" else Event
+            self.fleet.receive(decode_batch(payload, row))  # type: ignore[arg-type]
+        return self.goes
+
+    def send(self) -> None:
+        self.clock.now += RESEND_S + 1
+        self.reports.send()
+
+    def unsaid(self) -> None:
+        self.goes = False
+        self.send()
+        self.goes = True
+
+    def cut(self) -> None:
+        self.box.link_lost()
+
+    def day(self) -> None:
+        self.now += DAY_S
+
+    def back(self) -> None:
+        self.now = max(0.0, self.now - DAY_S)
+
+    def check(self) -> None:
+        for sizes in self.sent.values():
+            assert sum(sizes[:-1]) < MAX_KB * KB, "a message went when the day was used up"
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(DAYS, st.integers(4, 40))
+def test_a_day_takes_what_it_may_and_sums_stay_exact(steps: list[str], cap: int) -> None:
+    with TemporaryDirectory() as name:
+        story = Sparing(Path(name) / "outbox.db", cap)
+        for step in steps:
+            getattr(story, step)()
+            story.check()
+        story.send()
+        arrived = [row for row in story.fleet.rows if isinstance(row, Event)]
+        if story.fleet.lost() == 0:
+            assert len(arrived) == story.events, "events wait for nothing"
+        for _ in range(2):
+            for _ in range(100):
+                story.day()
+                story.send()
+                story.ack()
+                story.check()
+            story.box.add_telemetry(telemetry(story.box, 0))  # tells what was lost
+        assert len(story.box) <= 1
+        if story.fleet.lost() == 0:
+            assert story.fleet.inferences() == story.made
+        else:
+            assert story.fleet.inferences() <= story.made
+        story.box.close()
+
+
+def test_what_is_left_of_a_day_is_known_after_a_restart(tmp_path: Path) -> None:
+    box = Outbox(tmp_path / "outbox.db")
+    said: list[str] = []
+
+    def say(kind: str, payload: bytes) -> bool:
+        said.append(kind)
+        return True
+
+    def limited(box: Outbox) -> Allowance:
+        return Allowance(box, 1.0, say, lambda: DAY_S * 20000.5)
+
+    allowance = limited(box)
+    assert allowance.batches() == 1
+    assert allowance.say("tele", b"x" * 1234)
+    assert allowance.say("evt", b"x" * 5000)
+    box.close()
+    box = Outbox(tmp_path / "outbox.db")
+    assert limited(box).describe() == {"max_kb_per_day": 1.0, "today_kb": 1.2, "waits": True}
+    reports = Reports(box, "metrics", limited(box).say, batches=limited(box).batches)
+    box.add_telemetry(telemetry(box, 1))
+    reports.event(Publish("activated", "m@1.0.0", "d", "", {}))
+    reports.send()
+    assert said == ["tele", "evt", "evt"]
+    assert len(box) == 2
+    down = Allowance(box, 1.0, lambda _kind, _payload: False, lambda: 0.0)
+    assert not down.say("tele", b"x" * 5000)
+    assert down.batches() == 1, "what did not go costs nothing"
+    unlimited = Allowance(box, None, say)
+    assert (unlimited.batches(), unlimited.describe()) == (None, None)
+    box.close()
+
+
+def test_events_do_not_overtake_so_much_that_the_fleet_forgets_what_waits(tmp_path: Path) -> None:
+    box, fleet, clock = Outbox(tmp_path / "outbox.db", clock=Clock()), Fleet(), Clock()
+    box._clock = clock
+    for _ in range(OVERTAKEN + 20):
+        box.add_telemetry(telemetry(box, 1))
+        box.add_event(1.0, "restarted")
+    for _ in range(10):
+        clock.now += RESEND_S + 1
+        for batch in box.take(0):
+            fleet.receive(decode_batch(encode_batch(batch.rows), Event))  # type: ignore[arg-type]
+        for ack in fleet.acks():
+            box.acknowledge(ack)
+    assert fleet.rows == [], "so many gaps are too many"
+    drain(box, fleet, clock)
+    assert fleet.inferences() == OVERTAKEN + 20
+    box.close()

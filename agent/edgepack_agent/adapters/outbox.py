@@ -45,11 +45,16 @@ _ROWS = """CREATE TABLE IF NOT EXISTS rows (
     body BLOB NOT NULL, wired INTEGER NOT NULL, UNIQUE (boot, seq))"""
 _GONE = "CREATE TABLE IF NOT EXISTS gone (first INTEGER NOT NULL, last INTEGER NOT NULL)"
 _SAID = "CREATE TABLE IF NOT EXISTS said (place INTEGER PRIMARY KEY, what TEXT NOT NULL UNIQUE)"
+_SPENT = """CREATE TABLE IF NOT EXISTS spent (
+    place INTEGER PRIMARY KEY, day INTEGER NOT NULL UNIQUE, bytes INTEGER NOT NULL)"""
 REMEMBERED = 100
+"""Events told `once` that are remembered, and days of which it is known what was sent."""
+OVERTAKEN = 500
+"""Gaps that events which overtake telemetry may leave: the fleet remembers no more than 1,000."""
 _COUNTS = 2**53
 """No device counts as far as this."""
-"""Events told `once` that are remembered."""
 _Key = tuple[str, int]
+_Row = tuple[str, int, Kind, bytes, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +84,7 @@ class Outbox:
         max_rows: int = MAX_ROWS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._database, self.lost_database = open_database(path, _BOX, _ROWS, _GONE, _SAID)
+        self._database, self.lost_database = open_database(path, _BOX, _ROWS, _GONE, _SAID, _SPENT)
         self._max_rows, self._clock = max_rows, clock
         self._sent: dict[_Key, float] = {}
         with self._transaction() as database:
@@ -115,11 +120,16 @@ class Outbox:
         """Keep the row that MAKE returns for its number and the rows lost so far."""
         self._add("tele", make)
 
-    def take(self) -> list[Batch]:
-        """Return what is to be sent now, and mark it as on the wire."""
+    def take(self, telemetry: int | None = None) -> list[Batch]:
+        """Return what is to be sent now, and mark it as on the wire.
+
+        Args:
+            telemetry: Batches of telemetry to take at most, past which events go; None: any number.
+        """
         now = self._clock()
         waiting = {key for key, sent in self._sent.items() if now - sent < RESEND_S}
-        rows = [r for r in self._rows(WINDOW) if (r[0], r[1]) not in waiting]
+        rows = self._rows(WINDOW) if telemetry is None else self._overtaking(telemetry, waiting)
+        rows = [r for r in rows if (r[0], r[1]) not in waiting]
         rows = rows[: max(0, WINDOW - len(waiting))]
         if not rows:
             return []
@@ -149,6 +159,23 @@ class Outbox:
             database.executemany("DELETE FROM rows WHERE boot = ? AND seq = ?", gone)
         for (seq,) in found:
             self._sent.pop((ack.boot, seq), None)
+
+    def spent(self, day: int) -> int:
+        """Return the bytes that telemetry took on DAY."""
+        found = self._all("SELECT bytes FROM spent WHERE day = ?", (day,))
+        return int(found[0][0]) if found and _is_count(found[0][0]) else 0
+
+    def spend(self, day: int, count: int) -> None:
+        """Note that telemetry takes COUNT bytes more on DAY."""
+        before = self.spent(day)
+        oldest = "(SELECT max(place) FROM spent) - ?"
+        with self._transaction() as database:
+            database.execute(
+                "INSERT INTO spent (day, bytes) VALUES (?, ?) "
+                "ON CONFLICT (day) DO UPDATE SET bytes = excluded.bytes",
+                (day, before + count),
+            )
+            database.execute(f"DELETE FROM spent WHERE place <= {oldest}", (REMEMBERED,))  # noqa: S608
 
     def link_lost(self) -> None:
         """Forget what is on the wire: after a reconnect all of it is sent again."""
@@ -220,9 +247,26 @@ class Outbox:
         if boot == self.boot:
             database.executemany("INSERT INTO gone VALUES (?, ?)", [*spans, (seq, seq)])
 
-    def _rows(self, limit: int) -> list[tuple[str, int, Kind, bytes, int]]:
+    def _overtaking(self, telemetry: int, waiting: set[_Key]) -> list[_Row]:
+        """Return the oldest TELEMETRY batches that are due, and all events that may go past."""
+        due = [row for row in self._rows(WINDOW, "tele") if (row[0], row[1]) not in waiting]
+        batches = _batches([(kind, body) for _, _, kind, body, _ in due])[:telemetry]
+        first = due[: sum(len(batch.rows) for batch in batches)]
+        events = self._rows(WINDOW, "evt")
+        # Sums before speed: what the fleet takes for given up would not be counted when it comes.
+        return [*first, *events] if events and self._gaps() <= OVERTAKEN else first
+
+    def _gaps(self) -> int:
+        """Return how many gaps the fleet sees if it has everything but the telemetry that waits."""
+        bodies = self._all("SELECT body FROM rows WHERE kind = 'tele' AND boot = ?", (self.boot,))
+        rows = [_telemetry(body) for (body,) in bodies]
+        return len(joined(span for row in rows for span in (*row.supersedes, (row.seq, row.seq))))
+
+    def _rows(self, limit: int, kind: Kind | None = None) -> list[_Row]:
         return self._all(
-            "SELECT boot, seq, kind, body, wired FROM rows ORDER BY place LIMIT ?", (limit,)
+            "SELECT boot, seq, kind, body, wired FROM rows WHERE kind = ? OR ? IS NULL "
+            "ORDER BY place LIMIT ?",
+            (kind, kind, limit),
         )
 
     def _one(self, query: str) -> Any:

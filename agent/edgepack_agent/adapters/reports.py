@@ -28,6 +28,7 @@ class Reports:
         level: How much of inference is told.
         say: Sends a payload about a kind; False: the link is down.
         wall: Unix seconds.
+        batches: Returns how many batches of telemetry may be sent now; None: any number.
     """
 
     def __init__(
@@ -36,8 +37,10 @@ class Reports:
         level: Level,
         say: Callable[[str, bytes], bool],
         wall: Callable[[], float] = time.time,
+        batches: Callable[[], int | None] = lambda: None,
     ) -> None:
         self._outbox, self._level, self._say, self._wall = outbox, level, say, wall
+        self._batches = batches
         self._tallies: dict[str, Tally] = {}
         self._inventory: Inventory | None = None
 
@@ -105,7 +108,7 @@ class Reports:
 
     def send(self) -> None:
         """Send what is due; without a link it stays due."""
-        for batch in self._outbox.take():
+        for batch in self._outbox.take(self._batches()):
             if not self._say(batch.kind, encode_batch(batch.rows)):
                 self._outbox.link_lost()
                 return

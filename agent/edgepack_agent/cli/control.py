@@ -209,6 +209,14 @@ def _waits(found: dict[str, Any]) -> str:
     return f" ({'; '.join(words)})" if words else ""
 
 
+def _spent(found: dict[str, Any]) -> str:
+    used = found.get("telemetry")
+    if not used:
+        return ""
+    waits = "telemetry waits: " if used["waits"] else ""
+    return f" ({waits}{used['today_kb']} of {used['max_kb_per_day']:g} kB sent today)"
+
+
 def _rows(found: dict[str, Any]) -> list[tuple[str, Any]]:
     job, previous = found["job"], found["previous"]
     return [
@@ -218,6 +226,6 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, Any]]:
         ("serving", found["serving"] or f"nothing {found['trouble']}"),
         ("previous", previous["bundle"] if previous else "none"),
         ("update", f"{found['phase']} {job['release'] if job else ''}{_waits(found)}"),
-        ("outbox", f"{found['outbox']['rows']} rows not confirmed yet"),
+        ("outbox", f"{found['outbox']['rows']} rows not confirmed yet{_spent(found)}"),
         ("memory", f"{found['rss_mb']} MB"),
     ]
