@@ -35,6 +35,7 @@ from edgepack.manifest import (
     TensorSpec,
 )
 from edgepack_agent.adapters.runner import Event, Runner
+from edgepack_agent.runner.setup import Setup
 
 DEADLINE_S = 30.0
 
@@ -108,13 +109,18 @@ class Heard:
     """A runner's handle with a memory of its events."""
 
     def __init__(
-        self, slot: Path, sockets: Sequence[socket.socket] = (), state: Path | None = None
+        self,
+        slot: Path,
+        sockets: Sequence[socket.socket] = (),
+        state: Path | None = None,
+        setup: Setup | None = None,
     ) -> None:
+        # What is beside the slot may be a source; a test that wants it otherwise says so.
+        results = str(state) if state else None
+        setup = setup or Setup(threads=1, read=(str(slot.parent),), results=results)
         self.events: queue.Queue[Event] = queue.Queue()
         self.past: list[Event] = []
-        self.runner = Runner.start(
-            slot, sockets, lambda _, event: self.events.put(event), threads=1, state=state
-        )
+        self.runner = Runner.start(slot, sockets, lambda _, event: self.events.put(event), setup)
 
     def __enter__(self) -> Self:
         return self

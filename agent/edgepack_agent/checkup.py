@@ -33,6 +33,7 @@ from edgepack_agent.config import Config, address
 from edgepack_agent.core import doctor
 from edgepack_agent.core.doctor import Finding
 from edgepack_agent.core.state import State
+from edgepack_agent.runner import landlock
 from edgepack_agent.runner.slot import open_slot
 from edgepack_agent.settings import read_config
 from edgepack_targets import registry
@@ -111,6 +112,7 @@ def _checks(site: _Site) -> list[tuple[str, Check]]:
         *of_data,
         ("runtimes", _runtimes),
         ("agent", _agent),
+        ("landlock", _landlock),
         ("api", _api),
         ("broker", _broker),
         ("fleet", _fleet),
@@ -293,6 +295,12 @@ def _agent(site: _Site) -> Iterator[Finding]:
     else:
         serves = status.get("serving") or "no model yet"
         yield Finding("agent", "ok", f"it runs: {status.get('phase')}, {serves}")
+
+
+def _landlock(site: _Site) -> Iterator[Finding]:
+    """Say what the runner has told, or else what this kernel could do for one."""
+    told = site.status.get("runner", {}).get("landlock") if site.status else None
+    yield doctor.confinement(told if told is not None else landlock.abi() > 0)
 
 
 def _api(site: _Site) -> Iterator[Finding]:

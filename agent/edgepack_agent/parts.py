@@ -183,7 +183,7 @@ def assemble(config: Config) -> Parts:
         drifting=Drifting(slots.baseline, config.drift.rule(), reports.noticed, time.monotonic),
         installer=Installer(trust, downloads, slots, route, inventory, patching),
         worker=Worker(post),
-        serving=Serving(config, open_sockets(config), slots.path, post, _token(config)),
+        serving=_serving(config, slots, downloads, post),
         control=control,
         notifier=Notifier(),
         renewer=Renewer(identity, link.say, link.renew, post),
@@ -207,6 +207,13 @@ def _announcer(
     if events.username is not None and events.password_file is not None:
         login = events.username, Path(events.password_file)
     return Announcer(events.broker, names, shelf.read().agent, login, wanted)
+
+
+def _serving(
+    config: Config, slots: Slots, downloads: Downloads, post: Callable[[Any], None]
+) -> Serving:
+    sockets = open_sockets(config)
+    return Serving(config, sockets, slots.path, downloads.path, post, _token(config))
 
 
 def _token(config: Config) -> str | None:

@@ -22,6 +22,7 @@ from edgepack_agent.adapters.runner import Runner
 from edgepack_agent.config import Config, address
 from edgepack_agent.core.deadlines import restart_pause
 from edgepack_agent.core.state import Exam, Slot
+from edgepack_agent.runner.setup import Setup
 
 __all__ = ["Seat", "Serving", "Spoke", "open_sockets"]
 
@@ -51,6 +52,8 @@ class Seat:
     accepting: bool = False
     trouble: str = ""
     """Why it last ended, for `status`."""
+    confined: bool | None = None
+    """Whether its runner is shut into what it needs; None: that is not known yet."""
     cameras: dict[str, Any] = field(default_factory=dict)
     """How they are, by its last beat."""
 
@@ -62,6 +65,7 @@ class Serving:
         config: For threads, sources, and who may ask.
         sockets: Bound and listening.
         place: Directory of a slot.
+        blob: Where a file with this SHA-256 is.
         post: Takes what runners say, from their threads.
         token: What requests over TCP must bear; None: nothing.
     """
@@ -71,11 +75,12 @@ class Serving:
         config: Config,
         sockets: list[socket.socket],
         place: Callable[[Slot], Path],
+        blob: Callable[[str], Path],
         post: Callable[[Spoke], None],
         token: str | None = None,
     ) -> None:
         self._config, self._sockets, self._token = config, sockets, token
-        self._place, self._post = place, post
+        self._place, self._blob, self._post = place, blob, post
         self._leaving: list[threading.Thread] = []
         self._slots: dict[Runner, Slot] = {}
         self.current: Seat | None = None
@@ -156,6 +161,7 @@ class Serving:
         match event["evt"]:
             case "loaded":
                 seat.loaded, seat.trouble = True, ""
+                seat.confined = bool(event.get("confined"))
                 if seat.accept:
                     self._accept(seat)
             case "accepting":
@@ -200,11 +206,20 @@ class Serving:
             self._place(slot),
             self._sockets,
             lambda runner, event: self._post(Spoke(runner, event)),
-            threads=self._config.threads,
-            state=self._config.data_dir / "results",
+            self._setup(slot),
         )
         self._slots[runner] = slot
         return runner
+
+    def _setup(self, slot: Slot) -> Setup:
+        config, exam = self._config, slot.model.exam
+        return Setup(
+            threads=config.threads,
+            sources=tuple(path for source in config.sources if (path := source.path())),
+            read=(str(self._blob(exam.sha256)),) if exam else (),
+            results=str(config.data_dir / "results") if config.sources else None,
+            scratch=str(config.run_dir / "scratch"),
+        )
 
     def _accept(self, seat: Seat) -> None:
         sources = [msgspec.to_builtins(source) for source in self._config.sources]

@@ -8,7 +8,7 @@ from edgepack_agent.adapters.outbox import Outbox
 from edgepack_agent.config import Config
 from edgepack_agent.core.deferral import Lock
 from edgepack_agent.core.state import Hold, Outcome, Slot, Stamp, State
-from edgepack_agent.serving import Serving
+from edgepack_agent.serving import Seat, Serving
 
 __all__ = ["describe", "failure"]
 
@@ -54,7 +54,7 @@ def describe(
         "previous": _slot(state.previous),
         "candidate": _slot(state.candidate),
         "serving": seat.slot.model.release if seat else None,
-        "runner": {"pid": seat.runner.pid if seat and seat.runner else None},
+        "runner": _runner(seat),
         "cameras": seat.cameras if seat else {},
         "trouble": current.trouble if current else "",
         "job": {"id": state.job.id, "release": state.job.release} if state.job else None,
@@ -83,6 +83,11 @@ def failure(result: Outcome) -> dict[str, Any]:
 def _score(result: Outcome) -> str:
     score, limit = result.detail.get("score"), result.detail.get("min_score")
     return f"it scored {score}, at least {limit} is wanted" if score is not None else ""
+
+
+def _runner(seat: Seat | None) -> dict[str, Any]:
+    pid = seat.runner.pid if seat and seat.runner else None
+    return {"pid": pid, "landlock": seat.confined if seat else None}
 
 
 def _slot(slot: Slot | None) -> dict[str, str] | None:

@@ -22,9 +22,9 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from edgepack.bundle import open_bundle
-from edgepack_agent.runner.cameras import Camera, kind_of
+from edgepack_agent.runner.cameras import Camera
 from edgepack_agent.runner.framing import framed
-from edgepack_agent.runner.wire import Source
+from edgepack_agent.runner.wire import Source, kind_of
 from fleet_rig import free_port, wait
 from packager_rig import edgepack
 from slots import Client, Heard, listen, results

@@ -23,6 +23,7 @@ from edgepack_agent.adapters.runner import Runner
 from edgepack_agent.runner import wire
 from edgepack_agent.runner.engine import Engine, ExpiredError, QueueFullError
 from edgepack_agent.runner.kernel import temperature_c
+from edgepack_agent.runner.setup import Setup
 from slots import Client, Heard, digits_slot, listen
 
 
@@ -84,8 +85,9 @@ SUPERVISOR = """
 import os, signal, sys
 from pathlib import Path
 from edgepack_agent.adapters.runner import Runner
+from edgepack_agent.runner.setup import Setup
 
-runner = Runner.start(Path(sys.argv[1]), [], lambda *_: None)
+runner = Runner.start(Path(sys.argv[1]), [], lambda *_: None, Setup())
 print(runner.pid, flush=True)
 sys.stdin.read()
 os.kill(os.getpid(), signal.SIGKILL)
@@ -148,7 +150,7 @@ def test_a_process_that_cannot_start_is_one_error(
     monkeypatch.setattr("sys.executable", "/nowhere/python")
     heard: list[dict[str, object]] = []
     with pytest.raises(EdgepackError) as caught:
-        Runner.start(slot, [], lambda _, event: heard.append(event))
+        Runner.start(slot, [], lambda _, event: heard.append(event), Setup())
     assert (caught.value.reason, heard) == ("runner_start", [])
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from agent_rig import Device, Site, site
+from edgepack_agent.runner import landlock
 from fleet_rig import wait
 from sandbox import NOBODY, allowed_calls
 
@@ -66,6 +67,7 @@ def test_two_updates_as_nobody_on_a_read_only_system(place: Site) -> None:
         assert place.ended(place.roll_out(version, probation_s=0)) == "completed", device.log
         assert device.serving() == f"digits@{version}"
     assert device.accuracy() >= 0.9
+    assert device.status()["runner"]["landlock"] is (landlock.abi() > 0)
 
     assert device.process is not None
     agent = device.process.pid

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from edgepack.errors import EdgepackError, IntegrityError
+from edgepack_agent.runner.setup import Setup, write_setup
 from edgepack_agent.runner.wire import Lines, read_event, write_line
 
 __all__ = ["Event", "Runner"]
@@ -44,15 +45,14 @@ class Runner:
         slot: Path,
         sockets: Sequence[socket.socket],
         on_event: Callable[["Runner", Event], None],
-        threads: int | None,
-        state: Path | None,
+        setup: Setup,
     ) -> None:
         self.slot = slot
         self._on_event = on_event
         self._sending = threading.Lock()
         self._control, self._far = socket.socketpair()
         self._inherited = [self._far.fileno(), *(listener.fileno() for listener in sockets)]
-        self._command = _command_line(self._inherited, slot, threads, state)
+        self._command = _command_line(self._inherited, slot, setup)
         self._started: Future[subprocess.Popen[bytes]] = Future()
         self._thread = threading.Thread(target=self._live, name=f"runner {slot.name}", daemon=True)
 
@@ -62,9 +62,7 @@ class Runner:
         slot: Path,
         sockets: Sequence[socket.socket],
         on_event: Callable[["Runner", Event], None],
-        *,
-        threads: int | None = None,
-        state: Path | None = None,
+        setup: Setup,
     ) -> "Runner":
         """Start a runner for SLOT; `loaded` or `failed` will be its first event.
 
@@ -73,13 +71,12 @@ class Runner:
             sockets: Bound and listening; the runner inherits them and uses them when told to.
             on_event: Called with the runner and each event, from the runner's own thread. Must
                 return soon, and not call `stop`.
-            threads: Of the runtime; None leaves it to the runtime.
-            state: Directory for the results of sources; None: they are not written.
+            setup: How it works, and what it may open besides.
 
         Raises:
             EdgepackError: the process could not be started.
         """
-        runner = cls(slot, sockets, on_event, threads, state)
+        runner = cls(slot, sockets, on_event, setup)
         runner._thread.start()
         try:
             runner._started.result()
@@ -191,14 +188,11 @@ def _environment() -> dict[str, str]:
     return known | {"PYTHONUNBUFFERED": "1"}
 
 
-def _command_line(
-    inherited: Sequence[int], slot: Path, threads: int | None, state: Path | None
-) -> list[str]:
+def _command_line(inherited: Sequence[int], slot: Path, setup: Setup) -> list[str]:
     control, *listeners = map(str, inherited)
     # -P: the working directory is not a place to import from.
     line = [sys.executable, "-P", "-X", "faulthandler", "-m", "edgepack_agent.runner"]
     line += ["--control-fd", control, "--slot", str(slot)]
     for listener in listeners:
         line += ["--listen-fd", listener]
-    line += ["--threads", str(threads)] if threads else []
-    return line + (["--state", str(state)] if state else [])
+    return [*line, "--setup", write_setup(setup)]

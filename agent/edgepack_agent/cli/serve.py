@@ -16,6 +16,7 @@ from edgepack.cli import print_json
 from edgepack.errors import EdgepackError, IntegrityError, UnsupportedError, UsageError
 from edgepack.keys import load_public
 from edgepack_agent.adapters.runner import Event, Runner
+from edgepack_agent.runner.setup import Setup
 
 __all__ = ["serve"]
 
@@ -49,7 +50,8 @@ def serve(
         _check_signature(opened, key)
         opened.extract(slot)
         events = stack.enter_context(_terminable())
-        runner = Runner.start(slot, sockets, lambda _, event: events.put(event), threads=threads)
+        setup = Setup(threads=threads)
+        runner = Runner.start(slot, sockets, lambda _, event: events.put(event), setup)
         stack.callback(runner.stop, _GRACE_S)
         _begin(runner, events)
         _announce(opened, sockets, as_json=as_json)

@@ -10,7 +10,16 @@ from typing import Literal
 
 import msgspec
 
-__all__ = ["Finding", "Status", "certificate", "clock", "exit_code", "space", "worst"]
+__all__ = [
+    "Finding",
+    "Status",
+    "certificate",
+    "clock",
+    "confinement",
+    "exit_code",
+    "space",
+    "worst",
+]
 
 Status = Literal["ok", "warn", "fail"]
 _ORDER: tuple[Status, ...] = ("ok", "warn", "fail")
@@ -125,3 +134,15 @@ def space(free_mb: int, *, total_mb: int) -> Finding:
             "free some space on the disk of data_dir", BUDGET,
         )  # fmt: skip
     return Finding("disk_space", "ok", told)
+
+
+def confinement(confined: bool) -> Finding:
+    """Judge whether the process of a model is kept away from keys and journal."""
+    check = "landlock"
+    if confined:
+        return Finding(check, "ok", "the kernel lets a model open nothing but its own files")
+    return Finding(
+        check, "warn", "a model could open every file of the agent",
+        "this kernel has no Landlock, or it is switched off: it came with Linux 5.13",
+        "a newer kernel, or lsm=landlock,... on its command line",
+    )  # fmt: skip

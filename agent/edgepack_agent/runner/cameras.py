@@ -22,14 +22,13 @@ from numpy.typing import NDArray
 
 from edgepack.redact import redact
 from edgepack_agent.runner.families import Family
-from edgepack_agent.runner.wire import Source
+from edgepack_agent.runner.wire import Source, kind_of
 
-__all__ = ["KINDS", "Camera", "camera_families", "kind_of"]
+__all__ = ["Camera", "camera_families"]
 
 log = logging.getLogger(__name__)
 
 Frame = NDArray[np.uint8]
-KINDS = ("rtsp", "rtsps", "v4l2", "file", "test")
 OPEN_S, READ_S = 10.0, 10.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 PATTERN_FPS, PATTERN_SIZE = 10.0, (240, 320)
@@ -47,12 +46,6 @@ class _SourceError(Exception):
     def __init__(self, reason: str, message: str = "") -> None:
         super().__init__(message or reason)
         self.reason = reason
-
-
-def kind_of(source: str) -> str:
-    """Return what SOURCE is, one of `KINDS`; `dir` for a folder."""
-    kind = source.partition(":")[0].lower()
-    return kind if kind in KINDS else "dir"
 
 
 class Camera:

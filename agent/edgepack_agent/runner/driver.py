@@ -52,6 +52,10 @@ class Options:
     load: Load
     state: Path | None
     """Directory for the results of sources."""
+    confined: bool = False
+    """Whether this process is shut into what it needs."""
+    moved: Callable[[], list[str]] = list
+    """Returns the sources that this process may not open because they came after it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +210,10 @@ class Driver:
             await asyncio.sleep(_BEAT_S)
             if self._engine.stalled_s < _STALL_S:
                 self._say_beat()
+            if new := self._options.moved():
+                # The supervisor starts it again, with a right to them; who asks meanwhile waits.
+                log.warning("starts again, to be allowed to open %s", ", ".join(new))
+                self._stopping.set()
 
     def _say_beat(self) -> None:
         now = (time.monotonic(), time.process_time())
@@ -238,6 +246,7 @@ class Driver:
                 "runtime": model.manifest.target.runtime,
                 "version": effective.version,
                 "precision": effective.precision,
+                "confined": self._options.confined,
                 "digest": model.digest,
                 "release": model.manifest.release,
             }

@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from edgepack_agent.runner.cameras import Camera, kind_of
+from edgepack_agent.runner.cameras import Camera
 from edgepack_agent.runner.framing import framed
 from edgepack_agent.runner.interface import Watched
 from edgepack_agent.runner.protocol import RequestError
 from edgepack_agent.runner.statistics import Statistics
-from edgepack_agent.runner.wire import Source
+from edgepack_agent.runner.wire import Source, kind_of
 
 __all__ = ["Feed", "Look", "Results", "Watch"]
 

@@ -14,14 +14,17 @@ Unasked come `loaded`, `failed` (the last word of a runner) and a `beat` about o
 while the inference thread makes progress.
 """
 
+import ipaddress
 from collections.abc import Iterator
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import msgspec
 
 from edgepack.errors import IntegrityError
 
 __all__ = [
+    "KINDS",
     "MAX_LINE",
     "Accept",
     "Admit",
@@ -32,6 +35,7 @@ __all__ = [
     "Source",
     "Sources",
     "Stop",
+    "kind_of",
     "read_command",
     "read_event",
     "write_line",
@@ -39,7 +43,7 @@ __all__ = [
 
 MAX_LINE = 256 * 1024
 """Bytes one line may have; a peer that sends more is broken."""
-
+KINDS = ("rtsp", "rtsps", "v4l2", "file", "test")
 
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
@@ -99,6 +103,30 @@ class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError("roi is [left, top, right, bottom], left < right, top < bottom")
         if any(len(polygon) < 3 for polygon in self.mask):
             raise ValueError("a polygon of mask has three corners or more")
+
+    def path(self) -> str | None:
+        """Return the path that is opened for it; None: it needs none."""
+        kind, (before, _, after) = kind_of(self.source), self.source.partition(":")
+        if kind == "test":
+            return None
+        if kind.startswith("rtsp"):
+            return "/etc/resolv.conf" if _has_name(self.source) else None
+        return after if kind != "dir" or before == "dir" else self.source
+
+
+def kind_of(source: str) -> str:
+    """Return what SOURCE is, one of `KINDS`; `dir` for a folder."""
+    kind = source.partition(":")[0].lower()
+    return kind if kind in KINDS else "dir"
+
+
+def _has_name(url: str) -> bool:
+    """Say whether the host of URL has to be looked up."""
+    try:
+        ipaddress.ip_address(urlsplit(url).hostname or "")
+    except ValueError:
+        return True
+    return False
 
 
 class Sources(_Command, frozen=True, tag="sources"):

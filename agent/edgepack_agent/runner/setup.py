@@ -1,0 +1,43 @@
+"""What a runner is started with, beside its slot and its sockets. Opens nothing.
+
+The supervisor writes it on the command line, where every user can read it: no secret, so no
+address of a camera, is in it.
+"""
+
+import msgspec
+
+from edgepack.errors import UsageError
+
+__all__ = ["Setup", "read_setup", "write_setup"]
+
+
+class Setup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The settings of one runner; paths are absolute."""
+
+    threads: int | None = None
+    """Of the runtime; None leaves it to the runtime."""
+    sources: tuple[str, ...] = ()
+    """Folders, clips and devices that pictures come from, there already or not."""
+    read: tuple[str, ...] = ()
+    """Other files that may be read: the exam."""
+    results: str | None = None
+    """Directory for the results of sources; None: they are not written."""
+    scratch: str | None = None
+    """Directory for temporary files; None: there are none."""
+
+
+def read_setup(text: str) -> Setup:
+    """Return the setup in TEXT.
+
+    Raises:
+        UsageError: it is none.
+    """
+    try:
+        return msgspec.json.decode(text, type=Setup)
+    except msgspec.MsgspecError as error:
+        raise UsageError("the runner was started wrongly", why=str(error)) from error
+
+
+def write_setup(setup: Setup) -> str:
+    """Return SETUP as text."""
+    return msgspec.json.encode(setup).decode()
