@@ -24,6 +24,8 @@ sources:                           # pictures that come by themselves
   - {name: hall, source: "v4l2:/dev/video0", roi: [0, 0.2, 1, 1], mask: [[[0, 0], [1, 0], [0, 1]]]}
   - {name: inbox, source: "dir:/srv/inbox", every_s: 1}    # also file:CLIP.mp4 and test:pattern
 threads: null                      # threads of the runtime; null: the runtime chooses
+device: CPU                        # CPU | GPU | NPU | AUTO (GPU or else CPU): where models run
+hint: latency                      # latency | throughput: what OpenVINO tunes for
 runtimes: [openvino, onnx]         # allowed runtimes, best first; []: all that are installed
 allow_local_install: false         # take approved bundles from a person at the device
 events:                            # a broker of the site, e.g. that of Home Assistant
@@ -62,6 +64,7 @@ from edgepack_agent.core.drift import Rule
 from edgepack_agent.core.telemetry import Level
 from edgepack_agent.core.window import zone
 from edgepack_agent.runner.wire import Source
+from edgepack_targets.interface import Device, Hint
 
 __all__ = [
     "ApiConfig",
@@ -197,6 +200,8 @@ class Config(_Section, frozen=True, kw_only=True):
     drift: DriftConfig = DriftConfig()
     sources: tuple[Source, ...] = ()
     threads: Annotated[int, msgspec.Meta(ge=1, le=256)] | None = None
+    device: Device = "CPU"
+    hint: Hint = "latency"
     runtimes: tuple[str, ...] = ()
     allow_local_install: bool = False
     events: EventsConfig = EventsConfig()

@@ -28,6 +28,8 @@ __all__ = ["Seat", "Serving", "Spoke", "open_sockets"]
 
 log = logging.getLogger(__name__)
 GRACE_S = 10.0
+FACTS = ("version", "precision", "device", "hint", "confined")
+"""What of `loaded` is told in `status`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +54,8 @@ class Seat:
     accepting: bool = False
     trouble: str = ""
     """Why it last ended, for `status`."""
-    confined: bool | None = None
-    """Whether its runner is shut into what it needs; None: that is not known yet."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What its runner said of itself when the model was loaded; empty: it has not yet."""
     cameras: dict[str, Any] = field(default_factory=dict)
     """How they are, by its last beat."""
 
@@ -161,7 +163,7 @@ class Serving:
         match event["evt"]:
             case "loaded":
                 seat.loaded, seat.trouble = True, ""
-                seat.confined = bool(event.get("confined"))
+                seat.facts = {key: event.get(key) for key in FACTS}
                 if seat.accept:
                     self._accept(seat)
             case "accepting":
@@ -215,6 +217,8 @@ class Serving:
         config, exam = self._config, slot.model.exam
         return Setup(
             threads=config.threads,
+            device=config.device,
+            hint=config.hint,
             sources=tuple(path for source in config.sources if (path := source.path())),
             read=(str(self._blob(exam.sha256)),) if exam else (),
             results=str(config.data_dir / "results") if config.sources else None,

@@ -87,7 +87,8 @@ def _score(result: Outcome) -> str:
 
 def _runner(seat: Seat | None) -> dict[str, Any]:
     pid = seat.runner.pid if seat and seat.runner else None
-    return {"pid": pid, "landlock": seat.confined if seat else None}
+    facts = dict(seat.facts) if seat else {}
+    return {"pid": pid, "landlock": facts.pop("confined", None)} | facts
 
 
 def _slot(slot: Slot | None) -> dict[str, str] | None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from edgepack_agent.core import health
+from edgepack_agent.core.reasons import kind_of
 from edgepack_agent.core.state import (
     Accepting,
     Checked,
@@ -156,7 +157,9 @@ class Watch:
                 on(Accepting())
             case "failed":
                 detail = {"message": str(event.get("message", ""))}
-                on(Failed("REJECTED", str(event.get("reason", "failed")), detail))
+                reason = str(event.get("reason", "failed"))
+                failed = kind_of(reason, integrity=True) == "fail"
+                on(Failed("FAILED" if failed else "REJECTED", reason, detail))
             case "exited":
                 on(Died({"code": event.get("code")}))
 

@@ -34,6 +34,7 @@ from platformdirs import user_cache_path
 from edgepack.bundle import open_bundle
 from edgepack_agent.adapters.runner import Runner
 from edgepack_agent.runner import protocol
+from edgepack_agent.runner.setup import Setup
 from edgepack_packager.adapters.toolchains import find_toolchain, interpreter
 from edgepack_targets import registry
 
@@ -121,7 +122,7 @@ def serving(slot: Path, home: Path) -> Iterator[str]:
     with socket.socket(socket.AF_UNIX) as unix:
         unix.bind(f"{home}/api.sock")
         unix.listen()
-        runner = Runner.start(slot, [unix], lambda _, event: events.put(event), threads=1)
+        runner = Runner.start(slot, [unix], lambda _, event: events.put(event), Setup(threads=1))
         try:
             runner.send({"cmd": "accept"})
             while events.get()["evt"] != "accepting":

@@ -19,13 +19,17 @@ if TYPE_CHECKING:
     from edgepack.manifest import Manifest
 
 __all__ = [
+    "DEFAULT",
     "MACHINES",
     "MODEL_FILES",
     "Applied",
     "Capability",
+    "Device",
     "Effective",
+    "Hint",
     "Layer",
     "NativeTensor",
+    "Placement",
     "Quantization",
     "Session",
     "SourceFormat",
@@ -33,6 +37,9 @@ __all__ = [
 ]
 
 SourceFormat = Literal["saved_model", "onnx", "tflite", "openvino"]
+
+Device = Literal["CPU", "GPU", "NPU", "AUTO"]
+Hint = Literal["latency", "throughput"]
 
 MODEL_FILES = {
     "openvino": ("model.xml", "model.bin"),
@@ -67,6 +74,22 @@ class Effective:
     """Device or execution provider, as the runtime calls it."""
     threads: int
     """0: the runtime chose and does not say."""
+    hint: str = ""
+    """What it was tuned for, `latency` or `throughput`; empty: the runtime knows no such thing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a session is to run: the machine's choice, never the model's."""
+
+    device: Device = "CPU"
+    """`AUTO`: a graphics processor that the runtime can use, else the CPU. Never NPU: it computes
+    in other precisions. One that is not there is an error, no other one is taken for it."""
+    hint: Hint = "latency"
+    """What the runtime tunes for, if it knows the difference."""
+
+
+DEFAULT = Placement()
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,11 +222,19 @@ class Target(Protocol):
         """Return what the target can do on a host."""
         ...
 
-    def load(self, model_dir: Path, manifest: Manifest, *, threads: int | None = None) -> Session:
+    def load(
+        self,
+        model_dir: Path,
+        manifest: Manifest,
+        *,
+        threads: int | None = None,
+        place: Placement = DEFAULT,
+    ) -> Session:
         """Load the model in MODEL_DIR with the manifest's bindings and execution precision.
 
         Raises:
-            UnsupportedError: The runtime is missing or too old, or cannot run the precision.
+            UnsupportedError: The runtime is missing or too old, or cannot run the precision; or
+                it does not have the device (reason `no_device`).
             IntegrityError: The model cannot be read or is not the one the manifest describes.
         """
         ...

@@ -7,7 +7,7 @@ their numbers can be laid side by side. Starts no process (see `fresh`) and load
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Literal, TypedDict
+from typing import Annotated, Literal, NotRequired, TypedDict
 
 import msgspec
 
@@ -44,6 +44,7 @@ class EffectiveFacts(TypedDict):
     precision: str
     device: str
     threads: int
+    hint: NotRequired[str]
 
 
 class Run(TypedDict):

@@ -15,11 +15,13 @@ from edgepack.manifest import Manifest
 from edgepack_targets.cpu import features
 from edgepack_targets.extras import require
 from edgepack_targets.interface import (
+    DEFAULT,
     MACHINES,
     Applied,
     Capability,
     Layer,
     NativeTensor,
+    Placement,
     Quantization,
     Session,
     Target,
@@ -57,13 +59,20 @@ class _OnnxMobile:
             same_bytes=False,
         )
 
-    def load(self, model_dir: Path, manifest: Manifest, *, threads: int | None = None) -> Session:
+    def load(
+        self,
+        model_dir: Path,
+        manifest: Manifest,
+        *,
+        threads: int | None = None,
+        place: Placement = DEFAULT,
+    ) -> Session:
         """Load MODEL_DIR/model.ort, on a CPU that has what it was written for."""
         version = self.version()
         _require_cpu(manifest)
         from edgepack_targets import onnx_session
 
-        return onnx_session.load(model_dir, manifest, version, threads, runtime=self.name)
+        return onnx_session.load(model_dir, manifest, version, threads, place, runtime=self.name)
 
     def describe(self, model_dir: Path) -> tuple[list[NativeTensor], list[NativeTensor]]:
         """Return the native inputs and outputs."""

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from edgepack.errors import UnsupportedError
 from edgepack.manifest import Manifest
 from edgepack_targets.binding import Binding
-from edgepack_targets.interface import MODEL_FILES, Effective, NativeTensor
-from edgepack_targets.session import BoundSession, check_runtime, only_f32, unreadable
+from edgepack_targets.interface import MODEL_FILES, Device, Effective, NativeTensor, Placement
+from edgepack_targets.session import BoundSession, check_runtime, no_device, only_f32, unreadable
 from edgepack_targets.silence import no_telemetry
 
 with no_telemetry():
@@ -18,7 +18,9 @@ with no_telemetry():
 
 __all__ = ["describe", "describe_file", "load", "open_model"]
 
-PROVIDER = "CPUExecutionProvider"
+PROVIDER, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+# Without it f32 products are made in 10 bits of mantissa on newer graphics processors.
+OPTIONS = {CUDA: {"use_tf32": "0"}}
 DTYPES = {
     "tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64",
     "tensor(bool)": "bool", "tensor(int8)": "int8", "tensor(uint8)": "uint8",
@@ -51,22 +53,40 @@ def load(
     manifest: Manifest,
     version: str,
     threads: int | None,
+    place: Placement,
     *,
     runtime: str = "onnx",
 ) -> OnnxSession:
     """Return a session on the model of RUNTIME in MODEL_DIR; see `interface.Target.load`."""
     check_runtime(manifest, runtime, version)
     only_f32(manifest)
-    session = open_model(model_dir / MODEL_FILES[runtime][0], threads or 0)
+    provider = _provider(place.device)
+    session = open_model(model_dir / MODEL_FILES[runtime][0], threads or 0, provider)
     providers = session.get_providers()
-    if providers[:1] != [PROVIDER]:
+    if providers[:1] != [provider]:
         # A provider that is missing is replaced without an exception, so the answer is checked.
         raise UnsupportedError(
-            f"onnxruntime runs on {providers} here, not on {PROVIDER}", reason="wrong_provider"
+            f"onnxruntime runs on {providers} here, not on {provider}", reason="wrong_provider"
         )
     binding = Binding(manifest, _describe(session))
     effective = Effective("onnxruntime", version, "f32", providers[0], threads or 0)
     return OnnxSession(session, binding, effective)
+
+
+def _provider(device: Device) -> str:
+    """Return the provider for DEVICE.
+
+    Raises:
+        UnsupportedError: onnxruntime has none here.
+    """
+    if device == "CPU":
+        return PROVIDER
+    available = ort.get_available_providers()
+    if device != "NPU" and CUDA in available:
+        return CUDA
+    if device == "AUTO":
+        return PROVIDER
+    raise no_device("onnxruntime", device, ["CPU", "GPU"] if CUDA in available else ["CPU"])
 
 
 def describe(
@@ -81,7 +101,7 @@ def describe_file(path: Path) -> tuple[list[NativeTensor], list[NativeTensor]]:
     return _describe(open_model(path, 1))
 
 
-def open_model(model: Path | bytes, threads: int) -> ort.InferenceSession:
+def open_model(model: Path | bytes, threads: int, provider: str = PROVIDER) -> ort.InferenceSession:
     """Return onnxruntime's session on MODEL: a file in the format that its name says, or ONNX.
 
     Raises:
@@ -97,7 +117,8 @@ def open_model(model: Path | bytes, threads: int) -> ort.InferenceSession:
     options.add_session_config_entry("mlas.enable_gemm_fastmath_arm64_bfloat16", "0")
     try:
         given = model if isinstance(model, bytes) else str(model)
-        return ort.InferenceSession(given, options, providers=[PROVIDER])
+        chosen = [(provider, OPTIONS.get(provider, {}))]
+        return ort.InferenceSession(given, options, providers=chosen)
     except Exception as error:  # onnxruntime's errors have no other common base
         what = "the model" if isinstance(model, bytes) else model
         raise unreadable("onnxruntime", what, error) from error

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, Final
 from edgepack.manifest import Manifest
 from edgepack_targets.extras import require
 from edgepack_targets.interface import (
+    DEFAULT,
     Applied,
     Capability,
     Layer,
     NativeTensor,
+    Placement,
     Quantization,
     Session,
     Target,
@@ -45,12 +47,19 @@ class _OpenVino:
             options=frozenset(options | {"bias_none", "exclude"}),
         )
 
-    def load(self, model_dir: Path, manifest: Manifest, *, threads: int | None = None) -> Session:
+    def load(
+        self,
+        model_dir: Path,
+        manifest: Manifest,
+        *,
+        threads: int | None = None,
+        place: Placement = DEFAULT,
+    ) -> Session:
         """Load MODEL_DIR/model.xml and model.bin."""
         version = self.version()
         from edgepack_targets import openvino_session
 
-        return openvino_session.load(model_dir, manifest, version, threads)
+        return openvino_session.load(model_dir, manifest, version, threads, place)
 
     def describe(self, model_dir: Path) -> tuple[list[NativeTensor], list[NativeTensor]]:
         """Return the native inputs and outputs."""

@@ -1,7 +1,7 @@
-"""OpenVINO on a device: loads and runs an IR on the CPU. Never imports a converter."""
+"""OpenVINO on a device: loads and runs an IR. Never imports a converter."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 from edgepack.errors import UnsupportedError
 from edgepack.manifest import Manifest
 from edgepack_targets.binding import Binding
-from edgepack_targets.interface import Effective, NativeTensor
+from edgepack_targets.interface import Effective, NativeTensor, Placement
 from edgepack_targets.session import (
     BoundSession,
     check_runtime,
+    no_device,
     unreadable,
     unsupported_precision,
 )
@@ -24,7 +25,6 @@ with no_telemetry():
 
 __all__ = ["describe", "load", "natives", "sound"]
 
-DEVICE = "CPU"
 QUANTIZE = "FakeQuantize"
 FOLLOWERS = {"Add", "Multiply", "Relu", "Clamp", "PRelu", "Gelu", "Swish", "Sigmoid", "Tanh"}
 # What a manifest calls a precision and what the plugin reports for it.
@@ -55,13 +55,22 @@ class OpenVinoSession(BoundSession):
         del self._request, self._ports
 
 
-def load(model_dir: Path, manifest: Manifest, version: str, threads: int | None) -> OpenVinoSession:
+def load(
+    model_dir: Path, manifest: Manifest, version: str, threads: int | None, place: Placement
+) -> OpenVinoSession:
     """Return a session on MODEL_DIR/model.xml; see `interface.Target.load`."""
     check_runtime(manifest, "openvino", version)
     core = ov.Core()
+    device = _device(core, place)
     model = _read(core, model_dir)
     described = natives(model)
-    compiled = _compile(core, model, model_dir, manifest, threads)
+    config = _config(manifest, threads, place)
+    try:
+        usable = _known(config, core.get_property(device, "SUPPORTED_PROPERTIES"))
+        alone = (threads or len(os.sched_getaffinity(0))) == 1 or place.hint == "throughput"
+        compiled = core.compile_model(sound(model, alone=alone), device, usable)
+    except RuntimeError as error:
+        raise unreadable("OpenVINO", model_dir / "model.xml", error) from error
     effective = _effective(compiled, version)
     if effective.precision != manifest.target.execution_precision:
         raise unsupported_precision(manifest, effective.precision)
@@ -86,36 +95,56 @@ def _read(core: ov.Core, model_dir: Path) -> ov.Model:
         raise unreadable("OpenVINO", path, error) from error
 
 
-def _compile(
-    core: ov.Core, model: ov.Model, model_dir: Path, manifest: Manifest, threads: int | None
-) -> ov.CompiledModel:
+def _device(core: ov.Core, place: Placement) -> str:
+    """Return the device of PLACE as OpenVINO calls it.
+
+    Raises:
+        UnsupportedError: It is not there.
+    """
+    there = [name.partition(".")[0] for name in core.available_devices]
+    if place.device == "AUTO":
+        # Not OpenVINO's own AUTO: that begins on the CPU, changes later, and says no precision.
+        return "GPU" if "GPU" in there else "CPU"
+    if place.device not in there:
+        raise no_device("OpenVINO", place.device, dict.fromkeys(there))
+    return place.device
+
+
+def _config(manifest: Manifest, threads: int | None, place: Placement) -> dict[str, Any]:
     wanted = manifest.target.execution_precision
     if wanted not in PRECISIONS:
         raise unsupported_precision(manifest, "f32")
     # Without the precision hint the plugin takes bf16 or f16 wherever the CPU has it.
     config: dict[str, Any] = {
         "INFERENCE_PRECISION_HINT": PRECISIONS[wanted],
-        "PERFORMANCE_HINT": "LATENCY",
-        "NUM_STREAMS": 1,
+        "PERFORMANCE_HINT": place.hint.upper(),
         "CACHE_DIR": "",
     }
+    if place.hint == "latency":
+        config["NUM_STREAMS"] = 1
     if threads:
         config["INFERENCE_NUM_THREADS"] = threads
-    try:
-        return core.compile_model(sound(model, threads), DEVICE, config)
-    except RuntimeError as error:
-        raise unreadable("OpenVINO", model_dir / "model.xml", error) from error
+    return config
 
 
-def sound(model: ov.Model, threads: int | None) -> ov.Model:
-    """Return MODEL, changed so that the CPU plugin answers it rightly on THREADS threads.
+def _known(config: Mapping[str, Any], supported: Collection[str]) -> dict[str, Any]:
+    """Return what of CONFIG a plugin that knows SUPPORTED takes; not all have threads."""
+    return {key: value for key, value in config.items() if key in {*supported, "CACHE_DIR"}}
+
+
+def sound(model: ov.Model, *, alone: bool) -> ov.Model:
+    """Return MODEL, changed so that the CPU plugin answers it rightly.
 
     On one thread OpenVINO 2026.4 compiles int8 dense layers with nothing but a Relu between
     them into one kernel, which answers 0. It does not where somebody else reads what is between
     them, so there is one more output, behind the model's own. (To switch that compiler off
     spoils models whose layers have two readers.)
+
+    Args:
+        model: As it was read.
+        alone: Whether a call may be computed by one thread: one is wanted, or streams.
     """
-    if (threads or len(os.sched_getaffinity(0))) == 1:
+    if alone:
         between = [n.input_value(0) for n in model.get_ops() if n.get_type_name() == QUANTIZE]
         found = [port for port in between if _comes_from_dense(port.get_node())]
         if found:
@@ -133,11 +162,18 @@ def _comes_from_dense(node: Any) -> bool:
 
 
 def _effective(compiled: ov.CompiledModel, version: str) -> Effective:
-    hint = compiled.get_property("INFERENCE_PRECISION_HINT")
+    known = compiled.get_property("SUPPORTED_PROPERTIES")
+
+    def ask(name: str, otherwise: Any) -> Any:
+        return compiled.get_property(name) if name in known else otherwise
+
+    # A plugin without the property computes in 16 bits.
+    hint = ask("INFERENCE_PRECISION_HINT", ov.Type.f16)
     precision = next((name for name, kind in PRECISIONS.items() if kind == hint), str(hint))
-    threads = int(compiled.get_property("INFERENCE_NUM_THREADS"))
+    threads = int(ask("INFERENCE_NUM_THREADS", 0))
     devices = ",".join(compiled.get_property("EXECUTION_DEVICES"))
-    return Effective("openvino", version, precision, devices, threads)
+    tuned = str(getattr(mode := ask("PERFORMANCE_HINT", ""), "name", mode)).lower()
+    return Effective("openvino", version, precision, devices, threads, tuned)
 
 
 def _native(port: Any) -> NativeTensor:

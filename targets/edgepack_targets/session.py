@@ -6,7 +6,7 @@ is faster than several side by side, and two of the three runtimes allow nothing
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from threading import Lock
 from typing import Any
 
@@ -16,9 +16,17 @@ from edgepack.errors import IntegrityError, UnsupportedError
 from edgepack.manifest import Manifest
 from edgepack_targets.binding import Binding
 from edgepack_targets.extras import meets
-from edgepack_targets.interface import Effective
+from edgepack_targets.interface import Effective, Placement
 
-__all__ = ["BoundSession", "check_runtime", "only_f32", "unreadable"]
+__all__ = [
+    "BoundSession",
+    "check_runtime",
+    "no_device",
+    "only_cpu",
+    "only_f32",
+    "unreadable",
+    "unsupported_precision",
+]
 
 Array = NDArray[Any]
 
@@ -91,6 +99,26 @@ def only_f32(manifest: Manifest) -> None:
     """
     if manifest.target.execution_precision != "f32":
         raise unsupported_precision(manifest, "f32")
+
+
+def only_cpu(runtime: str, place: Placement) -> None:
+    """Check that PLACE asks RUNTIME for the CPU, the only device that some runtimes have.
+
+    Raises:
+        UnsupportedError: It asks for another one.
+    """
+    if place.device not in {"CPU", "AUTO"}:
+        raise no_device(runtime, place.device, ["CPU"])
+
+
+def no_device(runtime: str, device: str, there: Iterable[str]) -> UnsupportedError:
+    """Return the error for a DEVICE that RUNTIME cannot use here; THERE is what it can."""
+    return UnsupportedError(
+        f"{runtime} has no {device} here",
+        why=f"it can use {', '.join(there)}",
+        fix="check driver and rights, or change `device` in the agent's configuration",
+        reason="no_device",
+    )
 
 
 def unsupported_precision(manifest: Manifest, effective: str) -> UnsupportedError:

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, Final
 from edgepack.manifest import Manifest
 from edgepack_targets.extras import require
 from edgepack_targets.interface import (
+    DEFAULT,
     Applied,
     Capability,
     Layer,
     NativeTensor,
+    Placement,
     Quantization,
     Session,
     Target,
@@ -46,12 +48,19 @@ class _TfLite:
             options=frozenset({"dynamic", "per_tensor", "minmax", "exclude", "int8_io"}),
         )
 
-    def load(self, model_dir: Path, manifest: Manifest, *, threads: int | None = None) -> Session:
+    def load(
+        self,
+        model_dir: Path,
+        manifest: Manifest,
+        *,
+        threads: int | None = None,
+        place: Placement = DEFAULT,
+    ) -> Session:
         """Load MODEL_DIR/model.tflite."""
         version = self.version()
         from edgepack_targets import tflite_session
 
-        return tflite_session.load(model_dir, manifest, version, threads)
+        return tflite_session.load(model_dir, manifest, version, threads, place)
 
     def describe(self, model_dir: Path) -> tuple[list[NativeTensor], list[NativeTensor]]:
         """Return the native inputs and outputs."""

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from edgepack.errors import UnsupportedError
 from edgepack.manifest import Manifest
 from edgepack_targets.binding import Binding
-from edgepack_targets.interface import Effective, NativeTensor
-from edgepack_targets.session import BoundSession, check_runtime, only_f32, unreadable
+from edgepack_targets.interface import Effective, NativeTensor, Placement
+from edgepack_targets.session import BoundSession, check_runtime, only_cpu, only_f32, unreadable
 
 __all__ = ["Scale", "describe", "load", "natives", "open_model", "scale_of", "tensors"]
 
@@ -75,10 +75,13 @@ class TfLiteSession(BoundSession):
         del self._interpreter
 
 
-def load(model_dir: Path, manifest: Manifest, version: str, threads: int | None) -> TfLiteSession:
+def load(
+    model_dir: Path, manifest: Manifest, version: str, threads: int | None, place: Placement
+) -> TfLiteSession:
     """Return a session on MODEL_DIR/model.tflite; see `interface.Target.load`."""
     check_runtime(manifest, "tflite", version)
     only_f32(manifest)
+    only_cpu("tflite", place)
     interpreter = open_model(model_dir / "model.tflite", threads)
     scales = _float_scales(manifest, interpreter)
     inputs, outputs = natives(interpreter)

@@ -105,6 +105,30 @@ def test_a_bundle_whose_golden_vectors_do_not_come_out_is_rejected(calm: Calm) -
     assert slots == ["a", "current"], "nothing of it is left"
 
 
+def test_a_device_that_is_not_there_fails_the_update_and_is_said_at_the_start(place: Site) -> None:
+    device = running_1(place)
+    facts = device.status()["runner"]
+    assert (facts["precision"], facts["device"], facts["hint"]) == (
+        "f32",
+        "CPUExecutionProvider",
+        "",
+    )
+    device.stop()
+    device.configure(device="NPU")
+    device.start()
+    wait("the trouble", lambda: device.status().get("trouble") == "no_device")
+    place.publish("3.0.0")
+    rollout = place.roll_out("3.0.0")
+    assert place.ended(rollout) == "paused"
+    job = place.job(rollout)
+    assert (job.status, job.reason) == ("FAILED", "no_device")
+    assert "has no NPU here" in job.detail["message"]
+    device.stop()
+    device.configure(device="CPU")
+    device.start()
+    wait("the model that was there", lambda: device.serving() == "digits@1.0.0")
+
+
 def test_kill_9_at_any_moment_ends_in_the_new_version(place: Site) -> None:
     device = running_1(place)
     for seed in range(3):

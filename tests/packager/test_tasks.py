@@ -9,6 +9,7 @@ from PIL import Image
 
 from edgepack.bundle import open_bundle
 from edgepack_agent.runner.model import LoadedModel
+from edgepack_agent.runner.setup import Setup
 from edgepack_agent.runner.slot import open_slot
 from edgepack_agent.runner.statistics import Statistics
 from edgepack_targets.pipeline.baseline import read_baseline
@@ -65,7 +66,7 @@ def on_host(bundle: Path, picture: Path, home: Path) -> dict[str, Any]:
 def on_device(bundle: Path, picture: Path, home: Path) -> dict[str, Any]:
     with open_bundle(bundle) as opened:
         opened.extract(home / "slot")
-    model = LoadedModel(open_slot(home / "slot"), 1, Statistics(), lambda: None)
+    model = LoadedModel(open_slot(home / "slot"), Setup(threads=1), Statistics(), lambda: None)
     said = model.look(picture.read_bytes())
     assert said.pop("digest") == model.digest
     assert said.pop("ms") > 0

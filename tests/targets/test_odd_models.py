@@ -18,7 +18,7 @@ from digits_tflite import Writer
 from edgepack.errors import UnsupportedError
 from edgepack.manifest import Binding, TensorSpec
 from edgepack_targets import registry
-from edgepack_targets.interface import NativeTensor, Quantization
+from edgepack_targets.interface import DEFAULT, NativeTensor, Placement, Quantization
 
 TARGETS = ("onnx", "openvino")
 INT8 = Quantization("int8")
@@ -157,13 +157,14 @@ class Case:
         registry.find(target).quantize(self.fp32[target], where, how, given)
         return where
 
-    def loss(self, target: str, model_dir: Path) -> float:
-        """Return ||got - wanted|| / ||wanted|| of what a session answers, on one thread."""
+    def loss(self, target: str, model_dir: Path, place: Placement = DEFAULT) -> float:
+        """Return ||got - wanted|| / ||wanted|| of what a session answers, on one thread a call."""
         inputs, outputs = registry.find(target).describe(model_dir)
         manifest = msgspec.structs.replace(
             manifest_for(target), inputs=bound(inputs), outputs=bound(outputs)
         )
-        session = registry.find(target).load(model_dir, manifest, threads=1)
+        threads = 1 if place.hint == "latency" else 2
+        session = registry.find(target).load(model_dir, manifest, threads=threads, place=place)
         got = np.stack([session.run({"x": one})["y"] for one in self.samples])
         session.close()
         return float(np.linalg.norm(got - self.wanted) / np.linalg.norm(self.wanted))
@@ -210,6 +211,12 @@ def test_what_onnxruntime_cannot_quantise_stays_float_and_the_rest_does_not(tmp_
     out = case.quantized("onnx", INT8, tmp_path / "out")
     assert case.loss("onnx", out) < LIMITS["int8"]
     assert registry.find("onnx").applied(out)["quantized_operators"] == 2
+
+
+def test_streams_of_one_thread_each_answer_like_the_source(tmp_path: Path) -> None:
+    case = Case(no_bias(), tmp_path)
+    out = case.quantized("openvino", INT8, tmp_path / "out")
+    assert case.loss("openvino", out, Placement(hint="throughput")) < LIMITS["int8"]
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])

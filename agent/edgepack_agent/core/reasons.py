@@ -57,6 +57,7 @@ REASONS: dict[str, Reason] = (
         "restart_loop": "the device or the model went round in circles; see its log",
         "runner_exited": "the new model's process died twice; see the device's log",
         "error_rate": "the new model failed too often on probation",
+        "no_device": "`device` names what this machine does not have; see `status`, change it",
         "no_heartbeat": "the new model hung on probation",
         "memory_above_limit": "the new model took more memory than its manifest says",
         "latency_above_limit": "the new model is too slow beside the one before",

@@ -79,7 +79,7 @@ def _load(slot: Path, setup: Setup) -> "Load":
     from edgepack_agent.runner.statistics import Statistics
 
     def load(statistics: Statistics, progressed: Callable[[], None]) -> Model:
-        return LoadedModel(open_slot(slot), setup.threads, statistics, progressed)
+        return LoadedModel(open_slot(slot), setup, statistics, progressed)
 
     return load
 

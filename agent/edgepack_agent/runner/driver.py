@@ -246,6 +246,8 @@ class Driver:
                 "runtime": model.manifest.target.runtime,
                 "version": effective.version,
                 "precision": effective.precision,
+                "device": effective.device,
+                "hint": effective.hint,
                 "confined": self._options.confined,
                 "digest": model.digest,
                 "release": model.manifest.release,

@@ -18,6 +18,7 @@ from edgepack.manifest import Manifest
 from edgepack_agent.runner.interface import DecodedImage, EncodedImage, Watched
 from edgepack_agent.runner.moments import Moments
 from edgepack_agent.runner.protocol import RequestError
+from edgepack_agent.runner.setup import Setup
 from edgepack_agent.runner.slot import Slot
 from edgepack_agent.runner.statistics import Statistics
 from edgepack_targets import registry
@@ -47,25 +48,28 @@ class LoadedModel:
 
     Args:
         slot: A verified slot.
-        threads: Of the runtime; None leaves it to the runtime.
+        setup: How it is to run.
         statistics: Where answers are counted.
         progressed: Called after every inference of a longer check.
 
     Raises:
-        UnsupportedError: its runtime is missing, too old or of another precision.
+        UnsupportedError: its runtime is missing, too old or of another precision, or does not
+            have the device.
         IntegrityError: the model is not the one that the manifest describes.
     """
 
     def __init__(
         self,
         slot: Slot,
-        threads: int | None,
+        setup: Setup,
         statistics: Statistics,
         progressed: Callable[[], None],
     ) -> None:
         self._slot, self._statistics, self._progressed = slot, statistics, progressed
         target = registry.find(slot.manifest.target.runtime)
-        self._session = target.load(slot.directory / "model", slot.manifest, threads=threads)
+        self._session = target.load(
+            slot.directory / "model", slot.manifest, threads=setup.threads, place=setup.place()
+        )
         self._session.run(_zeros(slot.manifest))
         self._moments = Moments(read_baseline(slot.manifest.drift), statistics, time.monotonic)
 

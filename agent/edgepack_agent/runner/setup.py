@@ -7,6 +7,7 @@ address of a camera, is in it.
 import msgspec
 
 from edgepack.errors import UsageError
+from edgepack_targets.interface import Device, Hint, Placement
 
 __all__ = ["Setup", "read_setup", "write_setup"]
 
@@ -16,6 +17,8 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     threads: int | None = None
     """Of the runtime; None leaves it to the runtime."""
+    device: Device = "CPU"
+    hint: Hint = "latency"
     sources: tuple[str, ...] = ()
     """Folders, clips and devices that pictures come from, there already or not."""
     read: tuple[str, ...] = ()
@@ -24,6 +27,10 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Directory for the results of sources; None: they are not written."""
     scratch: str | None = None
     """Directory for temporary files; None: there are none."""
+
+    def place(self) -> Placement:
+        """Return where the model is to run."""
+        return Placement(self.device, self.hint)
 
 
 def read_setup(text: str) -> Setup:

@@ -78,7 +78,7 @@ def reference(args: dict[str, Any], out: Path, say: Callable[[str], None]) -> di
         "NUM_STREAMS": 1,
     }
     outputs = [min(port.get_names()) for port in model.outputs]
-    compiled = ov.Core().compile_model(sound(model, 1), "CPU", config)
+    compiled = ov.Core().compile_model(sound(model, alone=True), "CPU", config)
     request = compiled.create_infer_request()
 
     def answer(sample: dict[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
