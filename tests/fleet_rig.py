@@ -28,8 +28,9 @@ from paho.mqtt.enums import CallbackAPIVersion
 from edgepack import messages, topics
 from edgepack.signed import public_pem
 from edgepack_fleet.adapters.broker import Address, find_mosquitto, prepare
+from edgepack_fleet.adapters.database import Database
 from edgepack_fleet.adapters.pki import Pki
-from edgepack_fleet.adapters.tables import GroupRow
+from edgepack_fleet.adapters.tables import DeviceRow, GroupRow
 from edgepack_fleet.server import _server
 from edgepack_fleet.service import Service, Settings
 from edgepack_fleet.web.devices import device_app
@@ -308,6 +309,24 @@ def refused(device: Device, client_id: str | None = None) -> bool:
     finally:
         client.disconnect()
         client.loop_stop()
+
+
+@contextlib.contextmanager
+def fleet_database(directory: Path, *devices: str) -> Iterator[Database]:
+    """Yield a database in DIRECTORY that knows DEVICES, all of one group."""
+    found = Database.in_directory(directory)
+    found.migrate()
+    with found.write() as session:
+        session.add(GroupRow(id="lab", created=0.0))
+        session.flush()
+        session.add_all(
+            DeviceRow(id=d, group_id="lab", enrolled=0.0, certificate_serial="1", inventory={})
+            for d in devices
+        )
+    try:
+        yield found
+    finally:
+        found.close()
 
 
 @contextlib.contextmanager

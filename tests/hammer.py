@@ -3,7 +3,10 @@
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any, Self
+
+import numpy as np
 
 from digits import digits_data
 from slots import Client
@@ -15,11 +18,17 @@ class Hammer:
     """Threads that ask, half on kept connections, half on a new one each time.
 
     Args:
-        addresses: Of the API; four threads for each.
+        addresses: Of the API.
         pause_s: Between an answer and the next question of a thread.
+        keeps: For each thread of an address, whether it keeps its connections.
     """
 
-    def __init__(self, addresses: list[Any], pause_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        addresses: Sequence[Any],
+        pause_s: float = 0.0,
+        keeps: Sequence[bool] = (True, True, False, False),
+    ) -> None:
         self._pause_s = pause_s
         self._digests: Counter[str] = Counter()
         self.first: dict[str, float] = {}
@@ -31,7 +40,7 @@ class Hammer:
         self._threads = [
             threading.Thread(target=self._ask, args=(address, keep))
             for address in addresses
-            for keep in (True, True, False, False)
+            for keep in keeps
         ]
 
     def __enter__(self) -> Self:
@@ -42,7 +51,7 @@ class Hammer:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         for thread in self._threads:
-            thread.join()
+            thread.join(60)
 
     def forget(self) -> None:
         with self._lock:
@@ -79,13 +88,23 @@ class Hammer:
             self.failures.append(error)
 
     def _converse(self, client: Client, keep: bool) -> None:
-        for image, label in zip(TEST.inputs, TEST.labels, strict=True):
-            answer, headers = client.infer(image)
-            assert answer.shape == (1, 10), label
-            with self._lock:
-                self._digests[headers["edgepack-bundle"]] += 1
-                self.total += 1
-                self.first.setdefault(headers["edgepack-bundle"], time.monotonic())
+        for place in range(len(TEST.inputs)):
+            goes_on = self._one(client, place)
             self._stop.wait(self._pause_s)
-            if not keep or headers.get("connection") == "close" or self._stop.is_set():
+            if not keep or not goes_on or self._stop.is_set():
                 return
+
+    def _one(self, client: Client, place: int) -> bool:
+        """Ask for the picture at PLACE; return whether the connection goes on."""
+        answer, headers = client.infer(TEST.inputs[place])
+        digest = headers["edgepack-bundle"]
+        self._judge(place, answer, digest)
+        with self._lock:
+            self._digests[digest] += 1
+            self.total += 1
+            self.first.setdefault(digest, time.monotonic())
+        return headers.get("connection") != "close"
+
+    def _judge(self, place: int, answer: np.ndarray, _digest: str) -> None:
+        """Fail if ANSWER cannot be one for the picture at PLACE."""
+        assert answer.shape == (1, 10), TEST.labels[place]

@@ -156,8 +156,11 @@ class Heard:
         assert self.events.empty()
         return exited
 
-    def accepting(self) -> Self:
+    def accepting(self, **admit: Any) -> Self:
+        """Return once it answers; ADMIT says who may ask, and where."""
         self.wait("loaded")
+        if admit:
+            self.tell("admit", **admit)
         self.tell("accept")
         self.wait("accepting")
         return self

@@ -55,10 +55,9 @@ def validate(layer: Layer) -> Config:
 
 
 def _check(config: Config) -> None:
-    if config.listen is not None and _host("listen", config.listen) not in _LOOPBACK:
-        raise _wrong("listen", f"{config.listen} is not on 127.0.0.1, and the API has no TLS")
-    if config.api.grpc is not None and _host("api.grpc", config.api.grpc) not in _LOOPBACK:
-        raise _wrong("api.grpc", f"{config.api.grpc} is not on 127.0.0.1, and the API has no TLS")
+    for key, text in (("listen", config.listen), ("api.grpc", config.api.grpc)):
+        if text is not None and _host(key, text) not in _LOOPBACK:
+            raise _wrong(key, f"{text} is not on 127.0.0.1, and the API has no TLS")
     if config.broker is not None:
         _host("broker", config.broker)
 

@@ -28,9 +28,17 @@ from typing import Any, NoReturn, Self, TextIO
 from edgepack import errors
 from edgepack.confinement import die_with_parent, stay_offline
 from edgepack.errors import EdgepackError, UnsupportedError
-from edgepack_targets.measure import EffectiveFacts, Run, latency, peak_rss_mb
+from edgepack.manifest import Manifest
+from edgepack_targets.measure import (
+    Benchmark,
+    EffectiveFacts,
+    Run,
+    benchmark_document,
+    latency,
+    peak_rss_mb,
+)
 
-__all__ = ["FreshModel", "measure_runs"]
+__all__ = ["FreshModel", "measure_bundle", "measure_runs"]
 
 WARM_UP, FEWEST, BLOCK_MS, LARGEST_BLOCK = 5, 10, 50.0, 200
 TIMEOUT_S = 600.0
@@ -143,6 +151,33 @@ class FreshModel:
         if self._process.stdin:
             with suppress(OSError):
                 self._process.stdin.close()
+
+
+def measure_bundle(
+    home: Path,
+    manifest: Manifest,
+    digest: str,
+    *,
+    runs: int,
+    seconds: float,
+    threads: int | None,
+    say: Callable[[str], None],
+) -> Benchmark:
+    """Measure the bundle that is extracted to HOME, with its golden inputs, as `measure_runs` does.
+
+    Raises:
+        IntegrityError: the golden inputs are not what MANIFEST says.
+        EdgepackError: see `FreshModel`.
+    """
+    from edgepack_targets.pipeline.npz import read_npz
+
+    golden, samples = home / manifest.golden.inputs, manifest.golden.samples
+    # The process trusts what it is given, and a bundle need not come from a friend.
+    read_npz(golden, manifest.inputs, what="golden", max_samples=samples)
+    done, effective = measure_runs(
+        home, golden, runs=runs, seconds=seconds, threads=threads, say=say
+    )
+    return benchmark_document(manifest, digest, done, effective, threads)
 
 
 def measure_runs(

@@ -24,11 +24,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Heard]:
     slot = digits_slot(home / "slot")
     with listen() as tcp, listen(home / "api.sock") as unix, Heard(slot, [tcp, unix]) as heard:
         heard.tcp, heard.unix = tcp.getsockname(), unix.getsockname()
-        heard.wait("loaded")
-        heard.tell("admit", token=TOKEN)
-        heard.tell("accept")
-        heard.wait("accepting")
-        yield heard
+        yield heard.accepting(token=TOKEN)
 
 
 def status(heard: Heard, path: str, authorization: str | None = None) -> int:

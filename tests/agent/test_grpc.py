@@ -35,11 +35,7 @@ def port() -> int:
 
 
 def accepting(heard: Heard, port: int) -> Heard:
-    heard.wait("loaded")
-    heard.tell("admit", token=TOKEN, grpc=f"127.0.0.1:{port}")
-    heard.tell("accept")
-    heard.wait("accepting")
-    return heard
+    return heard.accepting(token=TOKEN, grpc=f"127.0.0.1:{port}")
 
 
 @pytest.fixture(scope="module")

@@ -8,74 +8,48 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pytest
 
 from agent_rig import Site, site
-from digits import digits_data
 from fleet_rig import wait
+from hammer import TEST, Hammer
 from slots import Client, Heard, digits_slot, listen, raw
 
-TEST = digits_data()[1].head(8)
 
-
-class Askers:
-    """Clients that ask without a pause, half on kept connections, and hold answers against truth.
+class Askers(Hammer):
+    """Clients that go on after a failure, and hold answers against truth.
 
     Args:
-        addresses: Of the API.
+        addresses: Of the API; two threads for each.
         truth: By digest, what that model says of each picture.
     """
 
     def __init__(self, addresses: list[Any], truth: dict[str, np.ndarray]) -> None:
-        self._truth = truth
-        self._stop = threading.Event()
-        self.answered: dict[str, int] = dict.fromkeys(truth, 0)
+        super().__init__(addresses, keeps=(True, False))
+        self._truth, self._begun = truth, threading.local()
         self.wrong: list[str] = []
         self.failed: list[tuple[float, BaseException]] = []
         """When the request was begun, and what became of it."""
-        self._threads = [
-            threading.Thread(target=self._ask, args=(address, keep))
-            for address in addresses
-            for keep in (True, False)
-        ]
-
-    def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(60)
-
-    @property
-    def total(self) -> int:
-        return sum(self.answered.values())
 
     def _ask(self, address: Any, keep: bool) -> None:
         while not self._stop.is_set():
-            begun = time.monotonic()
+            self._begun.at = time.monotonic()
             try:
                 with Client(address) as client:
-                    for place in range(len(TEST.inputs)):
-                        begun = time.monotonic()
-                        if not self._one(client, place) or not keep or self._stop.is_set():
-                            break
+                    self._converse(client, keep)
             except (OSError, http.client.HTTPException, AssertionError) as error:
-                self.failed.append((begun, error))
+                self.failed.append((self._begun.at, error))
 
     def _one(self, client: Client, place: int) -> bool:
-        """Ask for one picture; return whether the connection goes on."""
-        answer, headers = client.infer(TEST.inputs[place])
-        digest = headers["edgepack-bundle"]
+        self._begun.at = time.monotonic()
+        return super()._one(client, place)
+
+    def _judge(self, place: int, answer: np.ndarray, digest: str) -> None:
         if not np.array_equal(answer[0], self._truth[digest][place]):
             self.wrong.append(digest)
-        self.answered[digest] += 1
-        return headers.get("connection") != "close"
 
 
 def truth_of(slot: Path) -> np.ndarray:
@@ -113,7 +87,7 @@ def test_every_answer_is_that_of_the_model_it_names(
         assert askers.failed == []
         assert askers.wrong == []
         assert askers.total >= requests
-        assert all(count > 0 for count in askers.answered.values()), askers.answered
+        assert askers.answered().keys() == truth.keys(), askers.answered()
 
 
 @pytest.fixture

@@ -13,8 +13,9 @@ from edgepack.messages import Histogram, Telemetry, decode, encode_batch
 from edgepack_agent.adapters.outbox import RESEND_S, Outbox
 from edgepack_fleet.adapters.database import Database
 from edgepack_fleet.adapters.mqtt import Incoming
-from edgepack_fleet.adapters.tables import DeviceRow, GroupRow, TelemetryRow
+from edgepack_fleet.adapters.tables import DeviceRow, TelemetryRow
 from edgepack_fleet.uplink import Uplink
+from fleet_rig import fleet_database
 
 DAYS, EVERY_S = 30, 600
 EDGES = (1.0, 2.0, 5.0, 10.0)
@@ -22,16 +23,8 @@ EDGES = (1.0, 2.0, 5.0, 10.0)
 
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[Database]:
-    found = Database.in_directory(tmp_path)
-    found.migrate()
-    with found.write() as session:
-        session.add(GroupRow(id="lab", created=0.0))
-        session.flush()
-        session.add(
-            DeviceRow(id="cam", group_id="lab", enrolled=0.0, certificate_serial="1", inventory={})
-        )
-    yield found
-    found.close()
+    with fleet_database(tmp_path, "cam") as found:
+        yield found
 
 
 class Device:

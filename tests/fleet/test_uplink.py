@@ -17,27 +17,18 @@ from edgepack_fleet.adapters.mqtt import Incoming
 from edgepack_fleet.adapters.tables import (
     DeviceRow,
     EventRow,
-    GroupRow,
     JobRow,
     RolloutRow,
     TelemetryRow,
 )
 from edgepack_fleet.uplink import Answer, Uplink
+from fleet_rig import fleet_database
 
 
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[Database]:
-    found = Database.in_directory(tmp_path)
-    found.migrate()
-    with found.write() as session:
-        session.add(GroupRow(id="lab", created=0.0))
-        session.flush()
-        session.add_all(
-            DeviceRow(id=d, group_id="lab", enrolled=0.0, certificate_serial="1", inventory={})
-            for d in ("cam", "other")
-        )
-    yield found
-    found.close()
+    with fleet_database(tmp_path, "cam", "other") as found:
+        yield found
 
 
 @pytest.fixture

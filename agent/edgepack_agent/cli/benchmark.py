@@ -33,21 +33,16 @@ def benchmark(bundle: Path, threads: int | None, runs: int, seconds: float, as_j
     Example:
         edgepack-agent benchmark digits-1.0.0-onnx-int8.edgepack --json > profile.json
     """
-    from edgepack_targets.fresh import measure_runs
-    from edgepack_targets.measure import benchmark_document, benchmark_rows
-    from edgepack_targets.pipeline.npz import read_npz
+    from edgepack_targets.fresh import measure_bundle
+    from edgepack_targets.measure import benchmark_rows
 
     with tempfile.TemporaryDirectory() as name, open_bundle(bundle) as opened:
-        home, manifest = Path(name), opened.manifest
+        home = Path(name)
         opened.extract(home)
-        golden = home / manifest.golden.inputs
-        # The process trusts what it is given, and a bundle need not come from a friend.
-        samples = manifest.golden.samples
-        read_npz(golden, manifest.inputs, what="golden", max_samples=samples)
-        done, effective = measure_runs(
-            home, golden, runs=runs, seconds=seconds, threads=threads, say=_say
-        )
-        document = benchmark_document(manifest, opened.digest, done, effective, threads)
+        document = measure_bundle(
+            home, opened.manifest, opened.digest,
+            runs=runs, seconds=seconds, threads=threads, say=_say,
+        )  # fmt: skip
     if as_json:
         print_json(document)
         return

@@ -5,7 +5,7 @@ Everything here but `decided` runs when it is the model's turn: one call at a ti
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ from PIL import Image
 
 from edgepack.errors import EdgepackError
 from edgepack.manifest import Manifest
-from edgepack_agent.runner.interface import DecodedImage, EncodedImage, Watched
+from edgepack_agent.runner.interface import EncodedImage, Watched
 from edgepack_agent.runner.moments import Moments
-from edgepack_agent.runner.protocol import RequestError
+from edgepack_agent.runner.protocol import Given, RequestError
 from edgepack_agent.runner.setup import Setup
 from edgepack_agent.runner.slot import Slot
 from edgepack_agent.runner.statistics import Statistics
@@ -29,18 +29,9 @@ from edgepack_targets.pipeline.baseline import read_baseline
 from edgepack_targets.pipeline.postprocess import decode
 from edgepack_targets.pipeline.preprocess import Frame, as_image, image_tensor, read_image
 
-__all__ = ["LoadedModel", "Seen"]
+__all__ = ["LoadedModel"]
 
 Array = NDArray[Any]
-Given = Array | EncodedImage | DecodedImage
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """What a model said of one picture, and the outputs that say it."""
-
-    answer: Answer
-    outputs: dict[str, Array]
 
 
 class LoadedModel:
@@ -124,13 +115,13 @@ class LoadedModel:
     def _said(self, read: Callable[[], Image.Image]) -> tuple[dict[str, Any], Answer]:
         start = time.perf_counter()
         try:
-            answer = self.see(read()).answer
+            answer = self.see(read())
         except EdgepackError as error:
             raise _refused(error) from error
         ms = round((time.perf_counter() - start) * 1000, 3)
         return answer.plain() | {"digest": self.digest, "ms": ms}, answer
 
-    def see(self, picture: Image.Image | Frame) -> Seen:
+    def see(self, picture: Image.Image | Frame) -> Answer:
         """Return what the model says of PICTURE, and count it.
 
         Args:
@@ -145,7 +136,7 @@ class LoadedModel:
         outputs = self._run({name: tensor})
         answer = decode(self.manifest, outputs, image.size)
         self._count(answer)
-        return Seen(answer, outputs)
+        return answer
 
     def _run(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
         start = time.perf_counter()

@@ -24,6 +24,7 @@ from edgepack_agent.runner.interface import DecodedImage, EncodedImage
 __all__ = [
     "DATATYPES",
     "HEADER_LENGTH",
+    "Given",
     "InferRequest",
     "Output",
     "RequestError",

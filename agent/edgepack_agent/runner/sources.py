@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,7 @@ class Feed:
         while not stop.is_set():
             frame = camera.next(_NEXT_S)
             if frame is not None and not stop.is_set():
-                self._guarded(camera, lambda frame=frame: self._seen(camera, frame))  # type: ignore[misc]
+                self._guarded(camera, partial(self._seen, camera, frame))
 
     def _seen(self, camera: Camera, frame: Any) -> None:
         start, source = time.time(), camera.source

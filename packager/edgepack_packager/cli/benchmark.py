@@ -36,21 +36,13 @@ def benchmark(bundle: Path, threads: int | None, runs: int, seconds: float, as_j
     Example:
         edgepack benchmark digits-1.0.0-onnx-int8.edgepack --threads 2
     """
-    from edgepack_targets.fresh import measure_runs
-    from edgepack_targets.measure import benchmark_document
-    from edgepack_targets.pipeline.npz import read_npz
+    from edgepack_targets.fresh import measure_bundle
 
     with stoppable(), unpacked(bundle) as (opened, home):
-        golden = opened.manifest.golden
-        # The process trusts what it is given, and a bundle need not come from a friend.
-        read_npz(
-            home / golden.inputs, opened.manifest.inputs,
-            what="golden", max_samples=golden.samples,
+        document = measure_bundle(
+            home, opened.manifest, opened.digest,
+            runs=runs, seconds=seconds, threads=threads, say=_say,
         )  # fmt: skip
-        done, effective = measure_runs(
-            home, home / golden.inputs, runs=runs, seconds=seconds, threads=threads, say=_say
-        )
-        document = benchmark_document(opened.manifest, opened.digest, done, effective, threads)
     if as_json:
         print_json(document)
     else:

@@ -1,12 +1,10 @@
 """What `--json` prints of an answer, `Answer.plain()` as types; see `documents`."""
 
-from typing import Annotated, Literal, NotRequired, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
-import msgspec
+from edgepack.manifest import Count
 
 __all__ = ["AnswerFacts"]
-
-Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class GuessFacts(TypedDict):

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 import msgspec
 
+from edgepack.manifest import Count
 from edgepack_packager.core.answer_document import AnswerFacts
 from edgepack_targets.machine import Machine
 from edgepack_targets.measure import EffectiveFacts, Latency
@@ -37,7 +38,6 @@ ManifestFacts = Annotated[
     dict[str, Any], msgspec.Meta(extra_json_schema={"$ref": "manifest.schema.json"})
 ]
 Digest = Annotated[str, msgspec.Meta(pattern="^sha256:[0-9a-f]{64}$")]
-Count = Annotated[int, msgspec.Meta(ge=0)]
 Ms = Annotated[float, msgspec.Meta(ge=0)]
 
 

@@ -2,7 +2,7 @@
 
 from typing import Literal, NotRequired, TypedDict
 
-from edgepack_packager.core.documents import Count
+from edgepack.manifest import Count
 
 __all__ = ["Exported", "RepoStatus", "Revised", "SignStatus"]
 
