@@ -190,7 +190,7 @@ def clip(path: Path, frames: int = 20, fps: int = 20) -> Path:
 
 def test_a_clip_is_played_once_to_its_end(box: Box, tmp_path: Path) -> None:
     box.feed({"name": "door", "source": f"file:{clip(tmp_path / 'clip.mp4')}"})
-    wait("its end", lambda: box.camera()["reason"] == "ended")
+    wait("its end", lambda: box.camera().get("reason") == "ended")
     told = box.camera()
     assert told["frames"] == 20
     assert told["reconnects"] == 0
