@@ -15,9 +15,14 @@ from edgepack import manifest, messages
 from edgepack.cli import root
 from edgepack_agent import config
 from edgepack_agent.cli import root as agent
+from edgepack_agent.core.privacy import Privacy
 from edgepack_packager.core import schemas
 
 REFERENCE = Path(__file__).resolve().parent.parent / "docs" / "reference"
+AGENT_DOCUMENTS: dict[str, tuple[Any, str]] = {
+    "agent.privacy": (Privacy, "edgepack-agent privacy"),
+}
+"""Those of the agent, as `schemas.DOCUMENTS`."""
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
 
@@ -32,7 +37,10 @@ def pages() -> dict[str, str]:
         "messages.schema.json": as_json(messages_schema()),
         "agent-config.schema.json": as_json(config_schema()),
         "documents.md": documents_page(),
-    } | {f"{name}.schema.json": as_json(schemas.json_schema(name)) for name in schemas.DOCUMENTS}
+    } | {
+        f"{name}.schema.json": as_json(schemas.document_schema(name, kind))
+        for name, (kind, _) in (schemas.DOCUMENTS | AGENT_DOCUMENTS).items()
+    }
 
 
 def as_json(document: dict[str, Any]) -> str:
@@ -85,11 +93,12 @@ def documents_page() -> str:
     rows = "\n".join(
         f"| `edgepack.{name}/v1` | `{'`, `'.join(who.split(', '))}` "
         f"| [{name}.schema.json]({name}.schema.json) |"
-        for name, (_, who) in schemas.DOCUMENTS.items()
+        for name, (_, who) in (schemas.DOCUMENTS | AGENT_DOCUMENTS).items()
     )
     return (
         "# JSON documents\n\n"
-        "Written by `scripts/docs.py` from the types in `edgepack_packager.core.documents`.\n\n"
+        "Written by `scripts/docs.py` from the types in `edgepack_packager.core.documents` and\n"
+        "`edgepack_agent.core`.\n\n"
         "With `--json` a command prints one document on standard output; progress and warnings go\n"
         "to standard error. Within `v1` keys are added, never renamed or taken away: skip\n"
         "what you do not know. What was not measured is null.\n\n"

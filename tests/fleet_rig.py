@@ -134,6 +134,32 @@ def mosquitto(data: Path, address: Address = ANYWHERE) -> Iterator[Mosquitto]:
             broker.kill()
 
 
+@contextlib.contextmanager
+def house(home: Path) -> Iterator[tuple[int, "queue.Queue[paho.MQTTMessage]", paho.Client]]:
+    """Yield port, messages and client of a broker as a house has it."""
+    port = free_port()
+    config = home / "house.conf"
+    config.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\n")
+    process = subprocess.Popen(
+        ["mosquitto", "-c", config], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        env={"PATH": "/usr/sbin:/usr/bin:/bin"},
+    )  # fmt: skip
+    heard: queue.Queue[paho.MQTTMessage] = queue.Queue()
+    client = paho.Client(CallbackAPIVersion.VERSION2)
+    client.on_message = lambda _c, _d, message: heard.put(message)
+    try:
+        wait("the broker", lambda: listens(port))
+        client.connect("127.0.0.1", port)
+        client.subscribe("#", qos=1)
+        client.loop_start()
+        yield port, heard, client
+    finally:
+        client.disconnect()
+        client.loop_stop()
+        process.terminate()
+        process.wait(10)
+
+
 @dataclass
 class Identity:
     """What a device got when it enrolled."""

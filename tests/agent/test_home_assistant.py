@@ -1,15 +1,11 @@
 """Home Assistant finds a device and its model over a real broker, in the form it asks for."""
 
-import contextlib
 import json
-import queue
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jsonschema
-import paho.mqtt.client as mqtt
 import pytest
 
 from agent_rig import Site, site
@@ -17,7 +13,7 @@ from edgepack.errors import UsageError
 from edgepack_agent.adapters.announcer import Announcer
 from edgepack_agent.core.announcement import Names, discovery, messages
 from edgepack_agent.settings import load_config
-from fleet_rig import free_port, listens, wait
+from fleet_rig import house, wait
 
 TEXT = {"type": "string", "minLength": 1}
 TOPIC = {"type": "string", "pattern": "^[^+#]+$"}
@@ -132,32 +128,6 @@ def test_half_a_login_is_refused(tmp_path: Path) -> None:
     path.write_text("events: {broker: 'mqtt://127.0.0.1', username: me}\n")
     with pytest.raises(UsageError, match="events"):
         load_config(path)
-
-
-@contextlib.contextmanager
-def house(home: Path) -> Iterator[tuple[int, "queue.Queue[mqtt.MQTTMessage]", mqtt.Client]]:
-    """Yield port, messages and client of a broker as a house has it."""
-    port = free_port()
-    config = home / "house.conf"
-    config.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\n")
-    process = subprocess.Popen(
-        ["mosquitto", "-c", config], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        env={"PATH": "/usr/sbin:/usr/bin:/bin"},
-    )  # fmt: skip
-    heard: queue.Queue[mqtt.MQTTMessage] = queue.Queue()
-    client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2)
-    client.on_message = lambda _c, _d, message: heard.put(message)
-    try:
-        wait("the broker", lambda: listens(port))
-        client.connect("127.0.0.1", port)
-        client.subscribe("#", qos=1)
-        client.loop_start()
-        yield port, heard, client
-    finally:
-        client.disconnect()
-        client.loop_stop()
-        process.terminate()
-        process.wait(10)
 
 
 @pytest.fixture

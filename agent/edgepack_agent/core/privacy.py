@@ -1,27 +1,118 @@
-"""What leaves a device, in words and as the very message. Pure."""
+"""What leaves a device, to whom: in words, by key, and as the very message. Pure.
 
-from typing import Any
+Keys are dotted paths into a message; `*` stands for any name. Those of a site's own broker are
+taken from the messages that are made for it.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import msgspec
 
-from edgepack.messages import Telemetry
+from edgepack.messages import (
+    BlobRequest,
+    CertRequest,
+    Conn,
+    Event,
+    Inventory,
+    JobGet,
+    JobUpdate,
+    MetaRequest,
+    Report,
+    Telemetry,
+)
+from edgepack_agent.core.announcement import Names, discovery, messages
 from edgepack_agent.core.telemetry import Level, Tally
 
-__all__ = ["example", "leaves", "never"]
+__all__ = ["Privacy", "Recipient", "example", "fleet", "never", "signed", "site"]
 
-_ALWAYS = {
+
+class Recipient(msgspec.Struct, frozen=True):
+    """Somebody who is told something."""
+
+    to: str | None
+    """Address; null: nobody is."""
+    leaves: dict[str, str]
+    """What, by topic."""
+    keys: dict[str, tuple[str, ...]]
+    """The keys of the messages, by topic; none: the message is a word."""
+
+
+class Privacy(msgspec.Struct, frozen=True, kw_only=True):
+    """What leaves a device."""
+
+    schema: Literal["edgepack.agent.privacy/v1"] = "edgepack.agent.privacy/v1"
+    level: Level
+    to: str | None
+    """The fleet's broker; null: the device is not enrolled."""
+    leaves: dict[str, str]
+    """What goes to the fleet, by topic."""
+    keys: dict[str, tuple[str, ...]]
+    """The keys of those messages, by topic; `*` stands for any name."""
+    signed: tuple[str, ...]
+    """Keys beside them in a message that is signed."""
+    events: Recipient
+    """The broker of the site, by `events` of the configuration."""
+    never: tuple[str, ...]
+    example: dict[str, Any] | None
+    """A row of telemetry, of invented counts; null: none is sent."""
+
+
+def _names(kind: type[msgspec.Struct], *more: str, below: str = "") -> tuple[str, ...]:
+    names = [field.encode_name for field in msgspec.structs.fields(kind)]
+    return tuple(below + name for name in [*names, *more])
+
+
+_SIGNED = _names(Report)
+_FLEET = {
     "up/conn": "that it is online, the agent's version, which model runs, its certificate's number",
     "up/evt": "what happened to models (installed, refused, rolled back), with the reason; "
     "what this machine is: processor, memory, disk, installed runtimes",
-    "up/job": "how far an update is, and how the new model did in its checks",
-    "up/meta, up/blob": "which files of an update are wanted",
+    "up/job/get": "that it asks for its job",
+    "up/job/update": "how far an update is, and how the new model did in its checks",
+    "up/meta": "which signed lists of models are wanted",
+    "up/blob": "which files of an update are wanted",
     "up/cert": "a request for a new certificate",
+    "https": "the same as up/blob and up/cert, where that is the way",
+}
+_CHECKS = (
+    "release", "message", "code", "until", "inferences", "errors", "rss_mb", "p95_ms", "before_ms",
+    "limit", "score", "min_score", "samples", "passed", "golden.share", "golden.cosine",
+    "golden.passed",
+)  # fmt: skip
+"""Details of an update that has ended, or waits."""
+_PATCHES = ("target", "codec", "bytes", "whole", "reason", "why")
+_DRIFT = ("psi", "p", "n")
+_KEYS = {
+    "up/conn": _names(Conn),
+    "up/evt": (
+        *_names(Event, "detail.override", "detail.policy"),
+        *(f"detail.{name}" for name in _CHECKS),
+        *_names(Inventory, "runtimes.*", below="detail."),
+    ),
+    "up/job/get": _names(JobGet),
+    "up/job/update": (
+        *_names(JobUpdate),
+        *(f"detail.{name}" for name in _CHECKS),
+        *(f"detail.patches.{name}" for name in _PATCHES),
+    ),
+    "up/meta": _names(MetaRequest),
+    "up/blob": _names(BlobRequest),
+    "up/cert": _names(CertRequest),
 }
 _TELEMETRY: dict[Level, str] = {
     "health": "counts of inferences and of errors by reason; memory, processor, temperature, "
     "seconds in which the processor was slowed",
     "metrics": "counts of inferences, of errors by reason, of decisions by class; histograms of "
     "latency and confidence; memory, processor, temperature, seconds in which it was slowed",
+}
+_METRICS = ("latency_ms", "confidence", "classes")
+_SITE = {
+    "available": "`online` or `offline`",
+    "stats": "which model runs, what the update does, memory, what drifts, frames a second",
+    "update": "the installed and the offered version of the model",
+    "camera": "`online` or `offline`",
+    "config": "for Home Assistant: names of device and cameras, the agent's version, these topics",
 }
 _BEAT = {
     "rss_mb": 61.5,
@@ -38,12 +129,36 @@ _BEAT = {
 }
 
 
-def leaves(level: Level) -> dict[str, str]:
-    """Return what a device with LEVEL sends, by topic."""
+def fleet(level: Level, to: str | None) -> Recipient:
+    """Return what a device with LEVEL sends to its fleet, whose broker is TO."""
     if level == "off":
-        return dict(_ALWAYS)
-    events = f"{_ALWAYS['up/evt']}; which measure of the model drifts, and how far"
-    return {**_ALWAYS, "up/evt": events, "up/tele": _TELEMETRY[level]}
+        return Recipient(to, dict(_FLEET), dict(_KEYS))
+    events = f"{_FLEET['up/evt']}; which measure of the model drifts, and how far"
+    drift = (*_KEYS["up/evt"], *(f"detail.{name}" for name in _DRIFT))
+    leaves = {**_FLEET, "up/evt": events, "up/tele": _TELEMETRY[level]}
+    return Recipient(to, leaves, {**_KEYS, "up/evt": drift, "up/tele": _row_keys(level)})
+
+
+def site(names: Names, cameras: Sequence[str], to: str | None) -> Recipient:
+    """Return what the broker TO of the site is told of a device, whatever the level.
+
+    Args:
+        names: Topics.
+        cameras: Names of the sources.
+        to: Address of the broker; None: none is told.
+    """
+    if to is None:
+        return Recipient(None, {}, {})
+    status: dict[str, Any] = {"cameras": {name: {} for name in cameras}}
+    made = {topic: _read(payload) for topic, payload in messages(names, status).items()}
+    made |= {names.available: None, names.config: discovery(names, "", status)}
+    keys = {topic: tuple(sorted(set(_paths(document)))) for topic, document in made.items()}
+    return Recipient(to, {topic: _SITE[_part(names, topic)] for topic in made}, keys)
+
+
+def signed() -> tuple[str, ...]:
+    """Return the keys that are beside a message that is signed."""
+    return _SIGNED
 
 
 def never() -> tuple[str, ...]:
@@ -64,3 +179,31 @@ def example(level: Level) -> dict[str, Any] | None:
     row: Telemetry = tally.row("b1c2d3e4f5a60718", 42, 0, end=30.0, level=level)
     found: dict[str, Any] = msgspec.to_builtins(row)
     return found
+
+
+def _row_keys(level: Level) -> tuple[str, ...]:
+    if level == "metrics":
+        parts = [f"{name}.{part}" for name in _METRICS[:2] for part in ("edges", "counts")]
+        return _names(Telemetry, "errors.*", "classes.*", *parts)
+    return tuple(name for name in _names(Telemetry, "errors.*") if name not in _METRICS)
+
+
+def _part(names: Names, topic: str) -> str:
+    known = {names.available: "available", names.config: "config", f"{names.base}/stats": "stats"}
+    return known.get(topic) or ("update" if topic == f"{names.base}/update/state" else "camera")
+
+
+def _read(payload: str) -> Any:
+    return msgspec.json.decode(payload) if payload[:1] == "{" else None
+
+
+def _paths(document: Any, before: str = "") -> Iterator[str]:
+    """Yield the paths of DOCUMENT that lead to a value."""
+    if isinstance(document, Mapping):
+        for name, value in document.items():
+            yield from _paths(value, f"{before}.{name}" if before else name)
+    elif isinstance(document, list) and document and isinstance(document[0], Mapping):
+        for value in document:
+            yield from _paths(value, before)
+    elif before:
+        yield before

@@ -21,7 +21,7 @@ from edgepack_packager.core.documents import (
 from edgepack_packager.core.repo_documents import Exported, RepoStatus, Revised, SignStatus
 from edgepack_targets.measure import Benchmark
 
-__all__ = ["DOCUMENTS", "json_schema"]
+__all__ = ["DOCUMENTS", "document_schema", "json_schema"]
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 DOCUMENTS: dict[str, tuple[Any, str]] = {
@@ -51,7 +51,11 @@ DOCUMENTS: dict[str, tuple[Any, str]] = {
 
 def json_schema(name: str) -> dict[str, Any]:
     """Return the JSON Schema (2020-12) of the document NAME."""
-    kind, _ = DOCUMENTS[name]
+    return document_schema(name, DOCUMENTS[name][0])
+
+
+def document_schema(name: str, kind: Any) -> dict[str, Any]:
+    """Return the JSON Schema (2020-12) of a document called NAME, of type KIND."""
     title = f"edgepack.{name}/v1"
     return {"$schema": DRAFT, "$id": f"{name}.schema.json", "title": title} | _inlined(
         msgspec.json.schema(kind)
