@@ -16,7 +16,10 @@ from hypothesis import strategies as st
 from agent_rig import Site, site
 from digits import LABELS, digits_data
 from edgepack_agent.core.drift import Drift, Rule
+from edgepack_agent.runner.moments import Moments
+from edgepack_agent.runner.statistics import Statistics
 from edgepack_targets.pipeline.baseline import Baseline, Counted, read_baseline
+from edgepack_targets.pipeline.sharpness import sharpness
 from fleet_rig import wait
 from slots import Client
 
@@ -83,6 +86,35 @@ def test_values_are_held_against_the_bins_they_were_counted_in() -> None:
 def test_a_baseline_that_makes_no_sense_is_none(drift: dict[str, Any]) -> None:
     assert read_baseline(drift) is None
     assert read_baseline({"samples": 7, "dataset_digest": "x"}) == Baseline()
+
+
+@pytest.mark.parametrize("shape", [(1, 32, 32, 3), (1, 3, 32, 32), (32, 32, 1)])
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+def test_a_picture_out_of_focus_is_less_sharp(shape: tuple[int, ...], kind: type) -> None:
+    sharp = np.random.default_rng(1).integers(0, 256, shape).astype(kind)
+    across = 1 if shape[0] == 1 and shape[-1] == 3 else len(shape) - 2
+    blurred = (sharp.astype(np.float64) + np.roll(sharp, 1, across)) / 2
+    found, less = sharpness(sharp), sharpness(blurred.astype(kind))
+    assert found is not None
+    assert less is not None
+    assert 0 < less < 0.9 * found
+    assert found == pytest.approx(85, rel=0.1), "a third of the range of even noise"
+    assert sharpness(np.full(shape, 7, kind)) == 0
+
+
+@pytest.mark.parametrize("shape", [(1, 10), (1, 5, 7, 9), (0, 4, 4, 3), (1, 1, 9, 3), (3,)])
+def test_what_is_no_picture_has_no_sharpness(shape: tuple[int, ...]) -> None:
+    assert sharpness(np.zeros(shape, np.float32)) is None
+
+
+def test_a_runner_counts_sharpness_where_the_baseline_has_it_and_only_there() -> None:
+    flat = np.full((1, 8, 8, 1), 5, np.uint8)
+    old = {"mean": Counted((1.0,), (1, 1))}
+    new = old | {"sharpness": Counted((1.0,), (1, 1)), "of the future": Counted((1.0,), (1, 1))}
+    for moments, told in ((old, ["mean"]), (new, ["mean", "sharpness"])):
+        statistics = Statistics()
+        Moments(Baseline(inputs={"x": moments}), statistics, lambda: 1.0).count({"x": flat}, {})
+        assert [name for _, _, name, _ in statistics.take()["values"]] == told
 
 
 @pytest.fixture

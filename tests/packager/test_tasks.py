@@ -120,6 +120,9 @@ def test_the_manifest_judges_by_the_rule_of_its_task(built: tuple[str, dict[str,
     assert agreement.rule == {"detect": "f1", "segment": "miou", "embed": "cosine"}[task]
     assert baseline
     assert baseline.inputs["image"]["mean"].counts, "a device can hold what it sees against it"
+    assert sum(baseline.inputs["image"]["sharpness"].counts) == sum(
+        baseline.inputs["image"]["mean"].counts
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Mean and spread of tensors, counted now and then in the bins of the bundle's drift baseline.
+"""What is measured of tensors, counted now and then in the bins of the bundle's drift baseline.
 
 A pass over a picture takes as long as a tenth of a small model: a few a second are enough to know
 what the model is shown.
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from edgepack_agent.runner.statistics import Statistics
 from edgepack_targets.pipeline.baseline import Baseline
+from edgepack_targets.pipeline.sharpness import sharpness
 
 __all__ = ["Moments"]
 
@@ -20,6 +21,7 @@ EVERY_S = 0.5
 _OF: dict[str, Callable[[NDArray[Any]], Any]] = {
     "mean": lambda array: array.mean(dtype=np.float64),
     "spread": lambda array: array.std(dtype=np.float64),
+    "sharpness": sharpness,
 }
 
 
@@ -61,6 +63,6 @@ class Moments:
             array = (inputs if part == "inputs" else outputs).get(name)
             if array is None or not array.size:
                 continue
-            value = float(_OF[moment](array))
-            if np.isfinite(value):
-                self._statistics.measured(part, name, moment, bisect_right(edges, value))
+            value = _OF[moment](array)
+            if value is not None and np.isfinite(value):
+                self._statistics.measured(part, name, moment, bisect_right(edges, float(value)))

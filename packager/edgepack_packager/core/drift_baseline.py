@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from edgepack.decoders import Detector, Mask, Softmax
 from edgepack.manifest import Manifest
 from edgepack_targets.pipeline.postprocess import decode
+from edgepack_targets.pipeline.sharpness import sharpness
 
 __all__ = ["CONFIDENCE_EDGES", "drift_baseline", "histogram", "merge"]
 
@@ -35,9 +36,10 @@ def drift_baseline(
     """Return the baseline of an artefact.
 
     `inputs`: by public name, histograms of the `mean` and the `spread` (standard deviation) of
-    each sample. For a classifier `classes` (count by label) and `confidence` of the first
-    guess, for a detector of every object, for a segmenting model of every region; for other
-    models `outputs`, as `inputs`. `samples` is how many; `dataset_digest` says which.
+    each sample, and of a picture its `sharpness`. For a classifier `classes` (count by label) and
+    `confidence` of the first guess, for a detector of every object, for a segmenting model of every
+    region; for other models `outputs`, as `inputs`. `samples` is how many; `dataset_digest` says
+    which.
 
     Args:
         manifest: Of the artefact; says how answers are read.
@@ -49,7 +51,7 @@ def drift_baseline(
     told: dict[str, Any] = {
         "samples": count,
         "dataset_digest": digest,
-        "inputs": {name: _moments(array) for name, array in sorted(samples.items())},
+        "inputs": {n: _moments(array) | _sharp(array) for n, array in sorted(samples.items())},
     }
     if not isinstance(manifest.postprocess, COUNTED):
         return told | {"outputs": {n: _moments(array) for n, array in sorted(answers.items())}}
@@ -65,6 +67,14 @@ def _moments(array: NDArray[Any]) -> dict[str, Histogram]:
     rows = array.reshape(len(array), -1).astype(np.float64)
     values = {"mean": rows.mean(axis=1), "spread": rows.std(axis=1)}
     return {name: histogram(of.tolist(), _edges(of)) for name, of in values.items()}
+
+
+def _sharp(array: NDArray[Any]) -> dict[str, Histogram]:
+    found = [sharpness(sample) for sample in array]
+    known = np.array([value for value in found if value is not None])
+    if len(known) < len(found) or not np.isfinite(known).all():
+        return {}
+    return {"sharpness": histogram(known.tolist(), _edges(known))}
 
 
 def _edges(values: NDArray[np.float64]) -> list[float]:

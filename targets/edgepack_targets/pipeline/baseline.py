@@ -27,7 +27,7 @@ class Counted(msgspec.Struct, frozen=True):
 
 
 Moments = dict[str, dict[str, Counted]]
-"""By public name of a tensor: its `mean` and `spread`."""
+"""By public name of a tensor: its `mean`, `spread` and, of a picture, `sharpness`."""
 
 
 class Baseline(msgspec.Struct, frozen=True):
