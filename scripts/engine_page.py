@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import product
 from typing import get_args
 
+from edgepack.messages import Shadow
 from edgepack_agent.core import state as s
 from edgepack_agent.core.deadlines import MAX_TRIES, TOO_LATE, deadline
 from edgepack_agent.core.machine import (
@@ -31,6 +32,8 @@ TOLD: dict[s.Phase, str] = {
     "verifying": "every blob is read again, the slot is built beside its place, then renamed",
     "staged": "a second runner loads the model; the current one answers alone",
     "self_test": "the candidate answers golden vectors and the exam of its model line",
+    "shadow": "if the job asks for it: the candidate answers what the current model answers, for "
+    "nobody, and both are compared",
     "switching": "the candidate takes requests too",
     "probation": "the old model takes no more but stays loaded; health gates watch the new one",
     "committed": "judged good: floors rise, the old runner ends",
@@ -101,6 +104,24 @@ A moment that turns bad stops a download, which later goes on where it was. From
 update goes through: it takes seconds, and giving it up would cost more. `pin` is for longer: jobs
 are REJECTED (`pinned`) until `unpin`. What a person installs at the device does not wait for
 windows, power or links, but is refused while the device is locked or pinned.
+
+## Beside the old one: shadow
+
+If the job says so (`shadow`), or else the device (`update.shadow`), the candidate answers what the
+current model answers, for nobody: requests and camera frames, `per_s` a second at most, one at a
+time. Each model prepares the same picture in its own way. After `seconds` and `min_samples` the
+mean agreement of the answers by the rule of their task (same label; F1 at an IoU of 0.5; mean IoU;
+cosine) is held against `min_agreement` (`shadow_disagrees`) and the ratio of the 95 % latencies on
+the same inputs against `max_p95_ratio` (`shadow_slower`). The fleet finds in the job's detail
+
+    shadow: {{samples, agreement, p95_ratio, dropped}}
+
+and a `reason` where something was missing: `too_few` after `deadline_s`, `no_current`,
+`other_task`, `other_inputs`, `other_outputs`. Then `on_missing` decides: `pass` goes
+on, `fail` ends it (`shadow_missing`). `error_rate` aside, what ends a probation ends a comparison:
+a candidate that hangs, or takes too much memory. It is loaded anew after one death, and compared
+anew; a current runner that dies is started again and shown again. What a person installs at the
+device is not compared. How the inputs get there: [ADR 24](../decisions/0024-shadow.md).
 
 ## Probation
 
@@ -246,6 +267,7 @@ def _states(phase: s.Phase) -> Iterator[s.State]:
     for boots, deaths, repairs in product((0, MAX_BOOTS), (0, MAX_DEATHS), (0, MAX_REPAIRS)):
         for tries in (0, MAX_TRIES):
             yield replace(begun, boots=boots, deaths=deaths, repairs=repairs, tries=tries)
+    yield replace(begun, job=replace(JOB, shadow=Shadow()))
 
 
 def _events(phase: s.Phase) -> Iterator[s.Event]:
@@ -260,6 +282,7 @@ def _events(phase: s.Phase) -> Iterator[s.Event]:
         s.Approved: [s.Approved(MODEL)],
         s.Failed: [s.Failed("FAILED", "disk_full")],
         s.Checked: [s.Checked(golden=True), s.Checked(golden=False)],
+        s.Shadowed: [s.Shadowed(good=True), s.Shadowed(good=False)],
         s.Judged: [s.Judged(good=True), s.Judged(good=False)],
         s.TimerFired: [s.TimerFired(phase)],
         s.Troubled: [s.Troubled("storage")],
@@ -290,6 +313,7 @@ def _lasts(phase: s.Phase, seconds: float | None) -> str:
         "deferred": "`max_defer_s` of the job",
         "checking": "`timeout_s` of the job",
         "downloading": "`timeout_s` of the job without a byte",
+        "shadow": "`shadow.deadline_s` of the job and a minute",
         "probation": "`probation_s` of the job and a minute",
     }
     return own.get(phase) or ("" if seconds is None else f"{seconds:.0f} s")

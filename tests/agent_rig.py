@@ -66,6 +66,7 @@ def digits_release(
     lie: bool = False,
     slow: bool = False,
     broken: bool = False,
+    dazzled: bool = False,
     ram_mb: int = 0,
     padding: int = 0,
     drift: dict[str, Any] | None = None,
@@ -78,6 +79,7 @@ def digits_release(
         lie: Its golden vectors are wrong.
         slow: It computes the same, with a detour.
         broken: Its model is no model.
+        dazzled: It says 0 to every bright picture; golden vectors and exam hold none.
         ram_mb: What its manifest says it needs.
         drift: Baseline of its manifest.
         padding: Bytes that make its model longer, and another one than that of other versions.
@@ -89,6 +91,8 @@ def digits_release(
     outputs = np.concatenate([raw(model, i) for i in inputs])
     if slow:
         model = _with_a_detour(model)
+    if dazzled:
+        model = _dazzled(model)
     if broken:
         model = home / "broken.onnx"
         model.write_bytes(b"\x08\x09" + b"no model" * 99)
@@ -103,6 +107,25 @@ def digits_release(
     target = msgspec.structs.replace(manifest.target, ram_mb=ram_mb)
     manifest = msgspec.structs.replace(manifest, target=target, drift=drift)
     return write_bundle(home / "dist", manifest, files, key=KEY).path
+
+
+def _dazzled(model: Path) -> Path:
+    """Return MODEL with another answer to pictures whose mean is above 0.5: always 0."""
+    changed, found = model.with_name("dazzled.onnx"), onnx.load(model)
+    shift = np.array([[1000.0, *[0.0] * 9]], np.float32)
+    constants = {"bright": np.array(0.5, np.float32), "only_0": shift}
+    found.graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in constants.items())
+    (last,) = [node for node in found.graph.node if OUTPUT in node.output]
+    last.output[0] = "before"
+    found.graph.node.extend([
+        helper.make_node("ReduceMean", [INPUT], ["light"], keepdims=0),
+        helper.make_node("Greater", ["light", "bright"], ["is_bright"]),
+        helper.make_node("Cast", ["is_bright"], ["dazzle"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("Mul", ["only_0", "dazzle"], ["added"]),
+        helper.make_node("Add", ["before", "added"], [OUTPUT]),
+    ])  # fmt: skip
+    onnx.save(found, changed)
+    return changed
 
 
 def _with_a_detour(model: Path, rounds: int = 60, side: int = 768) -> Path:

@@ -37,6 +37,10 @@ events:                            # a broker of the site, e.g. that of Home Ass
 update:                            # when updates are welcome, and what is asked of a new model
   windows: [{days: [sat, sun], from: "22:00", to: "04:00", zone: Europe/Berlin}]   # []: always
   min_battery: 20                  # percent below which they wait for power; 0: they do not
+  shadow: null                     # compare both on the same inputs before the new one answers:
+                                   #   {seconds: 60, min_samples: 20, min_agreement: 0.95,
+                                   #    max_p95_ratio: 1.2, deadline_s: 600, on_missing: pass,
+                                   #    per_s: 5}; a job of the fleet may say it, too
   max_p95_ratio: null              # a new model may be this much slower than the old; null: any
 broker: null                       # HOST:PORT, if the broker is reached by another way
 transfer:                          # how the files of a model come
@@ -58,7 +62,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from edgepack.errors import UsageError
-from edgepack.messages import Window
+from edgepack.messages import Shadow, Window
 from edgepack_agent.core.delta import Fallback
 from edgepack_agent.core.drift import Rule
 from edgepack_agent.core.telemetry import Level
@@ -72,6 +76,7 @@ __all__ = [
     "DeltaConfig",
     "DriftConfig",
     "EventsConfig",
+    "ShadowConfig",
     "TelemetryConfig",
     "TransferConfig",
     "UpdateConfig",
@@ -168,11 +173,16 @@ class EventsConfig(_Section, frozen=True, kw_only=True):
             raise ValueError("username and password_file belong together")
 
 
+class ShadowConfig(Shadow, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a new model is compared with the old one where the fleet's job does not say."""
+
+
 class UpdateConfig(_Section, frozen=True, kw_only=True):
     """When updates are welcome, and what is asked of a new model."""
 
     windows: tuple[Window, ...] = ()
     min_battery: Annotated[float, msgspec.Meta(ge=0, le=100)] = 20.0
+    shadow: ShadowConfig | None = None
     max_p95_ratio: Annotated[float, msgspec.Meta(gt=0)] | None = None
 
     def __post_init__(self) -> None:

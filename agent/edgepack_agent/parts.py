@@ -159,7 +159,7 @@ def assemble(config: Config) -> Parts:
     link = Link(identity, fleet, partial(_birth, outbox, shelf, journal, identity), hear)
     allowance = Allowance(outbox, config.telemetry.max_kb_per_day, link.say)
     signing = Signing(identity, allowance.say)
-    desk = Desk(signing.say, post, links.take)
+    desk = Desk(signing.say, post, links.take, shadow=config.update.shadow)
     metering = _metering(config.transfer, fleet[0], links)
     route = _route(config.transfer, link, Https(links, identity.tls), metering)
     # From the worker's thread; the loop notes it before the step's own result.

@@ -106,6 +106,22 @@ class Serving:
         score = exam.min_score if exam else 0.0
         self._tell(self.candidate, cmd="check", exam=str(path) if exam else None, min_score=score)
 
+    def mirror(self, per_s: float) -> str:
+        """Let the candidate answer what the current model answers, PER_S a second at most.
+
+        Returns:
+            Why that cannot be; nothing if it can. A current runner that is not there now can be
+            shown later.
+        """
+        if self.current is None:
+            return "no_current"
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            if self.current.runner and self.candidate and self.candidate.runner:
+                self.current.runner.send({"cmd": "mirror", "per_s": per_s}, ours)
+                self.candidate.runner.send({"cmd": "shadow"}, theirs)
+        return ""
+
     def switch(self) -> None:
         """Let the candidate answer too."""
         if self.candidate:

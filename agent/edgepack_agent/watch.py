@@ -17,12 +17,14 @@ from edgepack_agent.core.state import (
     Failed,
     Judged,
     Loaded,
+    Mirror,
     Publish,
     RollbackAsked,
 )
 from edgepack_agent.engine import Engine, local_job
 from edgepack_agent.parts import Parts
 from edgepack_agent.serving import Seat, Spoke
+from edgepack_agent.shadowing import Shadowing
 
 __all__ = ["Watch"]
 
@@ -49,6 +51,7 @@ class Watch:
 
     def __init__(self, parts: Parts, engine: Engine, clock: Callable[[], float]) -> None:
         self._parts, self._engine, self._clock = parts, engine, clock
+        self._shadowing = Shadowing(parts.serving, parts.queue.put, engine, clock)
         self._vitals = health.Vitals(0.0, 0.0)
         self._rule = health.Rule(0.0)
         self._before: tuple[str, health.Latencies] = "", health.Latencies()
@@ -93,6 +96,11 @@ class Watch:
         )
         self._engine.while_here(JUDGE_S, self._judge)
 
+    def compare(self, mirror: Mirror) -> None:
+        """Compare the candidate with the current model from now on, and give the verdict."""
+        seat = self._parts.serving.candidate
+        self._shadowing.begin(mirror, self._limit(seat) if seat else None)
+
     def tick(self) -> None:
         """End the current model's runner if it hangs or takes too much: it is started anew."""
         seat = self._parts.serving.current
@@ -118,6 +126,8 @@ class Watch:
         if seat is not self._watched or event["evt"] == "accepting":
             self._watch_anew(seat)
         if event["evt"] == "accepting":
+            if self._engine.state.phase == "shadow":
+                self._shadowing.again()
             return
         self._parts.drifting.beat(seat.slot, event)
         digest = seat.slot.model.digest
@@ -149,6 +159,8 @@ class Watch:
         match event["evt"]:
             case "beat" if self._engine.state.phase == "probation":
                 self._vitals = health.beat(self._vitals, self._clock(), event)
+            case "beat" if self._engine.state.phase == "shadow":
+                self._shadowing.beat(event)
             case "loaded":
                 on(Loaded())
             case "checked":

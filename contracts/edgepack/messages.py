@@ -38,6 +38,7 @@ __all__ = [
     "Rejected",
     "Renewal",
     "Report",
+    "Shadow",
     "Telemetry",
     "Window",
     "decode",
@@ -204,6 +205,25 @@ class Window(
     """Name in the IANA list."""
 
 
+class Shadow(msgspec.Struct, frozen=True, kw_only=True):
+    """Before it answers anybody, a new model answers beside the old one, and both are compared."""
+
+    seconds: Annotated[float, msgspec.Meta(gt=0, le=7 * 86400)] = 60.0
+    """That it lasts at least."""
+    min_samples: Annotated[int, msgspec.Meta(ge=1, le=10**6)] = 20
+    """Inputs that both have answered, before there is a verdict."""
+    min_agreement: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
+    """Mean agreement of their answers by the task's rule; None: any."""
+    max_p95_ratio: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    """Of the new model's 95 % latency to the old one's, on the same inputs; None: any."""
+    deadline_s: Annotated[float, msgspec.Meta(gt=0, le=7 * 86400)] = 600.0
+    """Seconds after which too few samples are too few; never less than `seconds`."""
+    on_missing: Literal["pass", "fail"] = "pass"
+    """What becomes of a model that could not be compared, or not often enough."""
+    per_s: Annotated[float, msgspec.Meta(gt=0, le=1000)] = 5.0
+    """Inputs a second that are compared, at most: the box has other work."""
+
+
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """One update for one device. The server's copy is the truth."""
 
@@ -231,6 +251,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """When it may be done, beside the device's own windows; empty: at any time."""
     max_p95_ratio: Annotated[float, msgspec.Meta(gt=0)] | None = None
     """Of the new model's 95 % latency to the old one's on probation; None: the device's rule."""
+    shadow: Shadow | None = None
+    """How the new model is compared with the old one before it answers; None: the device's rule."""
 
 
 class JobUpdate(Message, frozen=True, kw_only=True):

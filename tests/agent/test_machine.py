@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from edgepack.messages import Shadow
 from edgepack_agent.core import state as s
 from edgepack_agent.core.deadlines import MAX_TRIES, TOO_LATE, deadline
 from edgepack_agent.core.machine import MAX_BOOTS, PHASES, TABLE, transition
@@ -22,14 +23,16 @@ def model(version: int, *, exam: bool = True) -> s.Model:
     return s.Model(release, f"models/{release}", f"{version:064d}", 100, 0, EXAM if exam else None)
 
 
-def job(version: int, *, local: bool = False) -> s.Job:
+def job(version: int, *, local: bool = False, shadow: Shadow | None = None) -> s.Job:
     found = model(version)
-    return s.Job(f"job-{version}", found.release, found.path, local=local)
+    return s.Job(f"job-{version}", found.release, found.path, local=local, shadow=shadow)
 
 
 MODELS = st.integers(1, 4).map(model)
 SLOTS = st.builds(s.Slot, st.sampled_from(["a", "b"]), MODELS)
-JOBS = st.builds(job, st.integers(1, 4), local=st.booleans())
+JOBS = st.builds(
+    job, st.integers(1, 4), local=st.booleans(), shadow=st.sampled_from([None, Shadow()])
+)
 OUTCOMES = st.builds(
     s.Outcome,
     st.sampled_from(["job-1", "job-2"]),
@@ -56,6 +59,7 @@ STATES = st.builds(
     pinned=st.sampled_from(["", "exhibition"]),
     tries=st.integers(0, 5),
     steps=st.integers(0, 30),
+    shadow=st.sampled_from([{}, {"samples": 20}]),
 )
 EVENTS = st.one_of(
     st.sampled_from([
@@ -73,6 +77,7 @@ EVENTS = st.one_of(
     st.builds(s.Failed, st.sampled_from(["FAILED", "REJECTED"]), st.just("why")),
     st.builds(s.Checked, st.booleans(), st.none() | st.floats(0, 1)),
     st.builds(s.Judged, st.booleans(), st.just("why")),
+    st.builds(s.Shadowed, st.booleans(), st.just("why"), st.just({"samples": 20})),
     st.builds(s.TimerFired, st.sampled_from(PHASES), st.booleans()),
     st.builds(s.Held, HOLDS),
     st.builds(s.Troubled, st.just("storage")),
@@ -261,6 +266,8 @@ class Device(RuleBasedStateMachine):
                 self.disk[slot.name] = slot.model
             case s.Load(slot):
                 self.candidate = slot
+            case s.Mirror():
+                assert "candidate" not in self.answers
             case s.Switch():
                 self.answers.add("candidate")
             case s.Drain():
@@ -305,11 +312,11 @@ class Device(RuleBasedStateMachine):
         assert before == (self.disk, self.serving, self.candidate, self.answers)
 
     @precondition(lambda self: self.state.phase == "idle")
-    @rule()
-    def a_job_comes(self) -> None:
+    @rule(shadow=st.sampled_from([None, Shadow()]))
+    def a_job_comes(self, shadow: Shadow | None) -> None:
         self.do_all()
         self.versions += 1
-        self.on(s.JobSeen(job(self.versions)))
+        self.on(s.JobSeen(job(self.versions, shadow=shadow)))
         self.on(s.JobTaken(f"job-{self.versions}"))
         self.on(s.Clear())
 
@@ -329,6 +336,7 @@ class Device(RuleBasedStateMachine):
             "verifying": s.Staged() if good else s.Damaged(),
             "staged": s.Loaded(),
             "self_test": s.Checked(golden=True, score=1.0 if good else 0.1),
+            "shadow": s.Shadowed(good, "shadow_disagrees", {"samples": 20}),
             "switching": s.Accepting(),
             "probation": s.Judged(good, "error_rate"),
             "committed": s.Confirmed(),
@@ -369,6 +377,11 @@ class Device(RuleBasedStateMachine):
     def something_answers_once_a_model_was_committed(self) -> None:
         if self.state.current and self.serving:
             assert self.answers
+
+    @invariant()
+    def who_is_compared_answers_nobody(self) -> None:
+        if self.state.phase == "shadow":
+            assert not self.state.exposed
 
     @invariant()
     def there_is_one_candidate_at_most(self) -> None:
@@ -594,3 +607,74 @@ def test_a_person_can_decline_what_is_only_offered() -> None:
     assert state.outcome == s.Outcome("job-2", "FAILED", "cancelled_locally")
     assert s.Tell(state.outcome, "idle") in effects
     assert transition(state, s.JobSeen(job(2)))[0].phase == "idle", "it does not come back"
+
+
+# -- the comparison with the current model
+
+SHADOW = Shadow(seconds=5, min_agreement=0.9)
+SEEN = {"samples": 40, "agreement": 0.5, "p95_ratio": 1.1, "dropped": 2}
+COMPARED = (
+    s.JobSeen(job(2, shadow=SHADOW)), s.JobTaken("job-2"), s.Clear(), s.Approved(model(2)),
+    *GOOD[:4],
+)  # fmt: skip
+
+
+def test_a_candidate_is_compared_before_it_answers_and_the_fleet_hears_of_it_in_the_end() -> None:
+    state, effects = walk(RUNS_1, *COMPARED)
+    assert state.phase == "shadow"
+    assert effects[-1] == s.Mirror(SHADOW)
+    assert not any(isinstance(effect, s.Switch) for effect in effects)
+    state, effects = walk(state, s.Shadowed(True, "", SEEN), *GOOD[4:])
+    assert s.Switch() in effects
+    assert state.current == s.Slot("b", model(2))
+    assert state.outcome == s.Outcome("job-2", "SUCCEEDED", "", {"shadow": SEEN})
+    assert state.shadow == {}, "nothing of it is left for the next job"
+
+
+def test_a_candidate_that_disagrees_never_answers() -> None:
+    state, effects = walk(
+        RUNS_1, *COMPARED, s.Shadowed(False, "shadow_disagrees", SEEN), s.Reverted()
+    )
+    assert not any(isinstance(effect, s.Switch) for effect in effects)
+    assert state.current == RUNS_1.current
+    assert state.outcome == s.Outcome("job-2", "FAILED", "shadow_disagrees", {"shadow": SEEN})
+    (told,) = [effect for effect in effects if isinstance(effect, s.Publish)]
+    assert (told.type, told.detail["shadow"]) == ("failed", SEEN)
+
+
+def test_without_being_asked_nothing_is_compared_nor_what_a_person_installs() -> None:
+    state, _ = walk(RUNS_1, *begun(), *GOOD[:4])
+    assert state.phase == "switching"
+    state, _ = walk(RUNS_1, s.InstallAsked(job(2, local=True), model(2)), *GOOD[:4])
+    assert state.phase == "switching"
+
+
+@pytest.mark.parametrize("cut", [s.Booted(), s.Died()])
+def test_a_comparison_that_is_cut_short_begins_again_and_one_that_is_over_does_not(
+    cut: s.Event,
+) -> None:
+    begun_again, _ = walk(RUNS_1, *COMPARED, cut)
+    assert (begun_again.phase, begun_again.shadow) == ("staged", {})
+    assert walk(begun_again, *GOOD[2:4])[0].phase == "shadow"
+    over, _ = walk(RUNS_1, *COMPARED, s.Shadowed(True, "", SEEN), s.Accepting(), cut)
+    over, _ = walk(over, *GOOD[2:4])
+    assert (over.phase, over.shadow) == ("switching", SEEN)
+
+
+@pytest.mark.parametrize(
+    ("event", "reason"),
+    [
+        (s.TimerFired("shadow"), "no_verdict"),
+        (s.TimerFired("shadow", total=True), "job_timeout"),
+        (s.CancelAsked(), "cancelled_locally"),
+        (s.Failed("FAILED", "no_heartbeat"), "no_heartbeat"),
+        (s.PinAsked("exhibition"), "pinned"),
+    ],
+)
+def test_a_comparison_has_every_end_that_an_update_has(event: s.Event, reason: str) -> None:
+    state, effects = walk(RUNS_1, *COMPARED, event)
+    assert state.result
+    assert state.result.reason == reason
+    assert s.Revert(s.Slot("b", model(2))) in effects
+    gone, _ = walk(RUNS_1, *COMPARED, s.JobGone(), s.Reverted())
+    assert (gone.phase, gone.current) == ("idle", RUNS_1.current)

@@ -27,6 +27,10 @@ from fleet_rig import wait
 pytestmark = [pytest.mark.mosquitto, pytest.mark.strace]
 
 
+SHADOW = {"shadow": {"seconds": 0.1, "deadline_s": 0.2}}
+"""Nobody asks the device anything, so that a moment of comparing ends with too few samples."""
+
+
 @dataclass(frozen=True)
 class Life:
     """What an agent did to its data directory, from its first start on."""
@@ -47,7 +51,7 @@ def end(device: Device, record: Path, sign: int = signal.SIGTERM) -> None:
 def lived(place: Site) -> tuple[Device, Image, list[Op]]:
     """Let a device live through three updates; return it, and what it did."""
     record = place.root / "record"
-    device = place.device(telemetry={"level": "metrics", "interval_s": 60})
+    device = place.device(telemetry={"level": "metrics", "interval_s": 60}, update=SHADOW)
     device.under, before = strace(record), read_image(device.data)
     place.publish("1.0.0")
     place.publish("2.0.0")

@@ -30,7 +30,7 @@ from edgepack_agent.runner.slot import open_slot
 
 __all__ = ["Examiner", "Left", "Promises"]
 
-_STAGED = frozenset({"staged", "self_test", "switching", "probation", "committed"})
+_STAGED = frozenset({"staged", "self_test", "shadow", "switching", "probation", "committed"})
 """Phases whose candidate is on disk, whole."""
 
 

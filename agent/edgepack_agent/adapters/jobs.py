@@ -64,6 +64,7 @@ class Desk:
         post: Takes what the fleet says, as events of the machine.
         link: Takes the link to the files of the job's model.
         clock: Monotonic seconds.
+        shadow: How models are compared where the job does not say.
     """
 
     def __init__(
@@ -72,7 +73,9 @@ class Desk:
         post: Callable[[Event], None],
         link: Callable[[str], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
+        shadow: messages.Shadow | None = None,
     ) -> None:
+        self._shadow = shadow
         self._say, self._post, self._link, self._clock = say, post, link, clock
         self._seen: messages.Job | None = None
         self._word: _Word | None = None
@@ -166,7 +169,7 @@ class Desk:
             self._post(JobGone())
             return
         self._link(reply.job.link)
-        self._post(JobSeen(_job(reply.job)))
+        self._post(JobSeen(_job(reply.job, self._shadow)))
         self._speak()
 
     def _get_refused(self, payload: bytes) -> None:
@@ -214,7 +217,7 @@ class Desk:
         self._post(OutcomeTaken(job) if word.final else JobGone(job))
 
 
-def _job(job: messages.Job) -> Job:
+def _job(job: messages.Job, shadow: messages.Shadow | None) -> Job:
     return Job(
         job.job,
         job.release,
@@ -225,4 +228,5 @@ def _job(job: messages.Job) -> Job:
         max_defer_s=float(job.max_defer_s),
         windows=job.windows,
         max_p95_ratio=job.max_p95_ratio,
+        shadow=job.shadow or shadow,
     )

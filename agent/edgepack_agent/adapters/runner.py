@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -96,16 +97,20 @@ class Runner:
         """Whether `exited` is still to come."""
         return self._thread.is_alive()
 
-    def send(self, command: Mapping[str, Any]) -> None:
+    def send(self, command: Mapping[str, Any], handed: socket.socket | None = None) -> None:
         """Send COMMAND, e.g. `{"cmd": "accept"}`; never blocks.
+
+        HANDED goes with it, if there is one: the runner gets a descriptor of its own.
 
         A runner that is gone ignores it (its `exited` event tells); one that does not read its
         commands is killed.
         """
-        data = write_line(dict(command))
+        data, flags = write_line(dict(command)), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+        rights = array("i", [handed.fileno()] if handed else [])
+        carried = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if handed else []
         try:
             with self._sending:
-                sent = self._control.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+                sent = self._control.sendmsg([data], carried, flags)
         except BlockingIOError:
             sent = 0
         except OSError:

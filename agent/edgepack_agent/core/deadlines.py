@@ -7,6 +7,8 @@ __all__ = ["MAX_TRIES", "TOO_LATE", "backoff", "deadline", "restart_pause"]
 MAX_TRIES = 4
 """Times a job's steps are repeated for trouble that may pass."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0
+GRACE_S = 60.0
+"""For a verdict that is due."""
 STEADY_SHARE, STEADY_S = 10.0, 60.0
 """How long a runner must have lived, in pauses and in seconds, for its end to be no crash loop."""
 _SECONDS: dict[Phase, float] = {
@@ -25,6 +27,7 @@ TOO_LATE: dict[Phase, tuple[Status, str]] = {
     "verifying": ("FAILED", "staging_timeout"),
     "staged": ("REJECTED", "load_timeout"),
     "self_test": ("REJECTED", "self_test_timeout"),
+    "shadow": ("FAILED", "no_verdict"),
     "switching": ("FAILED", "switch_timeout"),
     "probation": ("FAILED", "no_verdict"),
 }
@@ -41,9 +44,16 @@ def deadline(state: State) -> float | None:
         return job.timeout_s if job else 0.0
     if state.phase == "deferred":
         return max(job.max_defer_s - state.deferred_s, 0.0) if job else 0.0
+    if state.phase == "shadow":
+        return _compares_s(state) + GRACE_S
     if state.phase == "probation":
-        return (job.probation_s if job else 0.0) + 60.0
+        return (job.probation_s if job else 0.0) + GRACE_S
     return _SECONDS.get(state.phase)
+
+
+def _compares_s(state: State) -> float:
+    shadow = state.job.shadow if state.job else None
+    return max(shadow.seconds, shadow.deadline_s) if shadow else 0.0
 
 
 def backoff(tries: int, luck: float) -> float:

@@ -1,7 +1,7 @@
 """The whole update story: `transition(state, event) -> (state, effects)`. Does none of it.
 
     idle -> offered -> deferred -> checking -> downloading -> verifying -> staged -> self_test
-         -> switching -> probation -> committed -> idle
+         -> shadow -> switching -> probation -> committed -> idle
     any  -> rolling_back -> idle
 
 Three rules hold it together. The state is persisted *before* the effects run, and effects may
@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import Any, get_args
 
 from edgepack_agent.core.deadlines import MAX_TRIES, TOO_LATE
-from edgepack_agent.core.phases import NEEDS, Step, enter, fail, fresh, telling
+from edgepack_agent.core.phases import NEEDS, Step, compared, enter, fail, fresh, telling
 from edgepack_agent.core.state import (
     Accepting,
     Approved,
@@ -52,6 +52,7 @@ from edgepack_agent.core.state import (
     Retry,
     Reverted,
     RollbackAsked,
+    Shadowed,
     Slot,
     Staged,
     State,
@@ -269,7 +270,17 @@ def _checked(state: State, event: Checked) -> Step:
     exam = state.candidate.model.exam if state.candidate else None
     if exam and (event.score is None or event.score < exam.min_score):
         return fail(state, "REJECTED", "acceptance_below_limit", event.detail)
+    # A verdict holds: what came after it and went wrong says nothing against it.
+    if state.job and state.job.shadow and not state.shadow:
+        return enter("shadow", state)
     return enter("switching", state, exposed=True)
+
+
+def _shadowed(state: State, event: Shadowed) -> Step:
+    seen = replace(state, shadow=event.seen)
+    if not event.good:
+        return fail(seen, "FAILED", event.reason)
+    return enter("switching", seen, exposed=True)
 
 
 def _accepting(state: State, _event: Accepting) -> Step:
@@ -284,7 +295,7 @@ def _judged(state: State, event: Judged) -> Step:
 
 
 def _confirmed(state: State, _event: Confirmed) -> Step:
-    done = Outcome(state.job.id, "SUCCEEDED") if state.job else None
+    done = Outcome(state.job.id, "SUCCEEDED", "", compared(state)) if state.job else None
     return _finish(state, done)
 
 
@@ -408,6 +419,10 @@ _STORY: tuple[tuple[Phase, type[Any], Rule], ...] = (
     ("self_test",    Checked,       _checked),
     ("self_test",    Died,          _died),
 
+    ("shadow",       Booted,        _resume_loaded),
+    ("shadow",       Shadowed,      _shadowed),
+    ("shadow",       Died,          _died),
+
     ("switching",    Booted,        _resume_loaded),
     ("switching",    Accepting,     _accepting),
     ("switching",    Died,          _died),
@@ -435,8 +450,8 @@ _STORY: tuple[tuple[Phase, type[Any], Rule], ...] = (
 )  # fmt: skip
 
 _UNDER_WAY: tuple[Phase, ...] = (
-    "deferred", "checking", "downloading", "verifying", "staged", "self_test", "switching",
-    "probation",
+    "deferred", "checking", "downloading", "verifying", "staged", "self_test", "shadow",
+    "switching", "probation",
 )  # fmt: skip
 """Phases in which a candidate can be given up, all in the same way."""
 _GIVING_UP: tuple[tuple[type[Any], Rule], ...] = (

@@ -16,6 +16,7 @@ from edgepack_agent.core.state import (
     Drain,
     Effect,
     Load,
+    Mirror,
     Outcome,
     Phase,
     Publish,
@@ -29,12 +30,12 @@ from edgepack_agent.core.state import (
     Tell,
 )
 
-__all__ = ["MAX_STEPS", "NEEDS", "Step", "enter", "fail", "fresh", "telling"]
+__all__ = ["MAX_STEPS", "NEEDS", "Step", "compared", "enter", "fail", "fresh", "telling"]
 
 Step = tuple[State, tuple[Effect, ...]]
 MAX_STEPS = 28
-"""Phases that a job may enter with a candidate; one that goes well enters five."""
-_COUNTED = frozenset({"verifying", "staged", "self_test", "switching", "probation"})
+"""Phases that a job may enter with a candidate; one that goes well enters six."""
+_COUNTED = frozenset({"verifying", "staged", "self_test", "shadow", "switching", "probation"})
 
 
 def enter(phase: Phase, state: State, *effects: Effect, **changes: Any) -> Step:
@@ -53,9 +54,14 @@ def telling(state: State) -> tuple[Tell, ...]:
         return ()
     hold = state.hold if state.phase == "deferred" else None
     if hold is None:
-        return (Tell(Outcome(state.job.id, "IN_PROGRESS"), state.phase),)
+        return (Tell(Outcome(state.job.id, "IN_PROGRESS", "", compared(state)), state.phase),)
     detail = {"until": hold.until, "message": hold.text}
     return (Tell(Outcome(state.job.id, "IN_PROGRESS", hold.reason, detail), state.phase),)
+
+
+def compared(state: State) -> dict[str, Any]:
+    """Return what the fleet is told of the comparison of both models; nothing: there was none."""
+    return {"shadow": state.shadow} if state.shadow else {}
 
 
 def _needs_patience(state: State) -> tuple[Effect, ...]:
@@ -64,6 +70,10 @@ def _needs_patience(state: State) -> tuple[Effect, ...]:
 
 def _needs_approval(state: State) -> tuple[Effect, ...]:
     return (Approve(state.job),) if state.job else ()
+
+
+def _needs_comparing(state: State) -> tuple[Effect, ...]:
+    return (Mirror(state.job.shadow),) if state.job and state.job.shadow else ()
 
 
 def _needs_watching(state: State) -> tuple[Effect, ...]:
@@ -123,6 +133,7 @@ NEEDS: dict[Phase, Callable[[State], tuple[Effect, ...]]] = {
     "verifying": _with_candidate(Stage),
     "staged": _with_candidate(Load),
     "self_test": _with_candidate(lambda slot: Check(slot.model.exam)),
+    "shadow": _needs_comparing,
     "switching": lambda _: (Switch(),),
     "probation": _needs_watching,
     "committed": _needs_commit,
@@ -145,4 +156,5 @@ def fresh(state: State) -> State:
 def fail(state: State, status: Status, reason: str, detail: dict[str, Any] | None = None) -> Step:
     """Give STATE's job up: there is one way out, whatever went wrong."""
     job = state.job.id if state.job else ""
-    return enter("rolling_back", state, result=Outcome(job, status, reason, detail or {}))
+    told = compared(state) | (detail or {})
+    return enter("rolling_back", state, result=Outcome(job, status, reason, told))

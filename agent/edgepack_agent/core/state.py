@@ -7,21 +7,22 @@ event carries facts into the machine, an effect is a request to whoever runs it.
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from edgepack.messages import Window
+from edgepack.messages import Shadow, Window
 
 __all__ = [
     "Accepting", "Approve", "Approved", "Booted", "CancelAsked", "Check", "Checked", "Clear",
     "Confirm", "Confirmed", "Consider", "Damaged", "Died", "Download", "Downloaded", "Drain",
     "Effect", "Event", "Exam", "Failed", "Halt", "Held", "Hold", "InstallAsked", "Job", "JobGone",
-    "JobSeen", "JobTaken", "Judged", "Load", "Loaded", "Log", "Model", "Outcome", "OutcomeTaken",
-    "Phase", "PinAsked", "Publish", "Recheck", "Retire", "Retry", "Revert", "Reverted",
-    "RollbackAsked", "Slot", "SlotName", "Stage", "Staged", "Stamp", "State", "Status", "Stood",
-    "Switch", "Tell", "TimerFired", "Troubled", "TryLater", "Unreachable",
+    "JobSeen", "JobTaken", "Judged", "Load", "Loaded", "Log", "Mirror", "Model", "Outcome",
+    "OutcomeTaken", "Phase", "PinAsked", "Publish", "Recheck", "Retire", "Retry", "Revert",
+    "Reverted", "RollbackAsked", "Shadowed", "Slot", "SlotName", "Stage", "Staged", "Stamp",
+    "State", "Status", "Stood", "Switch", "Tell", "TimerFired", "Troubled", "TryLater",
+    "Unreachable",
 ]  # fmt: skip
 
 Phase = Literal[
     "idle", "offered", "deferred", "checking", "downloading", "verifying", "staged",
-    "self_test", "switching", "probation", "committed", "rolling_back",
+    "self_test", "shadow", "switching", "probation", "committed", "rolling_back",
 ]  # fmt: skip
 SlotName = Literal["a", "b"]
 Status = Literal["IN_PROGRESS", "SUCCEEDED", "FAILED", "REJECTED", "CANCELED"]
@@ -79,6 +80,8 @@ class Job:
     windows: tuple[Window, ...] = ()
     max_p95_ratio: float | None = None
     """Of the new model's 95 % latency to the old one's; None: the device's own rule."""
+    shadow: Shadow | None = None
+    """How it is compared with the old one before it answers; None: it is not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +137,8 @@ class State:
     """Times the candidate's runner ended by itself."""
     exposed: bool = False
     """Whether the candidate has answered requests."""
+    shadow: dict[str, Any] = field(default_factory=dict)
+    """What came of comparing the candidate with the current model; empty: it was not yet."""
     hold: Hold | None = None
     """Why it is deferred."""
     pinned: str = ""
@@ -303,6 +308,15 @@ class Checked:
 
 
 @dataclass(frozen=True, slots=True)
+class Shadowed:
+    """The candidate has been compared with the current model, or cannot be; SEEN is for all."""
+
+    good: bool
+    reason: str = ""
+    seen: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Died:
     """The candidate's runner ended without a word: killed, or crashed."""
 
@@ -345,7 +359,7 @@ Event = (
     Booted | JobSeen | JobTaken | JobGone | OutcomeTaken | InstallAsked | RollbackAsked
     | CancelAsked | Approved | Unreachable | Retry | Failed | Downloaded | Damaged | Staged
     | Loaded | Checked | Died | Accepting | Judged | Confirmed | Reverted | TimerFired
-    | Troubled | Held | Clear | PinAsked | Stood
+    | Troubled | Held | Clear | PinAsked | Stood | Shadowed
 )  # fmt: skip
 
 
@@ -431,6 +445,13 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True)
+class Mirror:
+    """Let the candidate answer what the current model answers, for nobody, and compare."""
+
+    shadow: Shadow
+
+
+@dataclass(frozen=True, slots=True)
 class Switch:
     """Let the candidate take requests."""
 
@@ -473,5 +494,5 @@ class Log:
 
 Effect = (
     Tell | Publish | Approve | TryLater | Download | Stage | Load | Check | Switch | Drain
-    | Confirm | Revert | Log | Consider | Recheck | Halt | Retire
+    | Confirm | Revert | Log | Consider | Recheck | Halt | Retire | Mirror
 )  # fmt: skip

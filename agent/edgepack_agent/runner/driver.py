@@ -7,21 +7,25 @@ import os
 import signal
 import socket
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from edgepack.errors import EdgepackError
+from edgepack.errors import EdgepackError, IntegrityError
 from edgepack_agent.runner import kernel, wire
 from edgepack_agent.runner.api import Api
 from edgepack_agent.runner.cameras import camera_families
+from edgepack_agent.runner.channel import Channel
 from edgepack_agent.runner.connection import DEADLINE_S
 from edgepack_agent.runner.engine import Engine, QueueFullError
 from edgepack_agent.runner.gate import Gate
 from edgepack_agent.runner.interface import Load, Model
+from edgepack_agent.runner.mirror import Mirror
 from edgepack_agent.runner.preview import preview_routes
 from edgepack_agent.runner.server import Server
+from edgepack_agent.runner.shadow import Comparison
 from edgepack_agent.runner.sources import Feed, Results
 from edgepack_agent.runner.statistics import Statistics
 from edgepack_agent.runner.throttle import Throttle
@@ -66,6 +70,7 @@ class _Loaded:
     api: Api
     server: Server
     feed: Feed
+    comparison: Comparison
 
 
 class Driver:
@@ -77,6 +82,9 @@ class Driver:
         self._engine = Engine()
         self._throttle = Throttle()
         self._commands: asyncio.Queue[wire.Command] = asyncio.Queue()
+        self._handed: deque[int] = deque()
+        """Descriptors in the order of the commands they came with."""
+        self._mirror: Mirror | None = None
         self._stopping = asyncio.Event()
         self._clock = (time.monotonic(), time.process_time())
         self._loaded: _Loaded | None = None
@@ -86,11 +94,10 @@ class Driver:
 
     async def run(self) -> int:
         """Live until told to stop; return the exit code."""
-        control = self._options.control
-        reader, self._up = await asyncio.open_unix_connection(sock=control)
+        self._up = Channel(self._options.control)
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._stopping.set)
-        lives = [self._hear(reader), self._live(), self._stopping.wait()]
+        lives = [self._hear(), self._live(), self._stopping.wait()]
         done, _ = await asyncio.wait(
             [loop.create_task(life) for life in lives], return_when=asyncio.FIRST_COMPLETED
         )
@@ -99,12 +106,14 @@ class Driver:
             await self._finish()
         else:
             self._say(_failure(error))
-        await self._up.drain()
+        await self._up.sent()
         return 1 if error else 0
 
-    async def _hear(self, reader: asyncio.StreamReader) -> None:
+    async def _hear(self) -> None:
         lines = wire.Lines()
-        while data := await reader.read(65536):
+        while (came := await self._up.receive())[0]:
+            data, descriptors = came
+            self._handed.extend(descriptors)
             for line in lines.feed(data):
                 command = wire.read_command(line)
                 if isinstance(command, wire.Stop):
@@ -131,7 +140,10 @@ class Driver:
         feed = Feed(self._shown(model.look), self._shown(model.watch), results, statistics)
         api.routes |= preview_routes(feed)
         api.families.append(lambda: camera_families(feed.cameras))
-        return _Loaded(model, api, server, feed)
+        comparison = Comparison(
+            model.manifest, lambda x: engine.run(lambda: model.aside(x), math.inf)
+        )
+        return _Loaded(model, api, server, feed, comparison)
 
     async def _alone(self, work: Callable[[], T]) -> T:
         """Return what long WORK on the model returns; commands are heard meanwhile."""
@@ -145,18 +157,37 @@ class Driver:
                 self._say({"evt": "checked"} | found)
             case wire.Admit(token, max_per_s, grpc):
                 loaded.api.gate, self._grpc_at = Gate(token, max_per_s), grpc
+            case wire.Mirror(per_s):
+                self._show_no_more(loaded)
+                self._mirror = Mirror(self._socket(), loaded.model.manifest, per_s)
+                loaded.model.offer = self._mirror.offer
+            case wire.Shadow():
+                loaded.comparison.follow(self._socket())
             case wire.Accept():
+                loaded.comparison.stop()
                 await self._begin_grpc(loaded)
                 loaded.server.accept()
                 loaded.feed.start()
                 self._say({"evt": "accepting"})
             case wire.Drain():
+                self._show_no_more(loaded)
                 loaded.feed.stop()
                 loaded.server.refuse()
                 self._draining = asyncio.create_task(self._drain(loaded.server))
             case wire.Sources(sources):
                 loaded.feed.replace(sources)
                 loaded.api.routes |= preview_routes(loaded.feed)
+
+    def _socket(self) -> socket.socket:
+        """Return the socket that came with the command."""
+        if not self._handed:
+            raise IntegrityError("a command came without its socket", reason="bad_command")
+        return socket.socket(fileno=self._handed.popleft())
+
+    def _show_no_more(self, loaded: _Loaded) -> None:
+        loaded.model.offer = None
+        if self._mirror is not None:
+            self._mirror.stop()
 
     async def _begin_grpc(self, loaded: _Loaded) -> None:
         if self._grpc_at is None or self._grpc is not None:
@@ -229,14 +260,19 @@ class Driver:
                 "stats": self._statistics.take(),
                 "cameras": self._cameras(),
             }
+            | self._compared()
         )
+
+    def _compared(self) -> dict[str, Any]:
+        comparison = self._loaded.comparison if self._loaded else None
+        return {"shadow": comparison.describe()} if comparison and comparison.begun else {}
 
     def _cameras(self) -> dict[str, Any]:
         cameras = self._loaded.feed.cameras if self._loaded else []
         return {camera.source.name: camera.describe() for camera in cameras}
 
     def _say(self, event: dict[str, Any]) -> None:
-        self._up.write(wire.write_line(event))
+        self._up.send(wire.write_line(event))
 
     def _say_loaded(self, model: Model) -> None:
         effective = model.effective

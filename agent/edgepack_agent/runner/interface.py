@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from edgepack_targets.pipeline.answer import Answer
 
-__all__ = ["DecodedImage", "EncodedImage", "Load", "Model", "Watched"]
+__all__ = ["DecodedImage", "EncodedImage", "Load", "Model", "Offer", "Watched"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +42,22 @@ class Watched:
     """The plain answer, digest, milliseconds."""
 
 
+Offer = Callable[
+    [
+        "Mapping[str, NDArray[Any] | EncodedImage | DecodedImage]",
+        "Mapping[str, NDArray[Any]]",
+        float,
+    ],
+    None,
+]
+"""Takes inputs, the outputs they got and the milliseconds that took; returns at once."""
+
+
 class Model(Protocol):
     """A loaded model; its methods are called one at a time, by whoever has its turn."""
+
+    offer: Offer | None
+    """Takes what was answered, to show it to another runner."""
 
     @property
     def manifest(self) -> Manifest:
@@ -68,6 +82,12 @@ class Model(Protocol):
 
     def decided(self, outputs: "Mapping[str, NDArray[Any]]") -> None:
         """Count what OUTPUTS of `answer` say; any thread may call it."""
+        ...
+
+    def aside(
+        self, tensors: "Mapping[str, NDArray[Any]]"
+    ) -> "tuple[dict[str, NDArray[Any]], float]":
+        """Return the outputs for TENSORS and the milliseconds they took; count nothing."""
         ...
 
     def look(self, image: bytes) -> dict[str, Any]:

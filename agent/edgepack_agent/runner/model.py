@@ -15,7 +15,7 @@ from PIL import Image
 
 from edgepack.errors import EdgepackError
 from edgepack.manifest import Manifest
-from edgepack_agent.runner.interface import EncodedImage, Watched
+from edgepack_agent.runner.interface import DecodedImage, EncodedImage, Offer, Watched
 from edgepack_agent.runner.moments import Moments
 from edgepack_agent.runner.protocol import Given, RequestError
 from edgepack_agent.runner.setup import Setup
@@ -43,6 +43,9 @@ class LoadedModel:
         statistics: Where answers are counted.
         progressed: Called after every inference of a longer check.
 
+    Attributes:
+        offer: Takes what was answered, to show it to another runner.
+
     Raises:
         UnsupportedError: its runtime is missing, too old or of another precision, or does not
             have the device.
@@ -57,6 +60,7 @@ class LoadedModel:
         progressed: Callable[[], None],
     ) -> None:
         self._slot, self._statistics, self._progressed = slot, statistics, progressed
+        self.offer: Offer | None = None
         target = registry.find(slot.manifest.target.runtime)
         self._session = target.load(
             slot.directory / "model", slot.manifest, threads=setup.threads, place=setup.place()
@@ -85,7 +89,7 @@ class LoadedModel:
         Raises:
             RequestError: 400; an image cannot be decoded.
         """
-        return self._run({name: self._tensor(value) for name, value in inputs.items()})
+        return self._run({name: self._tensor(value) for name, value in inputs.items()}, inputs)
 
     def decided(self, outputs: Mapping[str, Array]) -> None:
         """Count what the outputs of a request say; whoever asked reads them without us."""
@@ -101,7 +105,7 @@ class LoadedModel:
             RequestError: the image cannot be decoded, the model takes none, or its outputs
                 are not what its manifest says.
         """
-        return self._said(lambda: read_image(image))[0]
+        return self._said(lambda: read_image(image), EncodedImage(image))[0]
 
     def watch(self, frame: Frame) -> Watched:
         """Return what the model says of FRAME, (height, width, 3) of uint8, red first.
@@ -109,13 +113,13 @@ class LoadedModel:
         Raises:
             RequestError: as `look`.
         """
-        said, answer = self._said(lambda: as_image(frame))
+        said, answer = self._said(lambda: as_image(frame), DecodedImage(frame))
         return Watched(frame, answer, said)
 
-    def _said(self, read: Callable[[], Image.Image]) -> tuple[dict[str, Any], Answer]:
+    def _said(self, read: Callable[[], Image.Image], shown: Given) -> tuple[dict[str, Any], Answer]:
         start = time.perf_counter()
         try:
-            answer = self.see(read())
+            answer = self._see(read(), shown)
         except EdgepackError as error:
             raise _refused(error) from error
         ms = round((time.perf_counter() - start) * 1000, 3)
@@ -131,18 +135,29 @@ class LoadedModel:
             EdgepackError: PICTURE is none, the model takes none, or its outputs are not what
                 its manifest says.
         """
+        return self._see(picture, None)
+
+    def _see(self, picture: Image.Image | Frame, shown: Given | None) -> Answer:
         image = as_image(picture)
         name, tensor = image_tensor(self.manifest, image)
-        outputs = self._run({name: tensor})
+        outputs = self._run({name: tensor}, {} if shown is None else {name: shown})
         answer = decode(self.manifest, outputs, image.size)
         self._count(answer)
         return answer
 
-    def _run(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
+    def aside(self, tensors: Mapping[str, Array]) -> tuple[dict[str, Array], float]:
+        """Return the outputs for TENSORS and the milliseconds they took; count nothing."""
         start = time.perf_counter()
         outputs = self._session.run(tensors)
-        self._statistics.inferred((time.perf_counter() - start) * 1000)
+        return outputs, (time.perf_counter() - start) * 1000
+
+    def _run(self, tensors: Mapping[str, Array], shown: Mapping[str, Given]) -> dict[str, Array]:
+        """Return the outputs for TENSORS, made of what is SHOWN to others, and count them."""
+        outputs, ms = self.aside(tensors)
+        self._statistics.inferred(ms)
         self._moments.count(tensors, outputs)
+        if self.offer is not None and shown:
+            self.offer(shown, outputs, ms)
         return outputs
 
     def _tensor(self, value: Given) -> Array:

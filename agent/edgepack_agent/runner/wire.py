@@ -8,6 +8,8 @@ the structs below, so that a wrong command is refused and not half understood.
     accept   {}                                    -> accepting
     drain    {}                                    -> drained
     sources  {sources: [{name, source, every_s}]}
+    mirror   {per_s}, with a socket: show the runner at its other end what is answered
+    shadow   {}, with a socket: answer what is shown there, and compare
     stop     {}                                    -> the process ends
 
 Unasked come `loaded`, `failed` (the last word of a runner) and a `beat` about once a second
@@ -31,7 +33,10 @@ __all__ = [
     "Check",
     "Command",
     "Drain",
+    "Handed",
     "Lines",
+    "Mirror",
+    "Shadow",
     "Source",
     "Sources",
     "Stop",
@@ -135,11 +140,24 @@ class Sources(_Command, frozen=True, tag="sources"):
     sources: tuple[Source, ...] = ()
 
 
+class Mirror(_Command, frozen=True, tag="mirror"):
+    """Show what is answered from now on over the socket that comes with this, until it closes."""
+
+    per_s: Annotated[float, msgspec.Meta(gt=0)]
+    """Inputs a second, at most."""
+
+
+class Shadow(_Command, frozen=True, tag="shadow"):
+    """Answer what is shown over the socket that comes with this, for nobody, and compare."""
+
+
 class Stop(_Command, frozen=True, tag="stop"):
     """Finish what is under way and end."""
 
 
-Command = Check | Admit | Accept | Drain | Sources | Stop
+Handed = Mirror | Shadow
+"""What a descriptor comes with."""
+Command = Check | Admit | Accept | Drain | Sources | Stop | Handed
 _COMMANDS: msgspec.json.Decoder[Command] = msgspec.json.Decoder(Command)
 _EVENTS = msgspec.json.Decoder(dict[str, Any])
 
