@@ -23,6 +23,9 @@ sources:                           # pictures that come by themselves
   - {name: door, source: "rtsp://user:password@camera/stream", fps: 5}
   - {name: hall, source: "v4l2:/dev/video0", roi: [0, 0.2, 1, 1], mask: [[[0, 0], [1, 0], [0, 1]]]}
   - {name: inbox, source: "dir:/srv/inbox", every_s: 1}    # also file:CLIP.mp4 and test:pattern
+sightings:                         # when a camera is said to see a label, for `events`
+  labels: null                     # of these labels only; null: of all; []: nothing is told
+  frames: [3, 5]                   # seen in 3 of 5 frames it begins, in none of 5 it ends
 threads: null                      # threads of the runtime; null: the runtime chooses
 device: CPU                        # CPU | GPU | NPU | AUTO (GPU or else CPU): where models run
 hint: latency                      # latency | throughput: what OpenVINO tunes for
@@ -67,7 +70,7 @@ from edgepack_agent.core.delta import Fallback
 from edgepack_agent.core.drift import Rule
 from edgepack_agent.core.telemetry import Level
 from edgepack_agent.core.window import zone
-from edgepack_agent.runner.wire import Source
+from edgepack_agent.runner.wire import Count, Source
 from edgepack_targets.interface import Device, Hint
 
 __all__ = [
@@ -77,6 +80,7 @@ __all__ = [
     "DriftConfig",
     "EventsConfig",
     "ShadowConfig",
+    "SightingsConfig",
     "TelemetryConfig",
     "TransferConfig",
     "UpdateConfig",
@@ -177,6 +181,22 @@ class ShadowConfig(Shadow, frozen=True, kw_only=True, forbid_unknown_fields=True
     """How a new model is compared with the old one where the fleet's job does not say."""
 
 
+class SightingsConfig(_Section, frozen=True, kw_only=True):
+    """When a camera is said to see a label; see `core.sightings`."""
+
+    labels: tuple[Annotated[str, msgspec.Meta(min_length=1, max_length=100)], ...] | None = None
+    frames: tuple[Count, Count] = (3, 5)
+
+    def __post_init__(self) -> None:
+        """Refuse what no label could reach.
+
+        Raises:
+            ValueError: more frames are asked for than are looked at.
+        """
+        if self.frames[0] > self.frames[1]:
+            raise ValueError("frames is [need, of], need not above of")
+
+
 class UpdateConfig(_Section, frozen=True, kw_only=True):
     """When updates are welcome, and what is asked of a new model."""
 
@@ -209,6 +229,7 @@ class Config(_Section, frozen=True, kw_only=True):
     telemetry: TelemetryConfig = TelemetryConfig()
     drift: DriftConfig = DriftConfig()
     sources: tuple[Source, ...] = ()
+    sightings: SightingsConfig = SightingsConfig()
     threads: Annotated[int, msgspec.Meta(ge=1, le=256)] | None = None
     device: Device = "CPU"
     hint: Hint = "latency"

@@ -200,13 +200,14 @@ def _announcer(
     if events.broker is None:
         return None
     from edgepack_agent.adapters.announcer import Announcer
-    from edgepack_agent.core.announcement import Names
+    from edgepack_agent.core.announcement import Names, Sights
 
     names = Names(device, events.prefix, events.discovery_prefix)
     login = None
     if events.username is not None and events.password_file is not None:
         login = events.username, Path(events.password_file)
-    return Announcer(events.broker, names, shelf.read().agent, login, wanted)
+    sights = Sights(config.sightings.labels)
+    return Announcer(events.broker, names, shelf.read().agent, login, wanted, sights)
 
 
 def _serving(

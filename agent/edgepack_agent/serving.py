@@ -245,9 +245,15 @@ class Serving:
         sources = [msgspec.to_builtins(source) for source in self._config.sources]
         if sources:
             self._tell(seat, cmd="sources", sources=sources)
+            self._observe(seat)
         api = self._config.api
         self._tell(seat, cmd="admit", token=self._token, max_per_s=api.max_per_s, grpc=api.grpc)
         self._tell(seat, cmd="accept")
+
+    def _observe(self, seat: Seat) -> None:
+        sightings = self._config.sightings
+        if self._config.events.broker is not None and sightings.labels != ():
+            self._tell(seat, cmd="observe", labels=sightings.labels, frames=sightings.frames)
 
     def _tell(self, seat: Seat | None, **command: Any) -> None:
         if seat and seat.runner:

@@ -13,6 +13,7 @@ import msgspec
 from edgepack.errors import UsageError
 from edgepack_agent.adapters.config_files import Files, bad_config, read_files
 from edgepack_agent.config import Config, address, as_path
+from edgepack_agent.core.announcement import plain
 from edgepack_agent.core.layers import Layer
 
 __all__ = ["DEFAULT_PATH", "load_config", "read_config", "validate"]
@@ -60,6 +61,9 @@ def _check(config: Config) -> None:
             raise _wrong(key, f"{text} is not on 127.0.0.1, and the API has no TLS")
     if config.broker is not None:
         _host("broker", config.broker)
+    names = [plain(source.name) for source in config.sources]
+    if len(set(names)) < len(names):
+        raise _wrong("sources", "two have the same name, or one that differs in signs only")
 
 
 def _host(key: str, text: str) -> str:

@@ -182,6 +182,8 @@ class Supervisor:
                 self._link_changed(happening.up)
             case Spoke():
                 self._watch.spoke(happening)
+                if self._parts.announcer:
+                    self._parts.announcer.heard(happening.runner, happening.event)
                 self._parts.notifier.status(self._summary())
             case Done():
                 self._done(happening)
@@ -274,7 +276,7 @@ class Supervisor:
         idle = self._state.phase == "idle"
         self._parts.renewer.tick(connected=self._parts.link.connected, idle=idle)
         if self._parts.announcer:
-            self._parts.announcer.tell(self._console.describe())
+            self._parts.announcer.tick(self._console.describe())
 
     def _tell_inventory(self) -> None:
         self._parts.reports.inventory(self._parts.inventory())
@@ -420,6 +422,8 @@ class Supervisor:
         """Count what the runners said while they ended."""
         while not self._queue.empty():
             happening = self._queue.get()
+            if isinstance(happening, Spoke) and self._parts.announcer:
+                self._parts.announcer.heard(happening.runner, happening.event)
             if isinstance(happening, Spoke) and happening.event["evt"] == "beat":
                 slot = self._parts.serving.slot_of(happening.runner, happening.event)
                 if slot:

@@ -150,6 +150,43 @@ def test_a_pattern_is_seen_and_drawn(box: Box, tmp_path: Path) -> None:
         assert client.ask("GET", "/preview/nobody.jpg")[0] == 404
 
 
+def test_what_is_seen_is_said_as_long_as_it_is_seen(box: Box) -> None:
+    def saw(event: dict[str, Any], *labels: str) -> bool:
+        return [each["label"] for each in event["seen"]["open"]] == list(labels)
+
+    box.heard.tell("observe", labels=["spot", "else"], frames=[2, 4])
+    box.feed({"name": "door", "source": "test:pattern"})
+    seen = box.heard.wait("seen", lambda event: saw(event, "spot"))["seen"]
+    (spot,) = seen["open"]
+    assert (seen["camera"], seen["objects"]) == ("door", {"spot": 1})
+    assert seen["digest"].startswith("sha256:")
+    assert spot["box"][2] - spot["box"][0] == pytest.approx(48, abs=16)
+    box.heard.tell("drain")
+    last = box.heard.wait("seen", lambda event: event["seen"]["closed"])["seen"]
+    assert (last["life"], last["open"], last["objects"]) == (seen["life"], [], {})
+    assert last["ended"][-1]["end"] >= spot["start"]
+    box.heard.tell("accept")
+    again = box.heard.wait("seen", lambda event: saw(event, "spot"))["seen"]
+    assert again["life"] != seen["life"]
+
+
+def test_a_camera_that_goes_sees_nothing(box: Box, tmp_path: Path) -> None:
+    box.heard.tell("observe", frames=[1, 5])
+    box.feed({"name": "door", "source": f"file:{clip(tmp_path / 'clip.mp4')}"})
+    box.heard.wait("seen", lambda event: bool(event["seen"]["open"]))
+    over = box.heard.wait("seen", lambda event: not event["seen"]["open"])["seen"]
+    assert over["objects"] == {}
+    assert over["ended"]
+    assert not over["closed"]
+
+
+def test_labels_that_nobody_asked_for_are_not_said(box: Box) -> None:
+    box.heard.tell("observe", labels=["else"], frames=[1, 1])
+    box.feed({"name": "door", "source": "test:pattern"})
+    wait("objects", lambda: any(row["objects"] for row in box.rows()))
+    assert box.heard.wait("seen")["seen"]["open"] == []
+
+
 def test_metrics_tell_how_a_camera_is(box: Box) -> None:
     box.feed({"name": "door", "source": "test:pattern", "fps": 2})
 

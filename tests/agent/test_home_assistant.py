@@ -5,13 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import jsonschema
 import pytest
 
 from agent_rig import Site, site
 from edgepack.errors import UsageError
 from edgepack_agent.adapters.announcer import Announcer
-from edgepack_agent.core.announcement import Names, discovery, messages
+from edgepack_agent.core.announcement import Names, Sights, discovery, messages
 from edgepack_agent.settings import load_config
 from fleet_rig import house, wait
 
@@ -23,6 +24,7 @@ COMMON = {"p": TEXT, "name": TEXT, "unique_id": {"type": "string", "pattern": "^
 # https://www.home-assistant.io/integrations/update.mqtt/
 # https://www.home-assistant.io/integrations/binary_sensor.mqtt/
 # https://www.home-assistant.io/integrations/sensor.mqtt/
+# https://www.home-assistant.io/integrations/event.mqtt/
 SCHEMA = {
     "type": "object",
     "required": ["dev", "o", "cmps"],
@@ -59,8 +61,17 @@ SCHEMA = {
                         "additionalProperties": False,
                         "properties": COMMON | {
                             "p": {"const": "binary_sensor"},
-                            "device_class": {"const": "connectivity"},
-                            "payload_on": TEXT, "payload_off": TEXT,
+                            "device_class": {"enum": ["connectivity", "occupancy"]},
+                            "payload_on": TEXT, "payload_off": TEXT, "value_template": TEXT,
+                            "json_attributes_topic": TOPIC,
+                        },
+                    },
+                    {
+                        "required": ["p", "unique_id", "state_topic", "event_types"],
+                        "additionalProperties": False,
+                        "properties": COMMON | {
+                            "p": {"const": "event"},
+                            "event_types": {"type": "array", "items": TEXT, "minItems": 1},
                         },
                     },
                     {
@@ -85,14 +96,42 @@ STATUS = {
 }  # fmt: skip
 
 
+ODD = ("person", 'it\'s }} "odd" \\ {% x', "Löwe 🦁", "a b", "a_b")
+"""Labels that a template must not stumble over."""
+
+
+@pytest.mark.parametrize("sights", [Sights(), Sights(None), Sights(ODD)])
 @pytest.mark.parametrize("device", ["cam-1", "Büro 7", "a.b"])
-def test_the_discovery_message_is_what_home_assistant_asks_for(device: str) -> None:
-    payload = discovery(Names(device), "0.1.0", STATUS)
+def test_the_discovery_message_is_what_home_assistant_asks_for(device: str, sights: Sights) -> None:
+    names = Names(device)
+    payload = discovery(names, "0.1.0", STATUS, sights)
     jsonschema.validate(payload, SCHEMA)
     parts = payload["cmps"].values()
     assert len({part["unique_id"] for part in parts}) == len(payload["cmps"])
-    told = messages(Names(device), STATUS)
-    assert {part["state_topic"] for part in parts} <= told.keys()
+    kinds = [part["p"] for part in parts]
+    assert kinds.count("event") == (2 if sights.told else 0), "one for each camera"
+    assert kinds.count("binary_sensor") == 2 + 2 * sights.told + 2 * len(sights.labels or ())
+    told = messages(names, STATUS, {} if sights.told else None)
+    events = {names.camera(camera, "events") for camera in STATUS["cameras"]}
+    assert {part["state_topic"] for part in parts} <= told.keys() | events
+    assert any("objects" in topic for topic in told) == sights.told
+
+
+@pytest.mark.parametrize("label", ODD)
+def test_a_template_says_whether_its_label_is_there(label: str) -> None:
+    """Home Assistant's templates are Jinja; `value_json` is the message."""
+    parts = discovery(Names("cam"), "0", STATUS, Sights((label,)))["cmps"]
+
+    def state(part: str, objects: dict[str, int]) -> str:
+        jinja = jinja2.Environment(autoescape=False)
+        template = jinja.from_string(parts[part]["value_template"])
+        return template.render(value_json=json.loads(json.dumps(objects)))
+
+    (own,) = [key for key in parts if key.startswith("label_yard_")]
+    other = {"other": 2}
+    assert [state(own, found) for found in ({label: 1} | other, other, {})] == ["ON", "OFF", "OFF"]
+    assert [state("seen_yard", found) for found in (other, {})] == ["ON", "OFF"]
+    assert [state("objects_yard", found) for found in ({label: 1} | other, {})] == ["3", "0"]
 
 
 def test_the_model_is_an_update_that_waits_while_there_is_a_job() -> None:
@@ -144,15 +183,24 @@ def test_a_device_is_found_told_of_and_asked_over_a_real_broker(
         device = place.running_1(
             events={"broker": f"mqtt://127.0.0.1:{port}"},
             sources=[{"name": "door", "source": "test:pattern"}],
+            sightings={"frames": [1, 3]},
             poll_s=3600,
         )
         seen: dict[str, Any] = {}
+        events: list[dict[str, Any]] = []
 
         def latest(topic: str) -> Any:
             while not heard.empty():
                 message = heard.get()
                 seen[message.topic] = message.payload
+                if message.topic == "edgepack/cam/camera/door/events":
+                    assert not message.retain
+                    events.append(json.loads(message.payload))
             return seen.get(topic)
+
+        def objects() -> Any:
+            payload = latest("edgepack/cam/camera/door/objects")
+            return json.loads(payload) if payload else None
 
         def update() -> Any:
             payload = latest("edgepack/cam/update/state")
@@ -160,8 +208,11 @@ def test_a_device_is_found_told_of_and_asked_over_a_real_broker(
 
         wait("the model", lambda: update() == "1.0.0", 40)
         jsonschema.validate(json.loads(latest("homeassistant/device/cam/config")), SCHEMA)
-        wait("the camera", lambda: latest("edgepack/cam/door/status") == b"online", 30)
+        wait("the camera", lambda: latest("edgepack/cam/camera/door/status") == b"online", 30)
         assert latest("edgepack/cam/available") == b"online"
+        wait("what it sees", objects)
+        old = {event["digest"] for event in events}
+        assert len(old) == 1
         # Home Assistant starts: everything is told again.
         seen.clear()
         client.publish("homeassistant/status", "online", qos=1)
@@ -172,5 +223,15 @@ def test_a_device_is_found_told_of_and_asked_over_a_real_broker(
         client.publish("edgepack/cam/update/set", "install", qos=1)
         assert place.ended(rollout) == "completed"
         wait("the new model", lambda: update() == "1.1.0", 30)
+        wait("the new model's eyes", lambda: objects() and events[-1]["digest"] not in old)
         assert device.stop() == 0
         wait("goodbye", lambda: latest("edgepack/cam/available") == b"offline")
+        assert objects() == {}
+        # Whatever the models saw began once and ended once, also over the update and the end.
+        told = [(event["id"], event["event_type"]) for event in events]
+        begun = [name for name, kind in told if kind == "new"]
+        assert len(set(begun)) == len(begun)
+        assert {name for name, kind in told if kind == "end"} == set(begun)
+        assert len(told) == 2 * len(begun)
+        assert {event["camera"] for event in events} == {"door"}
+        assert all(event["end_time"] for event in events if event["event_type"] == "end")

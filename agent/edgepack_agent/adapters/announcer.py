@@ -15,7 +15,15 @@ import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 
 from edgepack.errors import UsageError
-from edgepack_agent.core.announcement import INSTALL, Names, discovery, messages
+from edgepack_agent.adapters.sighted import Sighted
+from edgepack_agent.core.announcement import (
+    INSTALL,
+    NOTHING,
+    Names,
+    Sights,
+    discovery,
+    messages,
+)
 
 __all__ = ["Announcer"]
 
@@ -33,6 +41,7 @@ class Announcer:
         agent: Version of the agent.
         login: User and the file with its password; None: none.
         wanted: Called when somebody wants an update to be looked for.
+        sights: What is told of what cameras see.
 
     Raises:
         UsageError: the address is none, the password cannot be read, or it would go in the
@@ -46,6 +55,7 @@ class Announcer:
         agent: str,
         login: tuple[str, Path] | None,
         wanted: Callable[[], None],
+        sights: Sights = NOTHING,
     ) -> None:
         parts = urlsplit(address)
         if parts.scheme not in {"mqtt", "mqtts"} or not parts.hostname:
@@ -54,6 +64,7 @@ class Announcer:
         if login and not secure and parts.hostname not in LOCAL:
             raise _wrong("a password would go in the clear to another machine; use mqtts://")
         self._names, self._agent, self._wanted = names, agent, wanted
+        self._sights, self._sighted = sights, Sighted(names, self._publish)
         self._known: dict[str, str] = {}
         self._status: Mapping[str, Any] = {}
         self._client = mqtt.Client(
@@ -79,12 +90,42 @@ class Announcer:
         self._status = status
         if not self._client.is_connected():
             return
-        told = {self._names.config: json.dumps(discovery(self._names, self._agent, status))}
-        told |= messages(self._names, status)
+        found = discovery(self._names, self._agent, status, self._sights)
+        self._keep({self._names.config: json.dumps(found)})
+        self._keep(messages(self._names, status, self._objects))
+
+    def heard(self, runner: object, event: Mapping[str, Any]) -> None:
+        """Take a word of RUNNER, and tell what it means for the site."""
+        if not self._sights.told:
+            return
+        before = self._sighted.objects
+        self._sighted.heard(runner, event)
+        if not self._client.is_connected():
+            return
+        self._sighted.flush()
+        if self._sighted.objects is not before:
+            self._keep(messages(self._names, self._status, self._objects))
+
+    def tick(self, status: Mapping[str, Any]) -> None:
+        """Tell STATUS, and what could not be told before."""
+        self.tell(status)
+        if self._client.is_connected():
+            self._sighted.flush()
+
+    @property
+    def _objects(self) -> Mapping[str, Mapping[str, int]] | None:
+        return self._sighted.objects if self._sights.told else None
+
+    def _keep(self, told: Mapping[str, str]) -> None:
+        """Let the broker keep what is new in TOLD."""
         for topic, payload in told.items():
-            if self._known.get(topic) != payload:
+            if self._known.get(topic) != payload and self._publish(topic, payload, retain=True):
                 self._known[topic] = payload
-                self._client.publish(topic, payload, qos=1, retain=True)
+
+    def _publish(self, topic: str, payload: str, *, retain: bool = False) -> bool:
+        """Say whether PAYLOAD was taken: a broker that is slow gets no more than it can take."""
+        sent = self._client.publish(topic, payload, qos=1, retain=retain)
+        return sent.rc != mqtt.MQTT_ERR_QUEUE_SIZE
 
     def close(self) -> None:
         """Say goodbye and disconnect."""

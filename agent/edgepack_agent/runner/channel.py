@@ -49,6 +49,11 @@ class Channel:
         self._gone.clear()
         self._flush()
 
+    @property
+    def waiting(self) -> int:
+        """Bytes that the other has not taken yet."""
+        return len(self._going)
+
     async def sent(self) -> None:
         """Wait until everything has been taken, or nobody is there to take it."""
         if self._going:

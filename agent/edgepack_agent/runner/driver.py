@@ -1,6 +1,7 @@
 """The runner's life: load, obey, beat, end. Joins the parts; each decision is in one of them."""
 
 import asyncio
+import contextlib
 import logging
 import math
 import os
@@ -13,7 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import msgspec
+
 from edgepack.errors import EdgepackError, IntegrityError
+from edgepack_agent.core.sightings import Rule, Seen
 from edgepack_agent.runner import kernel, wire
 from edgepack_agent.runner.api import Api
 from edgepack_agent.runner.cameras import camera_families
@@ -23,6 +27,7 @@ from edgepack_agent.runner.engine import Engine, QueueFullError
 from edgepack_agent.runner.gate import Gate
 from edgepack_agent.runner.interface import Load, Model
 from edgepack_agent.runner.mirror import Mirror
+from edgepack_agent.runner.observing import Observer
 from edgepack_agent.runner.preview import preview_routes
 from edgepack_agent.runner.server import Server
 from edgepack_agent.runner.shadow import Comparison
@@ -43,6 +48,8 @@ _BEAT_S = 1.0
 _STALL_S = 2.0
 """Without progress of the model for this long, the beat stops."""
 _PATIENCE_S = 0.05
+_BACKLOG = 64 * 1024
+"""Bytes that wait for the supervisor; with more, what cameras see is not said."""
 _LAST_S = 4.0
 """For the last answers and images each: the supervisor does not wait much longer than both."""
 
@@ -177,6 +184,20 @@ class Driver:
             case wire.Sources(sources):
                 loaded.feed.replace(sources)
                 loaded.api.routes |= preview_routes(loaded.feed)
+            case wire.Observe():
+                self._observe(command, loaded.feed)
+
+    def _observe(self, command: wire.Observe, feed: Feed) -> None:
+        loop = asyncio.get_running_loop()
+        labels = None if command.labels is None else frozenset(command.labels)
+        rule = Rule(labels, *command.frames)
+
+        def say(seen: Seen) -> None:
+            # The loop may have ended before a camera's thread has.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(self._say_seen, seen)
+
+        feed.observer = lambda camera: Observer(camera, rule, say)
 
     def _socket(self) -> socket.socket:
         """Return the socket that came with the command."""
@@ -266,6 +287,14 @@ class Driver:
     def _compared(self) -> dict[str, Any]:
         comparison = self._loaded.comparison if self._loaded else None
         return {"shadow": comparison.describe()} if comparison and comparison.begun else {}
+
+    def _say_seen(self, seen: Seen) -> None:
+        # Of a supervisor that does not listen nothing is expected but that it will; what it
+        # misses here is said again.
+        if self._up.waiting > _BACKLOG:
+            self._statistics.failed("sightings_dropped")
+        else:
+            self._say({"evt": "seen", "seen": msgspec.to_builtins(seen)})
 
     def _cameras(self) -> dict[str, Any]:
         cameras = self._loaded.feed.cameras if self._loaded else []

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from edgepack.errors import IntegrityError
 from edgepack.manifest import Manifest
 from edgepack_agent.runner.interface import DecodedImage, EncodedImage
-from edgepack_agent.runner.protocol import DATATYPES
+from edgepack_agent.runner.protocol import DATATYPES, Given
 
 __all__ = [
     "MAX_BODY",
@@ -34,7 +34,6 @@ __all__ = [
 ]
 
 Array = NDArray[Any]
-Given = Array | EncodedImage | DecodedImage
 MAX_HEAD, MAX_BODY = 8 * 2**20, 64 * 2**20
 """Bytes; a head may hold a manifest."""
 IN_TIME_S = 60.0

@@ -18,6 +18,7 @@ from typing import Any
 from edgepack_agent.runner.cameras import Camera
 from edgepack_agent.runner.framing import framed
 from edgepack_agent.runner.interface import Watched
+from edgepack_agent.runner.observing import Observer
 from edgepack_agent.runner.protocol import RequestError
 from edgepack_agent.runner.statistics import Statistics
 from edgepack_agent.runner.wire import Source, kind_of
@@ -79,6 +80,8 @@ class Feed:
         """By name of a camera: what was seen last."""
         self._written: dict[str, tuple[tuple[str, ...], float]] = {}
         """By name of a camera: the labels that were written down last, and when."""
+        self.observer: Callable[[str], Observer] | None = None
+        """Makes who says what the camera of a name sees; None: nobody does."""
         self._troubles: dict[str, str] = {}
         self._stop = threading.Event()
         self._on = False
@@ -142,15 +145,22 @@ class Feed:
             stop.wait(folder.source.every_s)
 
     def _follow(self, camera: Camera, stop: threading.Event) -> None:
+        observer = self.observer(camera.source.name) if self.observer else None
         while not stop.is_set():
             frame = camera.next(_NEXT_S)
             if frame is not None and not stop.is_set():
-                self._guarded(camera, partial(self._seen, camera, frame))
+                self._guarded(camera, partial(self._seen, camera, frame, observer))
+            elif observer:
+                observer.idle(time.time(), online=not camera.reason)
+        if observer:
+            observer.close(time.time())
 
-    def _seen(self, camera: Camera, frame: Any) -> None:
+    def _seen(self, camera: Camera, frame: Any, observer: Observer | None) -> None:
         start, source = time.time(), camera.source
         watched = self._see(framed(frame, source.roi, source.mask))
         self.latest[source.name] = watched
+        if observer:
+            observer.looked(start, watched)
         labels = tuple(label for label, _ in watched.answer.top())
         before, at = self._written.get(source.name, (None, 0.0))
         # A line for every frame would wear a flash card out to say the same thing again.

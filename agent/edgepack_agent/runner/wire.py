@@ -10,10 +10,12 @@ the structs below, so that a wrong command is refused and not half understood.
     sources  {sources: [{name, source, every_s}]}
     mirror   {per_s}, with a socket: show the runner at its other end what is answered
     shadow   {}, with a socket: answer what is shown there, and compare
+    observe  {labels: [text] | null, frames: [need, of]}
     stop     {}                                    -> the process ends
 
 Unasked come `loaded`, `failed` (the last word of a runner) and a `beat` about once a second
-while the inference thread makes progress.
+while the inference thread makes progress; once told to `observe`, also `seen`, a
+`core.sightings.Seen` of a camera.
 """
 
 import ipaddress
@@ -36,6 +38,7 @@ __all__ = [
     "Handed",
     "Lines",
     "Mirror",
+    "Observe",
     "Shadow",
     "Source",
     "Sources",
@@ -51,6 +54,7 @@ MAX_LINE = 256 * 1024
 KINDS = ("rtsp", "rtsps", "v4l2", "file", "test")
 
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Count = Annotated[int, msgspec.Meta(ge=1, le=1000)]
 
 
 class _Command(msgspec.Struct, frozen=True, tag_field="cmd", forbid_unknown_fields=True):
@@ -151,13 +155,22 @@ class Shadow(_Command, frozen=True, tag="shadow"):
     """Answer what is shown over the socket that comes with this, for nobody, and compare."""
 
 
+class Observe(_Command, frozen=True, tag="observe"):
+    """Say what cameras see, of those that begin to be watched from now on."""
+
+    labels: tuple[str, ...] | None = None
+    """None: all."""
+    frames: tuple[Count, Count] = (3, 5)
+    """See `core.sightings.Rule`: `need` and `of`."""
+
+
 class Stop(_Command, frozen=True, tag="stop"):
     """Finish what is under way and end."""
 
 
 Handed = Mirror | Shadow
 """What a descriptor comes with."""
-Command = Check | Admit | Accept | Drain | Sources | Stop | Handed
+Command = Check | Admit | Accept | Drain | Sources | Observe | Stop | Handed
 _COMMANDS: msgspec.json.Decoder[Command] = msgspec.json.Decoder(Command)
 _EVENTS = msgspec.json.Decoder(dict[str, Any])
 
