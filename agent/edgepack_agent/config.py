@@ -23,9 +23,14 @@ sources:                           # pictures that come by themselves
   - {name: door, source: "rtsp://user:password@camera/stream", fps: 5}
   - {name: hall, source: "v4l2:/dev/video0", roi: [0, 0.2, 1, 1], mask: [[[0, 0], [1, 0], [0, 1]]]}
   - {name: inbox, source: "dir:/srv/inbox", every_s: 1}    # also file:CLIP.mp4 and test:pattern
-sightings:                         # when a camera is said to see a label, for `events`
+sightings:                         # when a camera is said to see a label
   labels: null                     # of these labels only; null: of all; []: nothing is told
   frames: [3, 5]                   # seen in 3 of 5 frames it begins, in none of 5 it ends
+snapshots:                         # annotated pictures of what begins to be seen, on the device
+  keep: 0                          # of each camera, in DATA_DIR/snapshots/CAMERA; 0: none are taken
+  max_mb: 50                       # of each camera
+  labels: null                     # of these labels only; null: of all in `sightings`
+  publish: false                   # tell the broker of `events` each one, too
 threads: null                      # threads of the runtime; null: the runtime chooses
 device: CPU                        # CPU | GPU | NPU | AUTO (GPU or else CPU): where models run
 hint: latency                      # latency | throughput: what OpenVINO tunes for
@@ -81,6 +86,7 @@ __all__ = [
     "EventsConfig",
     "ShadowConfig",
     "SightingsConfig",
+    "SnapshotsConfig",
     "TelemetryConfig",
     "TransferConfig",
     "UpdateConfig",
@@ -88,6 +94,10 @@ __all__ = [
     "as_path",
 ]
 
+_Labels = Annotated[
+    tuple[Annotated[str, msgspec.Meta(min_length=1, max_length=100)], ...],
+    msgspec.Meta(max_length=100),
+]
 _Seconds = Annotated[float, msgspec.Meta(gt=0, le=86400)]
 
 
@@ -184,7 +194,7 @@ class ShadowConfig(Shadow, frozen=True, kw_only=True, forbid_unknown_fields=True
 class SightingsConfig(_Section, frozen=True, kw_only=True):
     """When a camera is said to see a label; see `core.sightings`."""
 
-    labels: tuple[Annotated[str, msgspec.Meta(min_length=1, max_length=100)], ...] | None = None
+    labels: _Labels | None = None
     frames: tuple[Count, Count] = (3, 5)
 
     def __post_init__(self) -> None:
@@ -195,6 +205,24 @@ class SightingsConfig(_Section, frozen=True, kw_only=True):
         """
         if self.frames[0] > self.frames[1]:
             raise ValueError("frames is [need, of], need not above of")
+
+
+class SnapshotsConfig(_Section, frozen=True, kw_only=True):
+    """Annotated pictures of what begins to be seen."""
+
+    keep: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 0
+    max_mb: Annotated[float, msgspec.Meta(ge=1, le=10240)] = 50.0
+    labels: _Labels | None = None
+    publish: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse to publish pictures that are not taken.
+
+        Raises:
+            ValueError: `publish` without `keep`.
+        """
+        if self.publish and not self.keep:
+            raise ValueError("publish needs keep above 0")
 
 
 class UpdateConfig(_Section, frozen=True, kw_only=True):
@@ -230,6 +258,7 @@ class Config(_Section, frozen=True, kw_only=True):
     drift: DriftConfig = DriftConfig()
     sources: tuple[Source, ...] = ()
     sightings: SightingsConfig = SightingsConfig()
+    snapshots: SnapshotsConfig = SnapshotsConfig()
     threads: Annotated[int, msgspec.Meta(ge=1, le=256)] | None = None
     device: Device = "CPU"
     hint: Hint = "latency"
@@ -250,6 +279,11 @@ class Config(_Section, frozen=True, kw_only=True):
     def control_socket(self) -> Path:
         """Where the command line reaches the agent."""
         return self.run_dir / "control.sock"
+
+    @property
+    def snapshots_dir(self) -> Path:
+        """Where the pictures of cameras are."""
+        return self.data_dir / "snapshots"
 
     @property
     def api_token(self) -> Path:

@@ -206,8 +206,9 @@ def _announcer(
     login = None
     if events.username is not None and events.password_file is not None:
         login = events.username, Path(events.password_file)
-    sights = Sights(config.sightings.labels)
-    return Announcer(events.broker, names, shelf.read().agent, login, wanted, sights)
+    sights = Sights(config.sightings.labels, config.snapshots.publish)
+    agent, album = shelf.read().agent, config.snapshots_dir
+    return Announcer(events.broker, names, agent, login, wanted, sights, album)
 
 
 def _serving(

@@ -238,6 +238,7 @@ class Serving:
             sources=tuple(path for source in config.sources if (path := source.path())),
             read=(str(self._blob(exam.sha256)),) if exam else (),
             results=str(config.data_dir / "results") if config.sources else None,
+            album=str(config.snapshots_dir) if config.snapshots.keep else None,
             scratch=str(config.run_dir / "scratch"),
         )
 
@@ -251,9 +252,22 @@ class Serving:
         self._tell(seat, cmd="accept")
 
     def _observe(self, seat: Seat) -> None:
-        sightings = self._config.sightings
-        if self._config.events.broker is not None and sightings.labels != ():
-            self._tell(seat, cmd="observe", labels=sightings.labels, frames=sightings.frames)
+        config, sightings = self._config, self._config.sightings
+        pictures = config.snapshots
+        wanted = config.events.broker is not None or pictures.keep
+        if not wanted or sightings.labels == ():
+            return
+        snapshots = {
+            "directory": str(config.snapshots_dir), "keep": pictures.keep,
+            "max_mb": pictures.max_mb, "labels": pictures.labels,
+        }  # fmt: skip
+        self._tell(
+            seat,
+            cmd="observe",
+            labels=sightings.labels,
+            frames=sightings.frames,
+            snapshots=snapshots if pictures.keep else None,
+        )
 
     def _tell(self, seat: Seat | None, **command: Any) -> None:
         if seat and seat.runner:

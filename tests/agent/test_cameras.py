@@ -170,6 +170,46 @@ def test_what_is_seen_is_said_as_long_as_it_is_seen(box: Box) -> None:
     assert again["life"] != seen["life"]
 
 
+def album(directory: Path, keep: int = 3, **more: Any) -> dict[str, Any]:
+    return {"directory": str(directory), "keep": keep, "max_mb": 1.0, "labels": None} | more
+
+
+def test_a_picture_of_what_begins_to_be_seen_is_kept(box: Box, tmp_path: Path) -> None:
+    box.heard.tell("observe", frames=[1, 1], snapshots=album(tmp_path / "snapshots"))
+    box.feed({"name": "the door", "source": "test:pattern"})
+    seen = box.heard.wait("seen", lambda event: bool(event["seen"]["open"]))["seen"]
+    (spot,) = seen["open"]
+    path = tmp_path / "snapshots" / "the_door" / spot["snapshot"]
+    with Image.open(path) as picture:
+        assert (picture.format, picture.size) == ("JPEG", (320, 240))
+        drawn = np.asarray(picture.convert("RGB")).astype(int)
+    # The frame of the pattern is grey all over: what has colour was drawn.
+    colored = (drawn.max(axis=2) - drawn.min(axis=2)) > 80
+    left, top, right, bottom = map(round, spot["box"])
+    assert colored[max(0, top - 30) : bottom + 4, max(0, left - 4) : right + 60].sum() > 200
+    assert path.stat().st_mode & 0o007 == 0, "nothing for others"
+    assert not list(path.parent.glob(".part-*"))
+
+
+def test_no_picture_is_kept_unless_asked_for_nor_of_other_labels(box: Box, tmp_path: Path) -> None:
+    place = tmp_path / "snapshots"
+    box.heard.tell("observe", frames=[1, 1], snapshots=album(place, labels=["else"]))
+    box.feed({"name": "door", "source": "test:pattern"})
+    seen = box.heard.wait("seen", lambda event: bool(event["seen"]["open"]))["seen"]
+    assert seen["open"][0]["snapshot"] == ""
+    assert not place.exists()
+
+
+def test_a_disk_that_takes_no_picture_takes_nothing_else_along(box: Box, tmp_path: Path) -> None:
+    (tmp_path / "snapshots").write_text("no directory")
+    box.heard.tell("observe", frames=[1, 1], snapshots=album(tmp_path / "snapshots"))
+    box.feed({"name": "door", "source": "test:pattern"})
+    seen = box.heard.wait("seen", lambda event: bool(event["seen"]["open"]))["seen"]
+    assert seen["open"][0]["snapshot"] == ""
+    box.heard.wait("beat", lambda event: "snapshot_io" in event["stats"]["errors"])
+    wait("objects", lambda: any(row["objects"] for row in box.rows()))
+
+
 def test_a_camera_that_goes_sees_nothing(box: Box, tmp_path: Path) -> None:
     box.heard.tell("observe", frames=[1, 5])
     box.feed({"name": "door", "source": f"file:{clip(tmp_path / 'clip.mp4')}"})

@@ -1,5 +1,6 @@
 """Home Assistant finds a device and its model over a real broker, in the form it asks for."""
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +8,9 @@ from typing import Any
 
 import jinja2
 import jsonschema
+import paho.mqtt.client as mqtt
 import pytest
+from PIL import Image
 
 from agent_rig import Site, site
 from edgepack.errors import UsageError
@@ -25,6 +28,7 @@ COMMON = {"p": TEXT, "name": TEXT, "unique_id": {"type": "string", "pattern": "^
 # https://www.home-assistant.io/integrations/binary_sensor.mqtt/
 # https://www.home-assistant.io/integrations/sensor.mqtt/
 # https://www.home-assistant.io/integrations/event.mqtt/
+# https://www.home-assistant.io/integrations/image.mqtt/
 SCHEMA = {
     "type": "object",
     "required": ["dev", "o", "cmps"],
@@ -75,6 +79,14 @@ SCHEMA = {
                         },
                     },
                     {
+                        "required": ["p", "unique_id", "image_topic"],
+                        "additionalProperties": False,
+                        "properties": {
+                            "p": {"const": "image"}, "name": TEXT, "image_topic": TOPIC,
+                            "unique_id": COMMON["unique_id"], "content_type": TEXT,
+                        },
+                    },
+                    {
                         "required": ["p", "unique_id", "state_topic", "value_template"],
                         "additionalProperties": False,
                         "properties": COMMON | {
@@ -100,7 +112,7 @@ ODD = ("person", 'it\'s }} "odd" \\ {% x', "Löwe 🦁", "a b", "a_b")
 """Labels that a template must not stumble over."""
 
 
-@pytest.mark.parametrize("sights", [Sights(), Sights(None), Sights(ODD)])
+@pytest.mark.parametrize("sights", [Sights(), Sights(None), Sights(ODD, pictures=True)])
 @pytest.mark.parametrize("device", ["cam-1", "Büro 7", "a.b"])
 def test_the_discovery_message_is_what_home_assistant_asks_for(device: str, sights: Sights) -> None:
     names = Names(device)
@@ -110,10 +122,12 @@ def test_the_discovery_message_is_what_home_assistant_asks_for(device: str, sigh
     assert len({part["unique_id"] for part in parts}) == len(payload["cmps"])
     kinds = [part["p"] for part in parts]
     assert kinds.count("event") == (2 if sights.told else 0), "one for each camera"
+    assert kinds.count("image") == 2 * sights.pictures
     assert kinds.count("binary_sensor") == 2 + 2 * sights.told + 2 * len(sights.labels or ())
     told = messages(names, STATUS, {} if sights.told else None)
     events = {names.camera(camera, "events") for camera in STATUS["cameras"]}
-    assert {part["state_topic"] for part in parts} <= told.keys() | events
+    topics = {part["state_topic"] for part in parts if part["p"] != "image"}
+    assert topics <= told.keys() | events
     assert any("objects" in topic for topic in told) == sights.told
 
 
@@ -184,6 +198,7 @@ def test_a_device_is_found_told_of_and_asked_over_a_real_broker(
             events={"broker": f"mqtt://127.0.0.1:{port}"},
             sources=[{"name": "door", "source": "test:pattern"}],
             sightings={"frames": [1, 3]},
+            snapshots={"keep": 2, "publish": True},
             poll_s=3600,
         )
         seen: dict[str, Any] = {}
@@ -194,7 +209,6 @@ def test_a_device_is_found_told_of_and_asked_over_a_real_broker(
                 message = heard.get()
                 seen[message.topic] = message.payload
                 if message.topic == "edgepack/cam/camera/door/events":
-                    assert not message.retain
                     events.append(json.loads(message.payload))
             return seen.get(topic)
 
@@ -211,6 +225,9 @@ def test_a_device_is_found_told_of_and_asked_over_a_real_broker(
         wait("the camera", lambda: latest("edgepack/cam/camera/door/status") == b"online", 30)
         assert latest("edgepack/cam/available") == b"online"
         wait("what it sees", objects)
+        picture = wait("a picture", lambda: latest("edgepack/cam/camera/door/snapshot"))
+        with Image.open(io.BytesIO(picture)) as image:
+            assert image.format == "JPEG"
         old = {event["digest"] for event in events}
         assert len(old) == 1
         # Home Assistant starts: everything is told again.
@@ -234,4 +251,19 @@ def test_a_device_is_found_told_of_and_asked_over_a_real_broker(
         assert {name for name, kind in told if kind == "end"} == set(begun)
         assert len(told) == 2 * len(begun)
         assert {event["camera"] for event in events} == {"door"}
+        assert all(event["snapshot"] for event in events)
+        assert 1 <= len(list((device.data / "snapshots" / "door").iterdir())) <= 2
+        # Who comes later finds no picture and no event that is over.
+        kept: list[str] = []
+        late = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2)
+        late.on_message = lambda _c, _d, message: kept.append(message.topic)
+        late.connect("127.0.0.1", port)
+        late.subscribe("#", qos=1)
+        late.loop_start()
+        wait("what is kept", lambda: "edgepack/cam/camera/door/objects" in kept)
+        late.publish("last", "word", qos=1)
+        wait("all of it", lambda: "last" in kept)
+        late.disconnect()
+        late.loop_stop()
+        assert not [topic for topic in kept if topic.endswith(("snapshot", "events"))]
         assert all(event["end_time"] for event in events if event["event_type"] == "end")

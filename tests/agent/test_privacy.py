@@ -12,6 +12,7 @@ from typing import Any
 import jsonschema
 import msgspec
 import pytest
+import yaml
 
 from agent_rig import Device, Site, site
 from edgepack import topics
@@ -96,7 +97,8 @@ def leaves_of(message: Any, before: str = "") -> set[str]:
 
 
 def is_said(path: str, keys: list[str]) -> bool:
-    return path in keys or f"{path.rpartition('.')[0]}.*" in keys
+    before = path.rpartition(".")[0]
+    return path in keys or (f"{before}.*" if before else "*") in keys
 
 
 def unsaid(found: dict[str, Any], kind: str, payload: bytes) -> set[str]:
@@ -167,7 +169,8 @@ def check_site(said: dict[str, Any], messages: list[Any]) -> None:
     for message in messages:
         payload = bytes(message.payload)
         paths = leaves_of(json.loads(payload)) if payload[:1] == b"{" else set()
-        assert paths <= {*said["keys"][message.topic]}, message.topic
+        keys = said["keys"][message.topic]
+        assert [path for path in paths if not is_said(path, keys)] == [], message.topic
 
 
 def check_document(found: dict[str, Any], device: Device, place: Site, level: Level) -> None:
@@ -226,3 +229,26 @@ def test_what_is_learnt_by_watching_stays_here_if_nothing_may_be_told(
     reports.event(Publish("activated", "m@1.0.0", "d", "", {}))
     assert len(box) == told + 1
     box.close()
+
+
+@pytest.mark.parametrize(
+    ("more", "topics"),
+    [
+        ("events: {broker: 'mqtt://127.0.0.1'}", {"objects", "events"}),
+        ("{events: {broker: 'mqtt://127.0.0.1'}, sightings: {labels: []}}", set()),
+        (
+            "{events: {broker: 'mqtt://127.0.0.1'}, snapshots: {keep: 5, publish: true}}",
+            {"objects", "events", "snapshot"},
+        ),
+        ("snapshots: {keep: 5}", set()),
+    ],
+)
+def test_what_cameras_see_is_named(tmp_path: Path, more: str, topics: set[str]) -> None:
+    config = tmp_path / "agent.yaml"
+    settings = yaml.safe_load(more) | {"sources": [{"name": "door", "source": "test:pattern"}]}
+    config.write_text(yaml.safe_dump(settings | {"data_dir": str(tmp_path)}))
+    words = [AGENT, "--config", config, "privacy", "--json"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    told = json.loads(done.stdout)["events"]["leaves"]
+    found = {topic.rpartition("/")[2] for topic in told if "/camera/" in topic} - {"status"}
+    assert found == topics

@@ -24,6 +24,7 @@ from edgepack_agent.core.sightings import (
     close,
     gone,
     look,
+    pictured,
 )
 from edgepack_agent.core.tidings import Told, next_tiding
 from edgepack_agent.runner.wire import MAX_LINE, write_line
@@ -169,7 +170,7 @@ def word(view: View) -> dict[str, Any]:
 
 def test_what_a_runner_saw_ends_with_it_and_a_new_one_begins_anew() -> None:
     broker, rule = Broker(), Rule(need=1, of=1)
-    sighted = Sighted(Names("cam"), broker.publish, lambda: 200.0)
+    sighted = Sighted(Names("cam"), broker.publish, wall=lambda: 200.0)
     first, second = object(), object()
     sighted.heard(first, word(look(start(), rule, 100.0, [Found("a", 0.5)])))
     sighted.flush()
@@ -219,6 +220,26 @@ def test_a_broker_that_takes_nothing_is_told_the_end_of_what_it_was_told_of() ->
     assert len(kinds) <= 2 * (MAX_ENDED + 2), "the rest was missed"
 
 
+def test_a_runner_does_not_choose_what_is_shown(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("key")
+    (tmp_path / "album" / "door").mkdir(parents=True)
+    (tmp_path / "album" / "door" / "link.jpg").symlink_to(tmp_path / "secret")
+    (tmp_path / "album" / "door" / "good.jpg").write_bytes(b"picture")
+    broker, shown, rule = Broker(), [], Rule(need=1, of=1)
+    sighted = Sighted(
+        Names("cam"), broker.publish, lambda topic, data: shown.append((topic, data)),
+        tmp_path / "album",
+    )  # fmt: skip
+    view = start()
+    for number, name in enumerate(["../../secret", "link.jpg", "gone.jpg", "good.jpg", "good.jpg"]):
+        view = look(view, rule, 100.0 + number, [Found(f"l{number}", 0.5)])
+        view = pictured(view, {number + 1}, name)
+        sighted.heard("r", word(view))
+        sighted.flush()
+    assert shown == [("edgepack/cam/camera/door/snapshot", b"picture")], "and once"
+    assert broker.kinds().count("new l4") == 1, "events go on without pictures"
+
+
 def test_nonsense_of_a_runner_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
     sighted = Sighted(Names("cam"), Broker().publish)
     for wrong in (None, {}, {"camera": 3}, {"camera": "a", "life": "b", "at": "now"}):
@@ -234,6 +255,8 @@ def test_nonsense_of_a_runner_is_left_out(caplog: pytest.LogCaptureFixture) -> N
         "sightings: {frames: [5, 3]}",
         "sightings: {frames: [0, 3]}",
         "sightings: {labels: ['']}",
+        "snapshots: {publish: true}",
+        "snapshots: {keep: -1}",
         "sources: [{name: a, source: 'test:pattern'}, {name: a, source: 'dir:/'}]",
         "sources: [{name: Büro, source: 'test:pattern'}, {name: Bäro, source: 'dir:/'}]",
     ],
@@ -241,5 +264,5 @@ def test_nonsense_of_a_runner_is_left_out(caplog: pytest.LogCaptureFixture) -> N
 def test_settings_that_make_no_sense_are_refused(tmp_path: Path, wrong: str) -> None:
     path = tmp_path / "agent.yaml"
     path.write_text(wrong + "\n")
-    with pytest.raises(UsageError, match=r"sightings|sources"):
+    with pytest.raises(UsageError, match=r"sightings|snapshots|sources"):
         load_config(path)

@@ -42,6 +42,7 @@ class Announcer:
         login: User and the file with its password; None: none.
         wanted: Called when somebody wants an update to be looked for.
         sights: What is told of what cameras see.
+        album: Directory of their pictures.
 
     Raises:
         UsageError: the address is none, the password cannot be read, or it would go in the
@@ -56,6 +57,7 @@ class Announcer:
         login: tuple[str, Path] | None,
         wanted: Callable[[], None],
         sights: Sights = NOTHING,
+        album: Path | None = None,
     ) -> None:
         parts = urlsplit(address)
         if parts.scheme not in {"mqtt", "mqtts"} or not parts.hostname:
@@ -64,7 +66,10 @@ class Announcer:
         if login and not secure and parts.hostname not in LOCAL:
             raise _wrong("a password would go in the clear to another machine; use mqtts://")
         self._names, self._agent, self._wanted = names, agent, wanted
-        self._sights, self._sighted = sights, Sighted(names, self._publish)
+        self._sights = sights
+        shown = album if sights.pictures else None
+        self._sighted = Sighted(names, self._publish, self._show, shown)
+        self._showing: mqtt.MQTTMessageInfo | None = None
         self._known: dict[str, str] = {}
         self._status: Mapping[str, Any] = {}
         self._client = mqtt.Client(
@@ -126,6 +131,13 @@ class Announcer:
         """Say whether PAYLOAD was taken: a broker that is slow gets no more than it can take."""
         sent = self._client.publish(topic, payload, qos=1, retain=retain)
         return sent.rc != mqtt.MQTT_ERR_QUEUE_SIZE
+
+    def _show(self, topic: str, picture: bytes) -> None:
+        """Tell PICTURE, unless the one before is still under way: it is the memory's bound."""
+        last = self._showing
+        if last is None or last.rc != mqtt.MQTT_ERR_SUCCESS or last.is_published():
+            # Not retained: no broker is to keep a picture of somebody.
+            self._showing = self._client.publish(topic, picture, qos=0)
 
     def close(self) -> None:
         """Say goodbye and disconnect."""

@@ -51,7 +51,7 @@ def privacy(config: Path | None, as_json: bool) -> None:
 def _read(config: Path | None) -> "Privacy":
     from edgepack_agent.adapters.identity import load_identity
     from edgepack_agent.config import address
-    from edgepack_agent.core.announcement import Names
+    from edgepack_agent.core.announcement import Names, Sights
     from edgepack_agent.core.privacy import Privacy, example, fleet, never, signed, site
 
     settings = load_config(config)
@@ -60,13 +60,15 @@ def _read(config: Path | None) -> "Privacy":
     told = fleet(level, f"{broker[0]}:{broker[1]}" if identity and broker else None)
     events = settings.events
     names = Names(identity.device if identity else "DEVICE", events.prefix, events.discovery_prefix)
+    sights = Sights(settings.sightings.labels, settings.snapshots.publish)
+    cameras = [source.name for source in settings.sources]
     return Privacy(
         level=level,
         to=told.to,
         leaves=told.leaves,
         keys=told.keys,
         signed=signed(),
-        events=site(names, [source.name for source in settings.sources], _plain(events.broker)),
+        events=site(names, cameras, _plain(events.broker), sights),
         never=never(),
         example=example(level),
     )

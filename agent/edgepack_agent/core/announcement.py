@@ -5,7 +5,8 @@ Assistant finds the device by one retained message (device discovery, since 2024
 model as an `update`.
 
 Sources: home-assistant.io/integrations/mqtt (discovery), /integrations/update.mqtt,
-/integrations/binary_sensor.mqtt, /integrations/sensor.mqtt, /integrations/event.mqtt.
+/integrations/binary_sensor.mqtt, /integrations/sensor.mqtt, /integrations/event.mqtt,
+/integrations/image.mqtt.
 """
 
 import json
@@ -18,7 +19,9 @@ from typing import Any
 from edgepack_agent.core.sightings import Seen
 from edgepack_agent.core.tidings import Tiding
 
-__all__ = ["INSTALL", "Names", "Sights", "discovery", "messages", "plain", "sighting"]
+__all__ = [
+    "INSTALL", "NOTHING", "Names", "Sights", "discovery", "messages", "plain", "sighting",
+]  # fmt: skip
 
 INSTALL = "install"
 _UNQUOTED = re.compile(r"[^A-Za-z0-9 _-]")
@@ -69,6 +72,8 @@ class Sights:
 
     labels: tuple[str, ...] | None = ()
     """None: all; (): nothing is told."""
+    pictures: bool = False
+    """Whether snapshots are, too."""
 
     @property
     def told(self) -> bool:
@@ -146,6 +151,11 @@ def _sights(names: Names, camera: str, sights: Sights) -> dict[str, dict[str, An
             "state_topic": names.camera(camera, "events"),
         },
     }  # fmt: skip
+    if sights.pictures:
+        parts[f"snapshot_{key}"] = {
+            "p": "image", "name": f"{camera} snapshot", "content_type": "image/jpeg",
+            "image_topic": names.camera(camera, "snapshot"),
+        }  # fmt: skip
     for label in sights.labels or ():
         # Of one length, so that no camera and label are called as two others together.
         parts[f"label_{key}_{zlib.crc32(label.encode()):08x}"] = {
@@ -226,5 +236,6 @@ def sighting(names: Names, seen: Seen, tiding: Tiding) -> dict[str, Any]:
         "box": found.box,
         "start_time": round(found.start, 3),
         "end_time": None if found.end is None else round(found.end, 3),
+        "snapshot": found.snapshot or None,
         "digest": seen.digest,
     }

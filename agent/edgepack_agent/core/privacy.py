@@ -21,8 +21,10 @@ from edgepack.messages import (
     Report,
     Telemetry,
 )
-from edgepack_agent.core.announcement import Names, discovery, messages
+from edgepack_agent.core.announcement import NOTHING, Names, Sights, discovery, messages, sighting
+from edgepack_agent.core.sightings import Seen, Sighting
 from edgepack_agent.core.telemetry import Level, Tally
+from edgepack_agent.core.tidings import Tiding, Told
 
 __all__ = ["Privacy", "Recipient", "example", "fleet", "never", "signed", "site"]
 
@@ -111,7 +113,10 @@ _SITE = {
     "available": "`online` or `offline`",
     "stats": "which model runs, what the update does, memory, what drifts, frames a second",
     "update": "the installed and the offered version of the model",
-    "camera": "`online` or `offline`",
+    "status": "`online` or `offline`",
+    "objects": "how many of each label the camera sees: ",
+    "events": "when and where one begins and ends to be seen: ",
+    "snapshot": "the annotated picture of each beginning",
     "config": "for Home Assistant: names of device and cameras, the agent's version, these topics",
 }
 _BEAT = {
@@ -139,21 +144,36 @@ def fleet(level: Level, to: str | None) -> Recipient:
     return Recipient(to, leaves, {**_KEYS, "up/evt": drift, "up/tele": _row_keys(level)})
 
 
-def site(names: Names, cameras: Sequence[str], to: str | None) -> Recipient:
+def site(
+    names: Names, cameras: Sequence[str], to: str | None, sights: Sights = NOTHING
+) -> Recipient:
     """Return what the broker TO of the site is told of a device, whatever the level.
 
     Args:
         names: Topics.
         cameras: Names of the sources.
         to: Address of the broker; None: none is told.
+        sights: What is told of what cameras see.
     """
     if to is None:
         return Recipient(None, {}, {})
     status: dict[str, Any] = {"cameras": {name: {} for name in cameras}}
     made = {topic: _read(payload) for topic, payload in messages(names, status).items()}
-    made |= {names.available: None, names.config: discovery(names, "", status)}
+    made |= {names.available: None, names.config: discovery(names, "", status, sights)}
+    for camera in cameras:
+        made |= _sights(names, camera, sights)
     keys = {topic: tuple(sorted(set(_paths(document)))) for topic, document in made.items()}
-    return Recipient(to, {topic: _SITE[_part(names, topic)] for topic in made}, keys)
+    return Recipient(to, {topic: _told(names, topic, sights) for topic in made}, keys)
+
+
+def _sights(names: Names, camera: str, sights: Sights) -> dict[str, Any]:
+    """Return what is told of what CAMERA sees, by topic."""
+    if not sights.told:
+        return {}
+    begun = Sighting(1, "", 0.0, 0.0, 0.0)
+    event = sighting(names, Seen(camera, "", 0.0), Tiding("new", begun, Told()))
+    made = {names.camera(camera, "objects"): {"*": 1}, names.camera(camera, "events"): event}
+    return made | ({names.camera(camera, "snapshot"): None} if sights.pictures else {})
 
 
 def signed() -> tuple[str, ...]:
@@ -164,7 +184,7 @@ def signed() -> tuple[str, ...]:
 def never() -> tuple[str, ...]:
     """Return what no level sends."""
     return (
-        "pictures, frames, tensors, single answers",
+        "pictures, frames, tensors, single answers (to the site's broker: what `cameras` says)",
         "addresses and passwords of cameras",
         "keys, the API's token",
     )
@@ -188,9 +208,11 @@ def _row_keys(level: Level) -> tuple[str, ...]:
     return tuple(name for name in _names(Telemetry, "errors.*") if name not in _METRICS)
 
 
-def _part(names: Names, topic: str) -> str:
-    known = {names.available: "available", names.config: "config", f"{names.base}/stats": "stats"}
-    return known.get(topic) or ("update" if topic == f"{names.base}/update/state" else "camera")
+def _told(names: Names, topic: str, sights: Sights) -> str:
+    known = {names.config: "config", f"{names.base}/update/state": "update"}
+    part = known.get(topic) or topic.rpartition("/")[2]
+    which = "all labels" if sights.labels is None else ", ".join(sights.labels)
+    return _SITE[part] + (which if part in {"objects", "events"} else "")
 
 
 def _read(payload: str) -> Any:

@@ -5,13 +5,13 @@ it was in `need` of the last `of` frames, and gone once it was in none of the la
 an end and the next beginning there are at least `need` frames, so nothing flaps.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import msgspec
 
-__all__ = ["Found", "Rule", "Seen", "Sighting", "View", "close", "gone", "look"]
+__all__ = ["Found", "Rule", "Seen", "Sighting", "View", "close", "gone", "look", "pictured"]
 
 MAX_OPEN = 32
 """Labels that one camera sees at a time; of more, those that came first."""
@@ -62,6 +62,8 @@ class Sighting(msgspec.Struct, frozen=True):
     box: Box | None = None
     """Of the same."""
     end: float | None = None
+    snapshot: str = ""
+    """Name of the picture of its beginning; empty: there is none."""
 
 
 class Seen(msgspec.Struct, frozen=True):
@@ -126,6 +128,15 @@ def gone(view: View, at: float) -> View:
     ended = _ended(view.seen, set(), at)
     seen = msgspec.structs.replace(view.seen, at=at, open=(), ended=ended, objects={})
     return replace(view, seen=seen, recent=())
+
+
+def pictured(view: View, numbers: Collection[int], name: str) -> View:
+    """Return VIEW with the picture NAME for the open sightings of NUMBERS."""
+    there = tuple(
+        msgspec.structs.replace(s, snapshot=name) if s.number in numbers else s
+        for s in view.seen.open
+    )
+    return replace(view, seen=msgspec.structs.replace(view.seen, open=there))
 
 
 def close(seen: Seen, at: float) -> Seen:

@@ -60,7 +60,7 @@ def main(control_fd: int, slot: Path, listen_fd: tuple[int, ...], setup: str) ->
 
 def _confine(slot: Path, setup: Setup) -> bool:
     """Shut this process in; say whether that is so. Without, it goes on: `status` tells."""
-    for own in filter(None, (setup.results, setup.scratch)):
+    for own in filter(None, (setup.results, setup.album, setup.scratch)):
         with contextlib.suppress(OSError):
             Path(own).mkdir(parents=True, exist_ok=True)
     if setup.scratch:

@@ -19,6 +19,7 @@ import msgspec
 from edgepack.errors import EdgepackError, IntegrityError
 from edgepack_agent.core.sightings import Rule, Seen
 from edgepack_agent.runner import kernel, wire
+from edgepack_agent.runner.album import Album
 from edgepack_agent.runner.api import Api
 from edgepack_agent.runner.cameras import camera_families
 from edgepack_agent.runner.channel import Channel
@@ -197,7 +198,11 @@ class Driver:
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(self._say_seen, seen)
 
-        feed.observer = lambda camera: Observer(camera, rule, say)
+        def observer(camera: str) -> Observer:
+            album = Album(camera, command.snapshots) if command.snapshots else None
+            return Observer(camera, rule, say, album)
+
+        feed.observer = observer
 
     def _socket(self) -> socket.socket:
         """Return the socket that came with the command."""

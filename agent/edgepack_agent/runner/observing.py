@@ -12,7 +12,18 @@ from dataclasses import replace
 
 import msgspec
 
-from edgepack_agent.core.sightings import Box, Found, Rule, Seen, View, close, gone, look
+from edgepack_agent.core.sightings import (
+    Box,
+    Found,
+    Rule,
+    Seen,
+    View,
+    close,
+    gone,
+    look,
+    pictured,
+)
+from edgepack_agent.runner.album import Album
 from edgepack_agent.runner.interface import Watched
 from edgepack_targets.pipeline.answer import Answer, Detections
 
@@ -31,6 +42,7 @@ class Observer:
         camera: Its name.
         rule: What counts as seen.
         say: Takes what is seen; soon, from the thread that calls.
+        album: Takes pictures of what begins to be seen; None: nobody does.
         clock: Monotonic seconds.
     """
 
@@ -39,21 +51,39 @@ class Observer:
         camera: str,
         rule: Rule,
         say: Callable[[Seen], None],
+        album: Album | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._rule, self._say, self._clock = rule, say, clock
+        self._rule, self._say, self._album, self._clock = rule, say, album, clock
         self._view = View(Seen(camera=camera, life=secrets.token_hex(4), at=0.0))
         self._said: Seen | None = None
         self._said_at = -math.inf
 
     def looked(self, at: float, watched: Watched) -> None:
-        """Take the answer about a frame of the time AT, Unix seconds."""
+        """Take the answer about a frame of the time AT, Unix seconds.
+
+        Raises:
+            OSError: a picture of it could not be kept; all else is done.
+        """
         digest = str(watched.said.get("digest", ""))
         if digest != self._view.seen.digest:
             seen = msgspec.structs.replace(self._view.seen, digest=digest)
             self._view = replace(self._view, seen=seen)
+        before = self._view.count
         self._view = look(self._view, self._rule, at, _found(watched.answer))
-        self._tell()
+        try:
+            self._keep(before, at, watched)
+        finally:
+            self._tell()
+
+    def _keep(self, before: int, at: float, watched: Watched) -> None:
+        """Keep one picture of the sightings with numbers above BEFORE, if one is worth it."""
+        if self._album is None:
+            return
+        new = [s for s in self._view.seen.open if s.number > before and self._album.wants(s.label)]
+        if new:
+            name = self._album.add(new[0].label, at, watched)
+            self._view = pictured(self._view, {s.number for s in new}, name)
 
     def idle(self, at: float, *, online: bool) -> None:
         """Take note that no frame came until AT; if the camera is not ONLINE, nothing is seen."""

@@ -25,6 +25,8 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Other files that may be read: the exam."""
     results: str | None = None
     """Directory for the results of sources; None: they are not written."""
+    album: str | None = None
+    """Directory for snapshots; None: none are kept."""
     scratch: str | None = None
     """Directory for temporary files; None: there are none."""
 

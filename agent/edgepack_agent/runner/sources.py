@@ -160,13 +160,19 @@ class Feed:
         watched = self._see(framed(frame, source.roi, source.mask))
         self.latest[source.name] = watched
         if observer:
-            observer.looked(start, watched)
+            self._observed(observer, camera, start, watched)
         labels = tuple(label for label, _ in watched.answer.top())
         before, at = self._written.get(source.name, (None, 0.0))
         # A line for every frame would wear a flash card out to say the same thing again.
         if labels != before or start - at >= _REPEAT_S:
             self._written[source.name] = labels, start
             self._results.append({"ts": round(start, 3), "source": source.name} | watched.said)
+
+    def _observed(self, observer: Observer, camera: Camera, at: float, watched: Watched) -> None:
+        try:
+            observer.looked(at, watched)
+        except OSError as error:
+            self._count("snapshot_io", camera, error)
 
     def _show(self, folder: "_Folder", path: Path) -> None:
         start = time.time()

@@ -10,7 +10,7 @@ the structs below, so that a wrong command is refused and not half understood.
     sources  {sources: [{name, source, every_s}]}
     mirror   {per_s}, with a socket: show the runner at its other end what is answered
     shadow   {}, with a socket: answer what is shown there, and compare
-    observe  {labels: [text] | null, frames: [need, of]}
+    observe  {labels: [text] | null, frames: [need, of], snapshots: {...} | null}
     stop     {}                                    -> the process ends
 
 Unasked come `loaded`, `failed` (the last word of a runner) and a `beat` about once a second
@@ -40,6 +40,7 @@ __all__ = [
     "Mirror",
     "Observe",
     "Shadow",
+    "Snapshots",
     "Source",
     "Sources",
     "Stop",
@@ -155,6 +156,18 @@ class Shadow(_Command, frozen=True, tag="shadow"):
     """Answer what is shown over the socket that comes with this, for nobody, and compare."""
 
 
+class Snapshots(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Pictures that are kept when a label begins to be seen; see `runner.album`."""
+
+    directory: str
+    keep: Count
+    """Files of each camera."""
+    max_mb: Annotated[float, msgspec.Meta(gt=0)]
+    """MiB of each camera."""
+    labels: tuple[str, ...] | None = None
+    """None: all."""
+
+
 class Observe(_Command, frozen=True, tag="observe"):
     """Say what cameras see, of those that begin to be watched from now on."""
 
@@ -162,6 +175,8 @@ class Observe(_Command, frozen=True, tag="observe"):
     """None: all."""
     frames: tuple[Count, Count] = (3, 5)
     """See `core.sightings.Rule`: `need` and `of`."""
+    snapshots: Snapshots | None = None
+    """None: no picture is kept."""
 
 
 class Stop(_Command, frozen=True, tag="stop"):
