@@ -117,11 +117,18 @@ the same inputs against `max_p95_ratio` (`shadow_slower`). The fleet finds in th
     shadow: {{samples, agreement, p95_ratio, dropped}}
 
 and a `reason` where something was missing: `too_few` after `deadline_s`, `no_current`,
-`other_task`, `other_inputs`, `other_outputs`. Then `on_missing` decides: `pass` goes
+`stop_first`, `other_task`, `other_inputs`, `other_outputs`. Then `on_missing` decides: `pass` goes
 on, `fail` ends it (`shadow_missing`). `error_rate` aside, what ends a probation ends a comparison:
 a candidate that hangs, or takes too much memory. It is loaded anew after one death, and compared
 anew; a current runner that dies is started again and shown again. What a person installs at the
 device is not compared. How the inputs get there: [ADR 24](../decisions/0024-shadow.md).
+
+## One model at a time
+
+With `update.swap: stop_first` the current runner ends before the candidate is loaded, and the
+candidate's before the current model is loaded again: there is one runner process at a time. The
+sockets stay open, so requests wait in their queue while a model loads and proves itself. A
+candidate that fails costs the time of two loads. There is no shadow then (`stop_first`).
 
 ## Probation
 

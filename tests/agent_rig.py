@@ -371,6 +371,18 @@ def site(root: Path) -> Iterator[Site]:
                 device.close()
 
 
+def runners(device: Device) -> list[int]:
+    """Return the runner processes of DEVICE, oldest first."""
+    assert device.process is not None
+    found = []
+    for task in Path(f"/proc/{device.process.pid}/task").iterdir():
+        with contextlib.suppress(OSError):
+            for pid in (task / "children").read_text().split():
+                line = Path(f"/proc/{pid}/cmdline").read_bytes()
+                found += [int(pid)] if b"edgepack_agent.runner" in line else []
+    return sorted(found)
+
+
 def rss_mb(pid: int) -> float:
     """Return the resident memory of a process in MiB."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])

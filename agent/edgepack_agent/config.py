@@ -45,6 +45,7 @@ events:                            # a broker of the site, e.g. that of Home Ass
 update:                            # when updates are welcome, and what is asked of a new model
   windows: [{days: [sat, sun], from: "22:00", to: "04:00", zone: Europe/Berlin}]   # []: always
   min_battery: 20                  # percent below which they wait for power; 0: they do not
+  swap: beside                     # beside | stop_first: end the old model before the new is loaded
   shadow: null                     # compare both on the same inputs before the new one answers:
                                    #   {seconds: 60, min_samples: 20, min_agreement: 0.95,
                                    #    max_p95_ratio: 1.2, deadline_s: 600, on_missing: pass,
@@ -230,6 +231,7 @@ class UpdateConfig(_Section, frozen=True, kw_only=True):
 
     windows: tuple[Window, ...] = ()
     min_battery: Annotated[float, msgspec.Meta(ge=0, le=100)] = 20.0
+    swap: Literal["beside", "stop_first"] = "beside"
     shadow: ShadowConfig | None = None
     max_p95_ratio: Annotated[float, msgspec.Meta(gt=0)] | None = None
 

@@ -2,7 +2,8 @@
 
 Owns the listening sockets, so that no swap ever closes one. Two seats: *current* is restarted
 with growing pauses whenever it ends; *candidate* is not, the update decides. A candidate
-that took over keeps the sockets while the old one stays loaded, so the way back is instant.
+that took over keeps the sockets while the old one stays loaded, so the way back is instant. With
+`stop_first` there is one runner at a time: the next one is started when the last is gone.
 """
 
 import contextlib
@@ -52,6 +53,8 @@ class Seat:
     """Seconds before its last restart."""
     loaded: bool = False
     accepting: bool = False
+    wanted: bool = False
+    """Whether its runner is to be started as soon as there is room."""
     trouble: str = ""
     """Why it last ended, for `status`."""
     facts: dict[str, Any] = field(default_factory=dict)
@@ -90,16 +93,35 @@ class Serving:
 
     def serve(self, slot: Slot, now: float) -> None:
         """Make SLOT the current one and let it answer."""
-        self.current = Seat(slot, self._start(slot), accept=True, started=now)
+        self.current = Seat(slot, None, accept=True, started=now, wanted=True)
+        self.fill(now)
 
     def load(self, slot: Slot, now: float) -> None:
-        """Let the current model answer alone, and start a candidate on SLOT.
+        """Let the current model answer alone, or stop first, and start a candidate on SLOT.
 
         Raises:
             EdgepackError: its process could not be started.
         """
-        self.revert()
-        self.candidate = Seat(slot, self._start(slot), accept=False, started=now)
+        if self._alone:
+            self._make_room()
+        else:
+            self.revert(now)
+        self.candidate = Seat(slot, None, accept=False, started=now, wanted=True)
+        self.fill(now)
+
+    def fill(self, now: float) -> None:
+        """Start the runners that are wanted and for which there is room; harmless to repeat.
+
+        Raises:
+            EdgepackError: a process could not be started; it is still wanted.
+        """
+        seats = [seat for seat in (self.candidate, self.current) if seat]
+        for seat in seats[:1] if self._alone else seats:
+            if not seat.wanted or (self._alone and self._slots):
+                continue
+            seat.started = now
+            seat.runner = self._start(seat.slot)
+            seat.wanted = False
 
     def check(self, exam: Exam | None, path: Path | None) -> None:
         """Let the candidate prove itself; PATH holds the exam."""
@@ -115,6 +137,8 @@ class Serving:
         """
         if self.current is None:
             return "no_current"
+        if self._alone:
+            return "stop_first"
         ours, theirs = socket.socketpair()
         with ours, theirs:
             if self.current.runner and self.candidate and self.candidate.runner:
@@ -143,7 +167,7 @@ class Serving:
             self._end(self.current)
             self.serve(slot, now)
 
-    def revert(self) -> None:
+    def revert(self, now: float) -> None:
         """Let the current model answer alone; harmless to repeat."""
         if self.current and not self.current.accept:
             self.current.accept = True
@@ -151,6 +175,9 @@ class Serving:
                 self._accept(self.current)
         failed, self.candidate = self.candidate, None
         self._end(failed)
+        if self._alone and self.current and self.current.runner is None:
+            self.current.wanted = True
+            self._fill_or_wait(now)
 
     def retire(self, slot: Slot) -> None:
         """Let the model in SLOT answer no more; harmless to repeat."""
@@ -196,9 +223,8 @@ class Serving:
         """Start the current model's runner again, if it has none."""
         seat = self.current
         if seat and seat.runner is None:
-            seat.started = now
-            with contextlib.suppress(EdgepackError):
-                seat.runner = self._start(seat.slot)
+            seat.wanted = True
+            self._fill_or_wait(now)
 
     def close(self) -> None:
         """End every runner and close the sockets."""
@@ -218,6 +244,24 @@ class Serving:
             return None
         seat.pause = restart_pause(seat.pause, now - seat.started)
         return seat.pause
+
+    @property
+    def _alone(self) -> bool:
+        """Whether there may be one runner at a time."""
+        return self._config.update.swap == "stop_first"
+
+    def _make_room(self) -> None:
+        """End every runner; the current model is started again by `revert`."""
+        self._end(self.candidate)
+        self._end(self.current)
+        if self.current:
+            self.current.runner, self.current.wanted = None, False
+            self.current.loaded = self.current.accepting = False
+
+    def _fill_or_wait(self, now: float) -> None:
+        """Start what is wanted; what cannot be started is tried again later."""
+        with contextlib.suppress(EdgepackError):
+            self.fill(now)
 
     def _start(self, slot: Slot) -> Runner:
         runner = Runner.start(

@@ -325,7 +325,7 @@ class Supervisor:
 
     def _revert(self, effect: Revert) -> None:
         self._parts.worker.cancel()
-        self._parts.serving.revert()
+        self._parts.serving.revert(self._clock())
         if effect.discard:
             with disk_errors():
                 self._parts.slots.discard(effect.discard)

@@ -7,6 +7,7 @@ candidate's word becomes an event of the machine. On probation the words become 
 from collections.abc import Callable
 from typing import Any
 
+from edgepack.errors import EdgepackError
 from edgepack_agent.core import health
 from edgepack_agent.core.reasons import kind_of
 from edgepack_agent.core.state import (
@@ -20,6 +21,7 @@ from edgepack_agent.core.state import (
     Mirror,
     Publish,
     RollbackAsked,
+    Troubled,
 )
 from edgepack_agent.engine import Engine, local_job
 from edgepack_agent.parts import Parts
@@ -71,6 +73,8 @@ class Watch:
             event = {"evt": "failed", "reason": "digest_mismatch"}
         if event["evt"] == "beat" and slot:
             self._parts.reports.beat(slot, event)
+        if event["evt"] == "exited":
+            self._fill()
         seat = serving.seat_of(spoke.runner)
         if seat is None:
             return
@@ -103,6 +107,7 @@ class Watch:
 
     def tick(self) -> None:
         """End the current model's runner if it hangs or takes too much: it is started anew."""
+        self._fill()
         seat = self._parts.serving.current
         if seat is None or seat.runner is None or not seat.accepting:
             return
@@ -121,6 +126,13 @@ class Watch:
         ended = Publish("restarted", active.release, active.digest, seat.trouble)
         self._parts.reports.event(ended)
         seat.runner.kill()
+
+    def _fill(self) -> None:
+        """Start the runner that has waited for room."""
+        try:
+            self._parts.serving.fill(self._clock())
+        except EdgepackError as error:
+            self._engine.on(Troubled(error.reason, {"message": error.why}))
 
     def _current_beats(self, seat: Seat, event: dict[str, Any]) -> None:
         if seat is not self._watched or event["evt"] == "accepting":

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from agent_rig import AGENT, Device, Site, digits_release, rss_mb, site
+from agent_rig import AGENT, Device, Site, digits_release, rss_mb, runners, site
 from edgepack.bundle import open_bundle
 from edgepack.errors import EdgepackError
 from fleet_rig import wait
@@ -46,16 +46,6 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Calm]:
 def running_1(place: Site, **config: object) -> Device:
     """Return a device that runs 1.0.0."""
     return place.running_1(**config)
-
-
-def runners(device: Device) -> list[int]:
-    """Return the runner processes of DEVICE, oldest first."""
-    assert device.process is not None
-    found = []
-    for task in Path(f"/proc/{device.process.pid}/task").iterdir():
-        with contextlib.suppress(OSError):
-            found += [int(pid) for pid in (task / "children").read_text().split()]
-    return sorted(found)
 
 
 def only_runner(device: Device) -> int:
