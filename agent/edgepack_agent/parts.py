@@ -19,6 +19,7 @@ from edgepack_agent.adapters.allowance import Allowance
 from edgepack_agent.adapters.alone import take_data
 from edgepack_agent.adapters.api_token import api_token
 from edgepack_agent.adapters.clock import read_stamp
+from edgepack_agent.adapters.compiled import Compiled
 from edgepack_agent.adapters.control import ControlServer
 from edgepack_agent.adapters.download import Downloads, disk_errors
 from edgepack_agent.adapters.floors import Floors
@@ -214,8 +215,8 @@ def _announcer(
 def _serving(
     config: Config, slots: Slots, downloads: Downloads, post: Callable[[Any], None]
 ) -> Serving:
-    sockets = open_sockets(config)
-    return Serving(config, sockets, slots.path, downloads.path, post, _token(config))
+    sockets, compiled = open_sockets(config), Compiled(config.data_dir / "compiled")
+    return Serving(config, sockets, slots.path, downloads.path, compiled, post, _token(config))
 
 
 def _token(config: Config) -> str | None:

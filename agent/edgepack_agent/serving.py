@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 
 from edgepack.errors import EdgepackError, UsageError
+from edgepack_agent.adapters.compiled import Compiled
 from edgepack_agent.adapters.runner import Runner
 from edgepack_agent.config import Config, address
 from edgepack_agent.core.deadlines import restart_pause
@@ -71,6 +72,7 @@ class Serving:
         sockets: Bound and listening.
         place: Directory of a slot.
         blob: Where a file with this SHA-256 is.
+        compiled: Where runtimes keep what they compile.
         post: Takes what runners say, from their threads.
         token: What requests over TCP must bear; None: nothing.
     """
@@ -81,11 +83,12 @@ class Serving:
         sockets: list[socket.socket],
         place: Callable[[Slot], Path],
         blob: Callable[[str], Path],
+        compiled: Compiled,
         post: Callable[[Spoke], None],
         token: str | None = None,
     ) -> None:
         self._config, self._sockets, self._token = config, sockets, token
-        self._place, self._blob, self._post = place, blob, post
+        self._place, self._blob, self._compiled, self._post = place, blob, compiled, post
         self._leaving: list[threading.Thread] = []
         self._slots: dict[Runner, Slot] = {}
         self.current: Seat | None = None
@@ -185,6 +188,10 @@ class Serving:
             old, self.current = self.current, None
             self._end(old)
 
+    def forget_others(self, *slots: Slot | None) -> None:
+        """Remove what runtimes compiled of models that are in none of SLOTS."""
+        self._compiled.collect(*slots)
+
     def seat_of(self, runner: Runner) -> Seat | None:
         """Return the seat that RUNNER sits on; None if it has been replaced."""
         seats = (self.current, self.candidate)
@@ -274,13 +281,14 @@ class Serving:
         return runner
 
     def _setup(self, slot: Slot) -> Setup:
-        config, exam = self._config, slot.model.exam
+        config, exam, compiled = self._config, slot.model.exam, self._compiled.place(slot)
         return Setup(
             threads=config.threads,
             device=config.device,
             hint=config.hint,
             sources=tuple(path for source in config.sources if (path := source.path())),
             read=(str(self._blob(exam.sha256)),) if exam else (),
+            compiled=str(compiled) if compiled else None,
             results=str(config.data_dir / "results") if config.sources else None,
             album=str(config.snapshots_dir) if config.snapshots.keep else None,
             scratch=str(config.run_dir / "scratch"),

@@ -352,7 +352,9 @@ class Supervisor:
         try:
             with disk_errors():
                 self._parts.slots.link(self._state)
-                self._parts.slots.collect(self._state.current, self._state.previous, tried)
+                kept = self._state.current, self._state.previous, tried
+                self._parts.slots.collect(*kept)
+                self._parts.serving.forget_others(*kept)
         except EdgepackError as error:
             log.warning("%s: %s", error, error.why)
 

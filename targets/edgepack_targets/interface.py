@@ -87,6 +87,8 @@ class Placement:
     in other precisions. One that is not there is an error, no other one is taken for it."""
     hint: Hint = "latency"
     """What the runtime tunes for, if it knows the difference."""
+    kept: Path | None = None
+    """Directory of this model for what the runtime compiles of it; None: nothing is kept."""
 
 
 DEFAULT = Placement()

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from edgepack.errors import UnsupportedError
 from edgepack.manifest import Manifest
+from edgepack_targets import kept
 from edgepack_targets.binding import Binding
 from edgepack_targets.interface import Effective, NativeTensor, Placement
 from edgepack_targets.session import (
@@ -68,7 +69,14 @@ def load(
     try:
         usable = _known(config, core.get_property(device, "SUPPORTED_PROPERTIES"))
         alone = (threads or len(os.sched_getaffinity(0))) == 1 or place.hint == "throughput"
-        compiled = core.compile_model(sound(model, alone=alone), device, usable)
+        model = sound(model, alone=alone)
+        facts = {key: str(value) for key, value in usable.items()}
+        facts |= {"version": version, "device": device, "alone": str(alone)}
+        compiled = kept.compiled(
+            place.kept,
+            facts,
+            lambda at: core.compile_model(model, device, usable | {"CACHE_DIR": str(at or "")}),
+        )
     except RuntimeError as error:
         raise unreadable("OpenVINO", model_dir / "model.xml", error) from error
     effective = _effective(compiled, version)
@@ -118,7 +126,6 @@ def _config(manifest: Manifest, threads: int | None, place: Placement) -> dict[s
     config: dict[str, Any] = {
         "INFERENCE_PRECISION_HINT": PRECISIONS[wanted],
         "PERFORMANCE_HINT": place.hint.upper(),
-        "CACHE_DIR": "",
     }
     if place.hint == "latency":
         config["NUM_STREAMS"] = 1
@@ -129,7 +136,7 @@ def _config(manifest: Manifest, threads: int | None, place: Placement) -> dict[s
 
 def _known(config: Mapping[str, Any], supported: Collection[str]) -> dict[str, Any]:
     """Return what of CONFIG a plugin that knows SUPPORTED takes; not all have threads."""
-    return {key: value for key, value in config.items() if key in {*supported, "CACHE_DIR"}}
+    return {key: value for key, value in config.items() if key in supported}
 
 
 def sound(model: ov.Model, *, alone: bool) -> ov.Model:

@@ -144,7 +144,7 @@ def test_a_phase_that_nobody_knows_is_rolled_back_and_costs_no_model(tmp_path: P
     state = State(phase="probation", current=SLOT_A, previous=None, job=job, candidate=SLOT_B)
     journal.save(replace(state, pinned="exhibition", ended="job-0"))
     journal.close()
-    found = rewritten(path, "replace(body, 'probation', 'shadow')")
+    found = rewritten(path, "replace(body, 'probation', 'dancing')")
     assert not found.lost
     assert (found.state.phase, found.state.current) == ("rolling_back", SLOT_A)
     assert (found.state.candidate, found.state.pinned) == (SLOT_B, "exhibition")

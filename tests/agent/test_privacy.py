@@ -200,7 +200,7 @@ def test_a_site_without_a_broker_is_told_nothing_and_no_password_is_shown(tmp_pa
 def test_cameras_are_named_by_the_topics_they_have() -> None:
     names = Names("cam")
     found = told_to_site(names, ["Front door"], "mqtt://house")
-    assert f"{names.base}/Front_door/status" in found.leaves
+    assert f"{names.base}/camera/Front_door/status" in found.leaves
     assert "fps_Front_door" in found.keys[f"{names.base}/stats"]
 
 

@@ -153,7 +153,13 @@ class Patient:
         for name in names:
             top, _, rest = name.partition("/")
             last = name.rpartition("/")[2]
-            fine = top in known or top.startswith(("journal.db", "outbox.db", "floors.json"))
+            # Of a model whose list of files is here.
+            compiled = top == "compiled" and (data / "blobs" / rest.partition("/")[0]).exists()
+            fine = (
+                compiled
+                or top in known
+                or top.startswith(("journal.db", "outbox.db", "floors.json"))
+            )
             if not fine or last.startswith((".", "tmp")) or (top == "parts" and rest):
                 found.append(name)
         models = {_sha256(path) for path in (data / "slots").rglob("*") if path.is_file()}

@@ -36,7 +36,8 @@ def places(slot: Path, setup: Setup) -> Places:
     """Return what a runner of SLOT with SETUP may open."""
     sources = [Path(path) for path in setup.sources]
     devices = [path for path in sources if _is_device(path)]
-    own = [Path(path) for path in (setup.results, setup.album, setup.scratch) if path]
+    written = (setup.results, setup.album, setup.scratch, setup.compiled)
+    own = [Path(path) for path in written if path]
     read = [slot, *map(Path, setup.read), *sources, *_interpreter(), *map(Path, _SYSTEM)]
     read += [Path("/proc", name) for name in _PROC] + [Path("/etc", name) for name in _ETC]
     return Places(

@@ -4,6 +4,8 @@ The supervisor writes it on the command line, where every user can read it: no s
 address of a camera, is in it.
 """
 
+from pathlib import Path
+
 import msgspec
 
 from edgepack.errors import UsageError
@@ -23,6 +25,8 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Folders, clips and devices that pictures come from, there already or not."""
     read: tuple[str, ...] = ()
     """Other files that may be read: the exam."""
+    compiled: str | None = None
+    """Directory of this model for what the runtime compiles of it; None: nothing is kept."""
     results: str | None = None
     """Directory for the results of sources; None: they are not written."""
     album: str | None = None
@@ -32,7 +36,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     def place(self) -> Placement:
         """Return where the model is to run."""
-        return Placement(self.device, self.hint)
+        return Placement(self.device, self.hint, Path(self.compiled) if self.compiled else None)
 
 
 def read_setup(text: str) -> Setup:
