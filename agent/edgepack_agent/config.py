@@ -31,6 +31,7 @@ snapshots:                         # annotated pictures of what begins to be see
   max_mb: 50                       # of each camera
   labels: null                     # of these labels only; null: of all in `sightings`
   publish: false                   # tell the broker of `events` each one, too
+heat: {limit_c: 85, resume_c: 75}  # from the one on cameras are slowed down; limit_c null: never
 threads: null                      # threads of the runtime; null: the runtime chooses
 device: CPU                        # CPU | GPU | NPU | AUTO (GPU or else CPU): where models run
 hint: latency                      # latency | throughput: what OpenVINO tunes for
@@ -74,6 +75,7 @@ from edgepack.errors import UsageError
 from edgepack.messages import Shadow, Window
 from edgepack_agent.core.delta import Fallback
 from edgepack_agent.core.drift import Rule
+from edgepack_agent.core.heat import HeatRule
 from edgepack_agent.core.telemetry import Level
 from edgepack_agent.core.window import zone
 from edgepack_agent.runner.wire import Count, Source
@@ -85,6 +87,7 @@ __all__ = [
     "DeltaConfig",
     "DriftConfig",
     "EventsConfig",
+    "HeatConfig",
     "ShadowConfig",
     "SightingsConfig",
     "SnapshotsConfig",
@@ -129,6 +132,26 @@ class DriftConfig(_Section, frozen=True, kw_only=True):
         return (
             Rule(self.min_count, self.min_s, self.psi, self.p, self.windows) if self.watch else None
         )
+
+
+class HeatConfig(_Section, frozen=True, kw_only=True):
+    """When cameras are slowed down; see `core.heat`. Degrees Celsius."""
+
+    limit_c: Annotated[float, msgspec.Meta(ge=20, le=150)] | None = 85.0
+    resume_c: Annotated[float, msgspec.Meta(ge=0, le=150)] = 75.0
+
+    def __post_init__(self) -> None:
+        """Refuse a rule without a way back.
+
+        Raises:
+            ValueError: `resume_c` is not below `limit_c`.
+        """
+        if self.limit_c is not None and self.resume_c >= self.limit_c:
+            raise ValueError(f"resume_c {self.resume_c:g} is not below limit_c {self.limit_c:g}")
+
+    def rule(self) -> HeatRule | None:
+        """Return it as the rule; None: cameras are left alone."""
+        return None if self.limit_c is None else HeatRule(self.limit_c, self.resume_c)
 
 
 class DeltaConfig(_Section, frozen=True, kw_only=True):
@@ -261,6 +284,7 @@ class Config(_Section, frozen=True, kw_only=True):
     sources: tuple[Source, ...] = ()
     sightings: SightingsConfig = SightingsConfig()
     snapshots: SnapshotsConfig = SnapshotsConfig()
+    heat: HeatConfig = HeatConfig()
     threads: Annotated[int, msgspec.Meta(ge=1, le=256)] | None = None
     device: Device = "CPU"
     hint: Hint = "latency"

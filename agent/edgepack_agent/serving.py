@@ -286,6 +286,7 @@ class Serving:
             threads=config.threads,
             device=config.device,
             hint=config.hint,
+            heat=config.heat.rule(),
             sources=tuple(path for source in config.sources if (path := source.path())),
             read=(str(self._blob(exam.sha256)),) if exam else (),
             compiled=str(compiled) if compiled else None,

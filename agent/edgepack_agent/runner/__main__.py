@@ -53,6 +53,7 @@ def main(control_fd: int, slot: Path, listen_fd: tuple[int, ...], setup: str) ->
         _load(slot, given),
         Path(given.results) if given.results else None,
         confined,
+        given.heat,
         (lambda: moved(before)) if confined else list,
     )
     asyncio.run(_drive(options))

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgepack.redact import redact
+from edgepack_agent.core.heat import allowed
 from edgepack_agent.runner.families import Family
 from edgepack_agent.runner.wire import Source, kind_of
 
@@ -72,6 +73,8 @@ class Camera:
         self._counts: Counter[str] = Counter()
         self.reason = "starting"
         """Why there are no frames; empty: there are."""
+        self.halvings = 0
+        """How often the frames a second that are wanted are halved, because it is hot."""
 
     def start(self) -> None:
         """Begin to read."""
@@ -104,6 +107,8 @@ class Camera:
             "online": not self.reason,
             "reason": self.reason,
             "fps": round(len(recent) / 5, 1),
+            "fps_limit": allowed(self.source.fps, self.halvings),
+            "slowed_down": self.halvings > 0,
             "last_frame_age_s": None if at is None else round(now - at, 1),
             "frames": self._counts["frames"],
             "dropped": self._counts["dropped"],
@@ -144,7 +149,7 @@ class Camera:
 
     def _wanted(self) -> bool:
         """Say whether the frame that comes now is due, by the frames a second that are wanted."""
-        now, fps = self._clock(), self.source.fps
+        now, fps = self._clock(), allowed(self.source.fps, self.halvings)
         due = fps is None or self._seen_at is None or now - self._seen_at >= 0.9 / fps
         if not due:
             self._counts["skipped"] += 1
@@ -172,6 +177,7 @@ def camera_families(cameras: Iterable[Camera]) -> Iterator[Family]:
 
     yield family("online", "Whether frames come.", "online")
     yield family("fps", "Frames a second, of the last 5 s.", "fps")
+    yield family("slowed_down", "Whether it is too hot for all frames.", "slowed_down")
     yield family("last_frame_age_seconds", "Since the last frame.", "last_frame_age_s")
     yield family("frames", "Frames that were decoded.", "frames", counter=True)
     yield family("reconnects", "Streams opened again.", "reconnects", counter=True)

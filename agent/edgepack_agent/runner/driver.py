@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from edgepack.errors import EdgepackError, IntegrityError
+from edgepack_agent.core.heat import HeatRule
 from edgepack_agent.core.sightings import Rule, Seen
 from edgepack_agent.runner import kernel, wire
 from edgepack_agent.runner.album import Album
@@ -24,6 +25,7 @@ from edgepack_agent.runner.api import Api
 from edgepack_agent.runner.cameras import camera_families
 from edgepack_agent.runner.channel import Channel
 from edgepack_agent.runner.connection import DEADLINE_S
+from edgepack_agent.runner.cooling import Cooling
 from edgepack_agent.runner.engine import Engine, QueueFullError
 from edgepack_agent.runner.gate import Gate
 from edgepack_agent.runner.interface import Load, Model
@@ -66,6 +68,8 @@ class Options:
     """Directory for the results of sources."""
     confined: bool = False
     """Whether this process is shut into what it needs."""
+    heat: HeatRule | None = None
+    """When cameras are slowed down; None: never."""
     moved: Callable[[], list[str]] = list
     """Returns the sources that this process may not open because they came after it."""
 
@@ -79,6 +83,7 @@ class _Loaded:
     server: Server
     feed: Feed
     comparison: Comparison
+    cooling: Cooling
 
 
 class Driver:
@@ -89,6 +94,7 @@ class Driver:
         self._statistics = Statistics()
         self._engine = Engine()
         self._throttle = Throttle()
+        self._throttled: bool | None = None
         self._commands: asyncio.Queue[wire.Command] = asyncio.Queue()
         self._handed: deque[int] = deque()
         """Descriptors in the order of the commands they came with."""
@@ -132,7 +138,7 @@ class Driver:
     async def _live(self) -> None:
         loaded = self._loaded = await self._load()
         self._say_loaded(loaded.model)
-        beating = asyncio.create_task(self._beat())
+        beating = asyncio.create_task(self._beat(loaded.cooling))
         try:
             while True:
                 await self._obey(await self._commands.get(), loaded)
@@ -151,7 +157,7 @@ class Driver:
         comparison = Comparison(
             model.manifest, lambda x: engine.run(lambda: model.aside(x), math.inf)
         )
-        return _Loaded(model, api, server, feed, comparison)
+        return _Loaded(model, api, server, feed, comparison, Cooling(feed, options.heat))
 
     async def _alone(self, work: Callable[[], T]) -> T:
         """Return what long WORK on the model returns; commands are heard meanwhile."""
@@ -262,9 +268,11 @@ class Driver:
 
         return shown
 
-    async def _beat(self) -> None:
+    async def _beat(self, cooling: Cooling) -> None:
         while True:
             await asyncio.sleep(_BEAT_S)
+            self._throttled = self._throttle.seen()
+            cooling.tick(self._throttled)
             if self._engine.stalled_s < _STALL_S:
                 self._say_beat()
             if new := self._options.moved():
@@ -282,7 +290,7 @@ class Driver:
                 "rss_mb": round(kernel.rss_mb(), 1),
                 "cpu_percent": round(100 * used / max(wall, 1e-3), 1),
                 "temperature_c": kernel.temperature_c(),
-                "throttled": self._throttle.seen(),
+                "throttled": self._throttled,
                 "stats": self._statistics.take(),
                 "cameras": self._cameras(),
             }

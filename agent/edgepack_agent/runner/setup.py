@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from edgepack.errors import UsageError
+from edgepack_agent.core.heat import HeatRule
 from edgepack_targets.interface import Device, Hint, Placement
 
 __all__ = ["Setup", "read_setup", "write_setup"]
@@ -21,6 +22,8 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Of the runtime; None leaves it to the runtime."""
     device: Device = "CPU"
     hint: Hint = "latency"
+    heat: HeatRule | None = None
+    """When cameras are slowed down; None: never."""
     sources: tuple[str, ...] = ()
     """Folders, clips and devices that pictures come from, there already or not."""
     read: tuple[str, ...] = ()

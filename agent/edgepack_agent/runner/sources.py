@@ -76,6 +76,8 @@ class Feed:
         self._results, self._statistics = results, statistics
         self._folders: list[_Folder] = []
         self.cameras: list[Camera] = []
+        self.halvings = 0
+        """How often the frames a second of cameras are halved."""
         self.latest: dict[str, Watched] = {}
         """By name of a camera: what was seen last."""
         self._written: dict[str, tuple[tuple[str, ...], float]] = {}
@@ -98,8 +100,15 @@ class Feed:
                 self._folders.append(folders.get(source) or _Folder(source))
             else:
                 self.cameras.append(Camera(source, self._statistics.failed))
+        self.slow_down(self.halvings)
         if on:
             self.start()
+
+    def slow_down(self, halvings: int) -> None:
+        """Look at 1 / 2 ** HALVINGS of the frames of cameras, those that come later, too."""
+        self.halvings = halvings
+        for camera in self.cameras:
+            camera.halvings = halvings
 
     def start(self) -> None:
         """Begin to look."""
