@@ -6,7 +6,7 @@
 HOME belongs to one model, KEY to all that decides whether the runtime may use it: its version,
 the CPU, the settings. The list is taken away while the files are being loaded: one that takes
 the process along is not loaded a second time. The sums find what a disk has damaged, which
-OpenVINO does not: of 24 single bytes it noticed one, and would have answered with the others.
+OpenVINO does not: of 24 single bytes it noticed one, and loaded the others without a word.
 They do not find what an enemy has written, so HOME has to be nobody's but ours.
 """
 
