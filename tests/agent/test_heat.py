@@ -130,3 +130,23 @@ def test_without_a_rule_they_are_left_alone(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         load_config(path)
     assert "resume_c 75 is not below limit_c 70" in caught.value.why
+
+
+def test_a_machine_that_slows_itself_down_is_hot_whatever_it_says(zone: Path) -> None:
+    now = 0.0
+    cameras = feed({"name": "fast", "source": "test:pattern", "fps": 8})
+    cooling = Cooling(cameras, RULE, lambda: temperature_c(zone.parents[1]), lambda: now)
+    zone.write_text("60000")
+    cooling.tick(True)
+    cooling.tick(True)
+    assert cameras.halvings == 1
+    now += EVERY_S
+    cooling.tick(False)
+    assert cameras.halvings == 2, "it was slowed down since the last look"
+    now += EVERY_S
+    cooling.tick(None)
+    assert cameras.halvings == 1
+    zone.unlink()
+    now += EVERY_S
+    cooling.tick(True)
+    assert cameras.halvings == 1, "without a temperature there would be no way back"
