@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgepack_agent.runner import connection as connection_module
 from edgepack_agent.runner.connection import Call, Connection, Reply, Route
 from edgepack_agent.runner.protocol import RequestError
 
@@ -156,6 +157,32 @@ def test_a_short_refused_body_is_skipped_a_long_one_ends_the_connection() -> Non
     said = answer_to(long)
     assert said.startswith(b"HTTP/1.1 401 ")
     assert said.endswith(b"no")
+
+
+def test_a_body_that_stops_coming_is_given_up_and_what_follows_is_no_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connection_module, "DEADLINE_S", 1.0)
+    with connected() as (ours, _, _, _):
+        ours.sendall(b"POST /a HTTP/1.1\r\nContent-Length: 9\r\n\r\nabc")
+        said = ours.recv(4096)
+        with contextlib.suppress(OSError):
+            ours.sendall(b"defghi\r\n\r\nGET /b HTTP/1.1\r\n\r\n")
+        said += until_closed(ours)
+    assert said.startswith(b"HTTP/1.1 408 ")
+    assert b"connection: close" in said
+    assert said.count(b"HTTP/1.1 ") == 1
+
+
+def test_who_is_refused_cannot_stay_by_not_sending_the_body(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connection_module, "_LINGER_S", 0.1)
+    with connected() as (ours, _, _, _):
+        ours.sendall(b"POST /secret HTTP/1.1\r\nContent-Length: 9\r\n\r\nabc")
+        said = until_closed(ours)
+    assert said.startswith(b"HTTP/1.1 401 ")
+    assert b"connection: close" in said
 
 
 def test_an_answer_that_is_late_is_refused_once() -> None:

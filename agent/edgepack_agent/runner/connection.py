@@ -134,6 +134,8 @@ class Connection:
         self._poll.register(leaving, select.POLLIN)
         self._ahead = b""
         """Bytes of the next request, or of this one's body, that have come already."""
+        self._begun = False
+        """Whether of the body of this request something was read."""
         self._idle = True
         self._call: Call | None = None
 
@@ -185,7 +187,7 @@ class Connection:
         except RequestError as error:
             self._send(self._app.refuse(error), last=True)
             return self._linger()
-        self._call = call
+        self._call, self._begun = call, False
         try:
             route = self._app.admit(call)
             call.body = self._body(call, head)
@@ -236,6 +238,7 @@ class Connection:
         """
         if call.headers.get("expect", "").lower() == "100-continue":
             self._sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self._begun = True
         if "transfer-encoding" in call.headers:
             return memoryview(self._chunked(head))
         size = int(call.headers.get("content-length", "0"))
@@ -280,9 +283,13 @@ class Connection:
     def _skipped(self, call: Call) -> bool:
         """Read past the body of a refused request, if it is short; return whether that is done."""
         size = int(call.headers.get("content-length", "0"))
-        if {"transfer-encoding", "expect"} & call.headers.keys() or size > _PIECE:
+        unsure = {"transfer-encoding", "expect"} & call.headers.keys()
+        if self._begun or unsure or size > _PIECE:
             return False
+        end = time.monotonic() + _LINGER_S
         while len(self._ahead) < size:
+            if not _comes(self._sock, end):
+                return False
             self._ahead += self._more()
         self._ahead = self._ahead[size:]
         return True
@@ -331,6 +338,14 @@ def _prepare(sock: socket.socket) -> None:
     patience = struct.pack("ll", int(DEADLINE_S), 0)
     for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
         sock.setsockopt(socket.SOL_SOCKET, option, patience)
+
+
+def _comes(sock: socket.socket, end: float) -> bool:
+    """Return whether something comes before END, of `time.monotonic`."""
+    left = end - time.monotonic()
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return left > 0 and bool(poll.poll(left * 1000))
 
 
 def _parsed(head: bytes, *, over_tcp: bool) -> tuple[Call, bool]:
