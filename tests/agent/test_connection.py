@@ -5,6 +5,7 @@ import os
 import socket
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -108,6 +109,30 @@ def test_a_body_in_chunks_is_read_and_ends_the_connection() -> None:
     assert b"connection: close" in said
 
 
+@pytest.mark.parametrize("more", ["", "Connection: close", "Connection: upgrade\r\nUpgrade: h2c"])
+@pytest.mark.parametrize("then", ["POST /2 HTTP/1.1\r\nContent-Length: 2\r\n\r\nxy", "\0\r\n"])
+def test_a_body_in_chunks_ends_where_it_says(more: str, then: str) -> None:
+    head = f"POST /c HTTP/1.1\r\n{more or 'A: b'}\r\nTransfer-Encoding: chunked\r\n\r\n"
+    said = answer_to(f"{head}3\r\nabc\r\n0\r\nTrailer: x\r\n\r\n{then}".encode())
+    assert said.startswith(b"HTTP/1.1 200 OK")
+    assert said.endswith(b"POST /c 3 abc")
+
+
+def test_trailers_are_not_kept() -> None:
+    head = b"POST /c HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n"
+    with connected() as (ours, _, _, _):
+        ours.sendall(head)
+        tracemalloc.start()
+        trailer = b"t" * 60_000
+        for number in range(200):
+            ours.sendall(b"T%d: %s\r\n" % (number, trailer))
+        ours.sendall(b"\r\n")
+        assert until_closed(ours).endswith(b"POST /c 3 abc")
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert most < 4e6
+
+
 def test_a_head_alone_is_asked_for() -> None:
     said = answer_to(b"HEAD /h HTTP/1.1\r\n\r\n")
     assert said.startswith(b"HTTP/1.1 200 OK")
@@ -145,6 +170,12 @@ def test_what_is_no_request_is_told_so_and_hung_up_on(sent: bytes, status: int) 
     assert said.startswith(f"HTTP/1.1 {status} ".encode())
     assert b"connection: close" in said
     assert said.count(b"HTTP/1.1 ") == 1
+
+
+def test_a_body_that_is_too_large_is_not_asked_for() -> None:
+    size = b"Content-Length: %d" % (LIMIT + 1)
+    said = answer_to(b"POST / HTTP/1.1\r\nExpect: 100-continue\r\n" + size + b"\r\n\r\n")
+    assert said.startswith(b"HTTP/1.1 413 ")
 
 
 def test_a_short_refused_body_is_skipped_a_long_one_ends_the_connection() -> None:

@@ -32,6 +32,7 @@ _LINGER_S = 2.0
 """For who still sends what was refused: a connection that is cut takes the answer along."""
 _MAX_HEAD = 16 * 1024
 _PIECE = 64 * 1024
+_CHUNKED = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
 _ALIGNED = 64
 """Bytes: what vector units like tensors to start at."""
 
@@ -190,7 +191,7 @@ class Connection:
         self._call, self._begun = call, False
         try:
             route = self._app.admit(call)
-            call.body = self._body(call, head)
+            call.body = self._body(call)
             whole = True
             reply = route.answer(call)
         except _GoneError:
@@ -230,20 +231,20 @@ class Connection:
             raise _GoneError
         return data
 
-    def _body(self, call: Call, head: bytes) -> memoryview:
+    def _body(self, call: Call) -> memoryview:
         """Return the body of CALL.
 
         Raises:
             RequestError: 408 or 413; it does not come, or not to an end.
         """
+        size = int(call.headers.get("content-length", "0"))
+        if size > self._app.limit:
+            raise _too_large(self._app.limit)
         if call.headers.get("expect", "").lower() == "100-continue":
             self._sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
         self._begun = True
         if "transfer-encoding" in call.headers:
-            return memoryview(self._chunked(head))
-        size = int(call.headers.get("content-length", "0"))
-        if size > self._app.limit:
-            raise _too_large(self._app.limit)
+            return memoryview(self._chunked())
         body = _room(call.headers, size)
         got = min(size, len(self._ahead))
         body[:got] = self._ahead[:got]
@@ -264,18 +265,19 @@ class Connection:
             raise RequestError(408, "the request did not come", "slow_request")
         return got
 
-    def _chunked(self, head: bytes) -> bytes:
+    def _chunked(self) -> bytearray:
         """Return a body that says at its end how long it is. The connection ends with it."""
-        heard = _Heard()
+        heard = _Chunks()
         parser = httptools.HttpRequestParser(heard)
         end = time.monotonic() + DEADLINE_S
-        data, self._ahead = head + self._ahead, b""
+        # Not the head that came: one that asks for an upgrade would make it a request of no body.
+        data, self._ahead = _CHUNKED + self._ahead, b""
         while True:
-            _feed(parser, data)
-            if heard.size > self._app.limit:
+            heard.feed(parser, data)
+            if len(heard.body) > self._app.limit:
                 raise _too_large(self._app.limit)
             if heard.complete:
-                return b"".join(heard.pieces)
+                return heard.body
             if time.monotonic() > end:
                 raise RequestError(408, "the request did not come", "slow_request")
             data = self._more()
@@ -308,14 +310,11 @@ class Connection:
 
 
 class _Heard:
-    """What httptools tells of a request."""
+    """What httptools tells of a head."""
 
     def __init__(self) -> None:
         self.url = b""
         self.headers: dict[str, str] = {}
-        self.pieces: list[bytes] = []
-        self.size = 0
-        self.complete = False
 
     def on_url(self, url: bytes) -> None:
         self.url += url
@@ -323,9 +322,24 @@ class _Heard:
     def on_header(self, name: bytes, value: bytes) -> None:
         self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
+
+class _Chunks:
+    """What httptools tells of a body in chunks; what comes behind it, and trailers, are nothing."""
+
+    def __init__(self) -> None:
+        self.body = bytearray()
+        self.complete = False
+
+    def feed(self, parser: Any, data: bytes) -> None:
+        try:
+            _feed(parser, data)
+        except RequestError:
+            if not self.complete:
+                raise
+
     def on_body(self, data: bytes) -> None:
-        self.pieces.append(data)
-        self.size += len(data)
+        if not self.complete:
+            self.body += data
 
     def on_message_complete(self) -> None:
         self.complete = True
