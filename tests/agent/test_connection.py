@@ -17,6 +17,7 @@ from edgepack_agent.runner.connection import Call, Connection, Reply, Route
 from edgepack_agent.runner.protocol import RequestError
 
 LIMIT = 200_000
+LARGE = 2**23
 
 
 class Echo:
@@ -30,11 +31,14 @@ class Echo:
     def admit(self, call: Call) -> Route:
         if call.path == "/secret":
             raise RequestError(401, "no")
-        return Route(self._slow if call.path == "/slow" else self._answer)
+        return Route({"/slow": self._slow, "/large": self._large}.get(call.path, self._answer))
 
     def _answer(self, call: Call) -> Reply:
         body = f"{call.method} {call.path} {len(call.body)} ".encode() + bytes(call.body)
         return Reply(200, {}, body, lambda: self.done.append(call.path))
+
+    def _large(self, _call: Call) -> Reply:
+        return Reply(200, {}, bytes(LARGE))
 
     def _slow(self, call: Call) -> Reply:
         call.wait_at_most(0.01)
@@ -233,6 +237,19 @@ def test_an_answer_that_is_late_is_refused_once() -> None:
         assert b"no answer within 0.01 s" in said
         assert said.count(b"HTTP/1.1 ") == 1
         assert app.done == []
+
+
+def test_who_takes_an_answer_byte_by_byte_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    with connected() as (ours, connection, _, _):
+        monkeypatch.setattr(connection_module, "DEADLINE_S", 0.1)
+        ours.sendall(b"GET /large HTTP/1.1\r\n\r\n")
+        said = 0
+        with contextlib.suppress(ConnectionError):
+            while (piece := len(ours.recv(4096))) and said < LARGE:
+                said += piece
+                time.sleep(0.01)
+                connection.expire(time.monotonic())
+    assert 0 < said < LARGE
 
 
 def test_an_idle_connection_leaves_when_it_is_told() -> None:

@@ -139,6 +139,8 @@ class Connection:
         """Whether of the body of this request something was read."""
         self._idle = True
         self._call: Call | None = None
+        self._taken_by = math.inf
+        """When the client must have taken its answer."""
 
     def serve(self) -> None:
         """Answer requests until one side has had enough."""
@@ -156,7 +158,10 @@ class Connection:
         self._shut(socket.SHUT_RDWR)
 
     def expire(self, now: float) -> None:
-        """Say that there is no answer, if it is due; never blocks."""
+        """End what is late, an answer or a client that takes one; never blocks."""
+        if now > self._taken_by:
+            # The kernel's limit starts anew with every byte that is taken.
+            self.cut_off()
         call = self._call
         if call is None or not call.is_late(now) or not call.claim():
             return
@@ -297,7 +302,10 @@ class Connection:
         return True
 
     def _send(self, reply: Reply, *, last: bool, bare: bool = False) -> None:
-        self._sock.sendall(_written(self._app.sign(reply), last=last, bare=bare))
+        data = _written(self._app.sign(reply), last=last, bare=bare)
+        self._taken_by = time.monotonic() + DEADLINE_S
+        self._sock.sendall(data)
+        self._taken_by = math.inf
 
     def _linger(self) -> bool:
         """Hear a client out that has its answer before it has said all; False."""
