@@ -27,11 +27,13 @@ class Echo:
 
     def __init__(self) -> None:
         self.done: list[str] = []
+        self.refused: list[Exception] = []
 
     def admit(self, call: Call) -> Route:
         if call.path == "/secret":
             raise RequestError(401, "no")
-        return Route({"/slow": self._slow, "/large": self._large}.get(call.path, self._answer))
+        slow = {"/slow": self._slow, "/fails": self._slow}
+        return Route((slow | {"/large": self._large}).get(call.path, self._answer))
 
     def _answer(self, call: Call) -> Reply:
         body = f"{call.method} {call.path} {len(call.body)} ".encode() + bytes(call.body)
@@ -43,9 +45,12 @@ class Echo:
     def _slow(self, call: Call) -> Reply:
         call.wait_at_most(0.01)
         time.sleep(0.3)
+        if call.path == "/fails":
+            raise RequestError(500, "the runtime failed")
         return self._answer(call)
 
     def refuse(self, error: Exception) -> Reply:
+        self.refused.append(error)
         assert isinstance(error, RequestError), error
         return Reply(error.status, {}, str(error).encode())
 
@@ -220,9 +225,10 @@ def test_who_is_refused_cannot_stay_by_not_sending_the_body(
     assert b"connection: close" in said
 
 
-def test_an_answer_that_is_late_is_refused_once() -> None:
+@pytest.mark.parametrize("path", ["/slow", "/fails"])
+def test_an_answer_that_is_late_is_refused_once(path: str) -> None:
     with connected() as (ours, connection, _, app):
-        ours.sendall(b"GET /slow HTTP/1.1\r\n\r\n")
+        ours.sendall(f"GET {path} HTTP/1.1\r\n\r\n".encode())
         deadline = time.monotonic() + 20
         said = b""
         ours.setblocking(False)
@@ -236,7 +242,8 @@ def test_an_answer_that_is_late_is_refused_once() -> None:
         assert said.startswith(b"HTTP/1.1 504 Gateway")
         assert b"no answer within 0.01 s" in said
         assert said.count(b"HTTP/1.1 ") == 1
-        assert app.done == []
+    assert app.done == []
+    assert len(app.refused) == 1, "each is counted"
 
 
 def test_who_takes_an_answer_byte_by_byte_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:

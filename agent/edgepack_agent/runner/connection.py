@@ -135,8 +135,8 @@ class Connection:
         self._poll.register(leaving, select.POLLIN)
         self._ahead = b""
         """Bytes of the next request, or of this one's body, that have come already."""
-        self._begun = False
-        """Whether of the body of this request something was read."""
+        self._begun = self._whole = False
+        """Whether the body of this request was read, to some part or to its end."""
         self._idle = True
         self._call: Call | None = None
         self._taken_by = math.inf
@@ -187,33 +187,39 @@ class Connection:
     def _exchange(self) -> bool:
         """Answer one request; return whether there may be another."""
         head = self._head()
-        whole = False
         try:
             call, keep = _parsed(head, over_tcp=self._over_tcp)
         except RequestError as error:
             self._send(self._app.refuse(error), last=True)
             return self._linger()
-        self._call, self._begun = call, False
-        try:
-            route = self._app.admit(call)
-            call.body = self._body(call)
-            whole = True
-            reply = route.answer(call)
-        except _GoneError:
-            raise
-        except Exception as error:  # noqa: BLE001 - each request gets an answer
-            reply = self._app.refuse(error)
-        self._call = None
-        if not call.claim():
+        reply = self._replied(call)
+        if reply is None:
             return False
         last = not keep or self._closing() or "transfer-encoding" in call.headers
-        last = last or not (whole or self._skipped(call))
+        last = last or not (self._whole or self._skipped(call))
         try:
             self._send(reply, last=last, bare=call.method == "HEAD")
         finally:
             if reply.then:
                 reply.then()
-        return self._linger() if last and not whole else not last
+        return self._linger() if last and not self._whole else not last
+
+    def _replied(self, call: Call) -> Reply | None:
+        """Return what to answer to CALL; None: it was answered, that it is too late."""
+        self._call, self._begun, self._whole = call, False, False
+        try:
+            route = self._app.admit(call)
+            call.body = self._body(call)
+            self._whole = True
+            found: Reply | Exception = route.answer(call)
+        except _GoneError:
+            raise
+        except Exception as error:  # noqa: BLE001 - each request gets an answer
+            found = error
+        self._call = None
+        if not call.claim():
+            return None
+        return self._app.refuse(found) if isinstance(found, Exception) else found
 
     def _head(self) -> bytes:
         """Return the next head; what came after it is in `_ahead`."""
