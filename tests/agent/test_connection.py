@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import select
 import socket
 import threading
 import time
@@ -158,6 +159,15 @@ def test_who_waits_for_leave_to_send_gets_it() -> None:
         assert ours.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
         ours.sendall(b"abc")
         assert until_closed(ours).endswith(b"POST  3 abc")
+
+
+@pytest.mark.parametrize("size", [b"Content-Length: 3", b"Transfer-Encoding: chunked"])
+def test_who_hangs_up_in_a_body_is_no_failure_of_ours(size: bytes) -> None:
+    with connected() as (ours, _, _, app):
+        ours.sendall(b"POST / HTTP/1.1\r\nExpect: 100-continue\r\n" + size + b"\r\n\r\n")
+        assert select.select([ours], [], [], 20)[0]
+        ours.close()  # with something unread, which is a reset
+    assert app.refused == []
 
 
 @pytest.mark.parametrize(

@@ -236,7 +236,7 @@ class Connection:
     def _more(self) -> bytes:
         try:
             data = self._sock.recv(_PIECE)
-        except BlockingIOError as error:
+        except (BlockingIOError, ConnectionError) as error:
             raise _GoneError from error
         if not data:
             raise _GoneError
@@ -252,7 +252,7 @@ class Connection:
         if size > self._app.limit:
             raise _too_large(self._app.limit)
         if call.headers.get("expect", "").lower() == "100-continue":
-            self._sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self._go_on()
         self._begun = True
         if "transfer-encoding" in call.headers:
             return memoryview(self._chunked())
@@ -265,11 +265,19 @@ class Connection:
             got += self._into(body[got:], end)
         return body
 
+    def _go_on(self) -> None:
+        try:
+            self._sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        except OSError as error:
+            raise _GoneError from error
+
     def _into(self, place: memoryview, end: float) -> int:
         try:
             got = self._sock.recv_into(place, 0, socket.MSG_WAITALL)
         except BlockingIOError:
             got = -1
+        except ConnectionError as error:
+            raise _GoneError from error
         if got == 0:
             raise _GoneError
         if got < 0 or time.monotonic() > end:
