@@ -1,6 +1,7 @@
 """The HTTP API of a real runner, asked by plain HTTP: answers equal onnxruntime's own."""
 
 import base64
+import http.client
 import io
 import json
 import socket
@@ -16,6 +17,7 @@ from PIL import Image
 
 from digits import digits_data
 from edgepack.bundle import open_bundle
+from edgepack_agent.runner.server import MAX_CONNECTIONS
 from slots import Client, Heard, counting_slot, digits_bundle, digits_slot, listen, raw
 
 INFER = "/v2/models/digits/infer"
@@ -207,6 +209,33 @@ def test_connections_that_ask_for_nothing_have_to_go(tmp_path: Path) -> None:
             assert idle[0].recv(1) == b""
         with Client(place) as client:
             assert client.infer(TEST.inputs[0])[0].shape == (1, 10)
+
+
+def test_one_more_connection_costs_one_that_rests_and_no_other(tmp_path: Path) -> None:
+    slot = digits_slot(tmp_path / "slot")
+    with listen() as tcp, Heard(slot, [tcp]) as heard, ExitStack() as held:
+        heard.accepting()
+        place = tcp.getsockname()
+
+        def still_answers(client: Client) -> bool:
+            with suppress(ConnectionError, http.client.HTTPException):
+                return client.ask("GET", "/readyz")[0] == 200
+            return False
+
+        first = [held.enter_context(Client(place)) for _ in range(MAX_CONNECTIONS)]
+        assert all(still_answers(client) for client in first)
+        assert still_answers(held.enter_context(Client(place)))
+        assert sum(still_answers(client) for client in first) == MAX_CONNECTIONS - 1
+
+
+def test_half_a_head_holds_no_place(tmp_path: Path) -> None:
+    slot = digits_slot(tmp_path / "slot")
+    with listen() as tcp, Heard(slot, [tcp]) as heard, ExitStack() as held:
+        heard.accepting()
+        place = tcp.getsockname()
+        for _ in range(MAX_CONNECTIONS):
+            held.enter_context(socket.create_connection(place)).sendall(b"GET /readyz HTTP/1.1")
+        assert once(place, "GET", "/readyz")[0] == 200
 
 
 def test_requests_and_refusals_are_counted(client: Client, runner: Heard) -> None:

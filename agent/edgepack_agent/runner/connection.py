@@ -137,7 +137,9 @@ class Connection:
         """Bytes of the next request, or of this one's body, that have come already."""
         self._begun = self._whole = False
         """Whether the body of this request was read, to some part or to its end."""
-        self._idle = True
+        self._going = False
+        self.free_since: float | None = time.monotonic()
+        """Since when it asks for nothing that is known; None: it does, or it has to go."""
         self._call: Call | None = None
         self._taken_by = math.inf
         """When the client must have taken its answer."""
@@ -149,9 +151,9 @@ class Connection:
                 pass
 
     def let_go(self) -> None:
-        """End the connection if it asks for nothing; for who needs its place."""
-        if self._idle:
-            self._shut(socket.SHUT_RD)
+        """End the connection; for who needs its place. What has come already is answered."""
+        self._going, self.free_since = True, None
+        self._shut(socket.SHUT_RD)
 
     def cut_off(self) -> None:
         """End the connection, whatever it waits for."""
@@ -177,16 +179,19 @@ class Connection:
 
     def _await(self) -> bool:
         """Return whether a request comes, before it is time to go."""
+        self._rest()
         if self._ahead:
             return True
-        self._idle = True
         ready = {fd for fd, _ in self._poll.poll(_IDLE_S * 1000)}
-        self._idle = False
         return self._sock.fileno() in ready
+
+    def _rest(self) -> None:
+        self.free_since = None if self._going else time.monotonic()
 
     def _exchange(self) -> bool:
         """Answer one request; return whether there may be another."""
         head = self._head()
+        self.free_since = None  # not before: half a head, for ever, is the cheapest siege
         try:
             call, keep = _parsed(head, over_tcp=self._over_tcp)
         except RequestError as error:
@@ -195,7 +200,7 @@ class Connection:
         reply = self._replied(call)
         if reply is None:
             return False
-        last = not keep or self._closing() or "transfer-encoding" in call.headers
+        last = not keep or self._going or self._closing() or "transfer-encoding" in call.headers
         last = last or not (self._whole or self._skipped(call))
         try:
             self._send(reply, last=last, bare=call.method == "HEAD")
@@ -307,6 +312,7 @@ class Connection:
         unsure = {"transfer-encoding", "expect"} & call.headers.keys()
         if self._begun or unsure or size > _PIECE:
             return False
+        self._rest()
         end = time.monotonic() + _LINGER_S
         while len(self._ahead) < size:
             if not _comes(self._sock, end):
@@ -324,6 +330,7 @@ class Connection:
     def _linger(self) -> bool:
         """Hear a client out that has its answer before it has said all; False."""
         self._shut(socket.SHUT_WR)
+        self._rest()
         end = time.monotonic() + _LINGER_S
         self._sock.settimeout(_LINGER_S)
         while time.monotonic() < end and self._sock.recv(_PIECE):

@@ -22,7 +22,7 @@ _LINGER_S = 1.0
 _POLL_S = 0.02
 _SWEEP_S = 0.1
 MAX_CONNECTIONS = 128
-"""Then whoever asks for nothing has to go: threads, descriptors and memory end somewhere."""
+"""Then who has asked for nothing longest has to go: threads and memory end somewhere."""
 
 
 class Server:
@@ -89,17 +89,31 @@ class Server:
             sock, _ = listener.accept()
         except OSError:
             return  # another runner was quicker, or the client has gone
-        if len(self._connections) >= MAX_CONNECTIONS:
-            for connection in list(self._connections):
-                connection.let_go()
+        if len(self._connections) >= MAX_CONNECTIONS and not self._made_room():
             sock.close()
             return
         sock.setblocking(True)
         connection = Connection(sock, self._app, self._leaving, lambda: not self.accepting)
         self._connections.add(connection)
-        threading.Thread(
-            target=self._serve, args=(connection,), name="connection", daemon=True
-        ).start()
+        try:
+            threading.Thread(
+                target=self._serve, args=(connection,), name="connection", daemon=True
+            ).start()
+        except RuntimeError:  # there are as many threads as there may be
+            self._connections.discard(connection)
+            sock.close()
+
+    def _made_room(self) -> bool:
+        """Have one connection end that asks for nothing; return whether there was one."""
+        free = {
+            connection: since
+            for connection in list(self._connections)
+            if (since := connection.free_since) is not None
+        }
+        if not free:
+            return False
+        min(free, key=free.__getitem__).let_go()
+        return True
 
     def _serve(self, connection: Connection) -> None:
         try:
