@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from edgepack import topics
 from edgepack.errors import UsageError
-from edgepack_fleet import store
+from edgepack_fleet import jobrows
 from edgepack_fleet.adapters.broker import Address
 from edgepack_fleet.adapters.certificates import serial_of
 from edgepack_fleet.adapters.database import Database
@@ -143,9 +143,9 @@ def _serials(row: DeviceRow) -> list[str]:
 
 def _end_work(session: Session, device: str, now: float) -> None:
     """Cancel what DEVICE has to do, and forget what was to be said to it."""
-    mine = select(JobRow).where(JobRow.device_id == device, JobRow.status.in_(store.OPEN))
+    mine = select(JobRow).where(JobRow.device_id == device, JobRow.status.in_(jobrows.OPEN))
     for job in session.scalars(mine):
-        store.apply_job(job, jobs.end(store.job_state(job), "CANCELED", "device_revoked"), now)
+        jobrows.apply_job(job, jobs.end(jobrows.job_state(job), "CANCELED", "device_revoked"), now)
     session.execute(delete(OutboxRow).where(OutboxRow.topic.startswith(topics.down(device, ""))))
 
 

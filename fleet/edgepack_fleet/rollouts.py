@@ -1,42 +1,64 @@
 """Driver of rollouts: load, decide, save, and leave messages in the outbox. Sends nothing itself.
 
 The order makes a kill at any point harmless. The director's word comes first: it is idempotent,
-and a device without a job does not act on it. Jobs, states and messages are then saved in one
-transaction, under the rollout's version as an optimistic lock.
+and a device without a job does not act on it. Jobs, states, messages and the decision itself are
+then saved in one transaction, under the rollout's version as an optimistic lock.
 """
 
 import logging
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
-from typing import Any
+from dataclasses import dataclass, field, replace
 
+import msgspec
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from edgepack.errors import EdgepackError, UsageError
 from edgepack.trust import TargetInfo
-from edgepack_fleet import store
+from edgepack_fleet import decisions, store
 from edgepack_fleet.adapters.database import Database
 from edgepack_fleet.adapters.tables import GroupRow, JobRow, RolloutRow
-from edgepack_fleet.core import jobs
-from edgepack_fleet.core.model import FAILURES, LIVE, SERVING, Policy
-from edgepack_fleet.core.rollout import (
-    Action,
-    Assign,
-    Complete,
-    Decision,
-    Pause,
-    TimeOut,
-    Withdraw,
-    decide,
-    parse_waves,
+from edgepack_fleet.carrying import cancel_open, carry_out
+from edgepack_fleet.core import members as of
+from edgepack_fleet.core.actions import Assign, Decision
+from edgepack_fleet.core.gates import waiver
+from edgepack_fleet.core.model import (
+    LIVE,
+    SERVING,
+    Member,
+    Policy,
+    Rollout,
+    RolloutState,
 )
-from edgepack_fleet.core.variants import Release
+from edgepack_fleet.core.record import Packed, pack
+from edgepack_fleet.core.rehearsal import Part, rehearse
+from edgepack_fleet.core.rollout import breaches, decide
+from edgepack_fleet.core.variants import Release, resolve
+from edgepack_fleet.core.waves import parse_waves
 
-__all__ = ["Rollouts", "unknown_rollout"]
+__all__ = ["Plan", "Rollouts", "unknown_rollout"]
 
 log = logging.getLogger(__name__)
+SHADOW_S = 60
+"""Seconds of shadow where a gate needs one and nobody has said how long."""
+ENDABLE: tuple[RolloutState, ...] = (
+    "draft", "awaiting_approval", "running", "paused", "reverting", "completed",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What somebody wants: a release for a group, how, and how important it is."""
+
+    release: str
+    """`name@version`."""
+    group: str
+    waves: str
+    policy: Policy = field(default_factory=Policy)
+    priority: int = 0
+    draft: bool = False
+    """Whether it waits for somebody to start it."""
 
 
 class Rollouts:
@@ -60,38 +82,50 @@ class Rollouts:
         self._clock = clock
 
     def create(self, release: str, group: str, waves: str, policy: Policy) -> str:
-        """Start a rollout of RELEASE (`name@version`) to GROUP and return its id.
+        """Start a rollout of RELEASE (`name@version`) to GROUP and return its id; see `plan`."""
+        return self.plan(Plan(release, group, waves, policy))
 
-        A rollout of the group that is still running makes way; a paused one stays as it is, for
-        people to look at, but cannot be resumed any more.
+    def plan(self, plan: Plan, by: str = "") -> str:
+        """Make a rollout of PLAN, start it unless it is a draft, and return its id.
+
+        A rollout of the group that is still running and does not go before it makes way; a paused
+        one stays as it is, for people to look at, but cannot be resumed any more.
 
         Raises:
-            UsageError: no such release or group, or WAVES cannot be read.
+            UsageError: no such release or group, or the waves cannot be read.
         """
-        parse_waves(waves)
-        found = self.release(release)
+        parse_waves(plan.waves)
+        found = self.release(plan.release)
         now = self._clock()
         with self._database.write() as session:
-            if session.get(GroupRow, group) is None:
-                raise _unknown_group(session, group)
+            if session.get(GroupRow, plan.group) is None:
+                raise _unknown_group(session, plan.group)
             number = (session.scalar(select(func.max(RolloutRow.number))) or 0) + 1
-            row = RolloutRow(
-                id=f"r{number}-{secrets.token_hex(2)}",
-                number=number,
-                group_id=group,
-                release=release,
-                variants=store.targets_as_json(found.variants),
-                waves=waves,
-                policy=asdict(policy),
-                forgiven=[],
-                state="running",
-                reason="Starting.",
-                created=now,
-                updated=now,
-            )
-            self._make_way(session, row, now)
+            row = _row(plan, found, number, now)
             session.add(row)
+            session.flush()
+            decisions.note(session, row.id, "created", by, now)
+            if not plan.draft:
+                self._start(session, row, now)
         return row.id
+
+    def rehearse(self, plan: Plan) -> tuple[Part, ...]:
+        """Return what would become of PLAN, and change nothing.
+
+        Raises:
+            UsageError: no such release or group, or the waves cannot be read.
+        """
+        parse_waves(plan.waves)
+        found, now = self.release(plan.release), self._clock()
+        with self._database.read() as session:
+            if session.get(GroupRow, plan.group) is None:
+                raise _unknown_group(session, plan.group)
+            number = (session.scalar(select(func.max(RolloutRow.number))) or 0) + 1
+            row = _row(plan, found, number, now)
+            members = store.members_of(session, row, now, now=now)
+        fits = {m.device.id: resolve(found, m.device.inventory) for m in members}
+        misfits = {device: r.reason for device, r in fits.items() if r.variant is None}
+        return rehearse(store.rollout_of(row), members, misfits, now)
 
     def release(self, release: str) -> Release:
         """Return the published RELEASE (`name@version`).
@@ -111,43 +145,59 @@ class Rollouts:
             reason="unknown_release",
         )
 
-    def pause(self, rollout: str) -> None:
-        """Assign nothing more until somebody resumes."""
-        self._change(rollout, ("running",), "paused", "Paused by an operator.")
+    def start(self, rollout: str, by: str = "") -> None:
+        """Start a draft; it may still need to be approved."""
+        with self._database.write() as session:
+            row = self._get(session, rollout, ("draft",))
+            now = self._clock()
+            decisions.note(session, rollout, "started", by, now)
+            self._start(session, row, now)
 
-    def resume(self, rollout: str) -> None:
-        """Go on; the failures so far are accepted and count no more.
+    def approve(self, rollout: str, by: str = "") -> None:
+        """Let a rollout begin that waits for somebody to approve it."""
+        with self._database.write() as session:
+            row = self._get(session, rollout, ("awaiting_approval",))
+            row.approved_by, now = by, self._clock()
+            decisions.note(session, rollout, "approved", by, now)
+            self._run(session, row, now)
+
+    def pause(self, rollout: str, by: str = "") -> None:
+        """Assign nothing more until somebody resumes."""
+        self._change(rollout, ("running",), "paused", ("Paused", by))
+
+    def revert(self, rollout: str, by: str = "") -> None:
+        """Give every device that has the release what it had before."""
+        self._change(
+            rollout, ("running", "paused", "completed"), "reverting", ("Reverting: asked for", by)
+        )
+
+    def resume(self, rollout: str, by: str = "") -> None:
+        """Go on; the failures and breaches so far are accepted and count no more.
 
         Raises:
-            UsageError: it is not paused, or a newer rollout covers the group.
+            UsageError: it is not paused, or a rollout that goes before it covers the group.
         """
         with self._database.write() as session:
             row = self._get(session, rollout, ("paused",))
-            newer = session.scalar(
-                select(RolloutRow.id).where(
-                    RolloutRow.group_id == row.group_id,
-                    RolloutRow.number > row.number,
-                    RolloutRow.state.in_(LIVE),
-                )
-            )
-            if newer is not None:
-                raise UsageError(
-                    f"rollout {rollout} cannot be resumed",
-                    why=f"{newer} is newer and covers the same group",
-                    fix=f"create a new rollout of {row.release}",
-                    reason="superseded",
-                )
-            failed = select(JobRow.device_id).where(
-                JobRow.rollout_id == rollout, JobRow.status.in_(FAILURES)
-            )
-            row.forgiven = sorted({*row.forgiven, *session.scalars(failed)})
-            self._set(row, "running", "Resumed by an operator.")
+            if (first := _goes_before(session, row)) is not None:
+                raise _superseded(row, first)
+            now = self._clock()
+            meant = store.rollout_of(row)
+            members = store.members_of(session, row, now, now=now, everybody=True)
+            failed = [m.device.id for m in members if of.failed(m, meant.policy)]
+            row.forgiven = sorted({*row.forgiven, *failed})
+            serving = replace(meant, state="running", forgiven=frozenset(row.forgiven))
+            breached = [waiver(found) for found in breaches(serving, members, now)]
+            row.waived = sorted({*row.waived, *breached})
+            decisions.note(session, rollout, "resumed", by, now)
+            self._set(row, "running", f"Resumed by {_who(by)}.")
 
-    def cancel(self, rollout: str) -> None:
+    def cancel(self, rollout: str, by: str = "") -> None:
         """End it; devices that have not finished are told to stop."""
         with self._database.write() as session:
-            row = self._get(session, rollout, ("running", "paused"))
-            self._end(session, row, "Cancelled by an operator.", self._clock())
+            row, now = self._get(session, rollout, ENDABLE), self._clock()
+            decisions.note(session, rollout, "cancelled", by, now)
+            self._end(session, row, f"Cancelled by {_who(by)}.", now)
 
     def tick(self, heard_since: float, now: float | None = None) -> bool:
         """Let every rollout decide once; return whether anything changed.
@@ -161,12 +211,12 @@ class Rollouts:
             live = session.scalars(
                 select(RolloutRow)
                 .where(RolloutRow.state.in_(LIVE))
-                .order_by(RolloutRow.number.desc())
+                .order_by(RolloutRow.priority.desc(), RolloutRow.number.desc())
             ).all()
         served: set[str] = set()
         changed = False
         for row in live:
-            if row.state in SERVING and row.group_id in served:
+            if row.state in {"completed", "reverted"} and row.group_id in served:
                 continue  # an older intent for the same devices
             served |= {row.group_id} if row.state in SERVING else set()
             try:
@@ -178,81 +228,72 @@ class Rollouts:
     def _step(self, rollout: str, heard_since: float, now: float) -> bool:
         with self._database.read() as session:
             row = session.get_one(RolloutRow, rollout)
-            members = store.members_of(session, row, heard_since)
-        decision = decide(store.rollout_of(row), members, now)
+            members = store.members_of(session, row, heard_since, now=now)
+            jobs = store.jobs_of(session, rollout)
+        meant = store.rollout_of(row)
+        decision = decide(meant, members, now)
         if not decision.actions and decision.reason in {"", row.reason}:
             return False
         variants = {v.path: v for v in store.release_of(row).variants}
         for action in decision.actions:
             if isinstance(action, Assign):
-                self._say(action.device, variants[action.target])
-        return self._save(row, decision, now)
+                back = action.kind == "revert"
+                before = TargetInfo(**jobs[action.device].before["variant"]) if back else None
+                self._say(action.device, before or variants[action.target])
+        return self._save(row, decision, _packed(meant, members, decision, now), now)
 
-    def _save(self, seen: RolloutRow, decision: Decision, now: float) -> bool:
+    def _save(
+        self, seen: RolloutRow, decision: Decision, inputs: Packed | None, now: float
+    ) -> bool:
         """Save DECISION, unless the rollout has changed since it was SEEN."""
         with self._database.write() as session:
             row = session.get_one(RolloutRow, seen.id)
             if row.version != seen.version:
                 return False
             for action in decision.actions:
-                self._carry_out(session, row, action, now)
+                carry_out(session, row, action, self._releases, now)
+            if inputs is not None:
+                decisions.keep(session, row.id, decision, inputs, now)
             row.reason = decision.reason or row.reason
             row.version, row.updated = row.version + 1, now
         return True
 
-    def _carry_out(self, session: Session, row: RolloutRow, action: Action, now: float) -> None:
-        match action:
-            case Assign():
-                self._assign(session, row, action, now)
-            case Withdraw(device):
-                job = _job_of(session, row, device)
-                if job is not None and job.status == "QUEUED":
-                    session.delete(job)
-            case TimeOut(device, reason):
-                job = _job_of(session, row, device)
-                if job is not None and job.status == "IN_PROGRESS":
-                    store.apply_job(job, jobs.end(store.job_state(job), "TIMED_OUT", reason), now)
-                    session.add(store.hint(device, now))
-            case Pause():
-                row.state = "paused"
-            case Complete():
-                row.state = "completed"
+    def _start(self, session: Session, row: RolloutRow, now: float) -> None:
+        if row.policy.get("approval"):
+            self._set(row, "awaiting_approval", "Waiting: somebody must approve it.")
+        else:
+            self._run(session, row, now)
 
-    def _assign(self, session: Session, row: RolloutRow, action: Assign, now: float) -> None:
-        _cancel_open(session, JobRow.device_id == action.device, "superseded", now)
-        session.flush()
-        policy = Policy(**row.policy)
-        session.add(
-            JobRow(
-                id=f"{row.id}-{action.device}",
-                device_id=action.device,
-                rollout_id=row.id,
-                wave=action.wave,
-                release=row.release,
-                target=action.target,
-                detail={},
-                probation_s=policy.probation_s,
-                timeout_s=int(policy.timeout_s),
-                created=now,
-                updated=now,
-            )
-        )
-        session.add(store.hint(action.device, now))
+    def _run(self, session: Session, row: RolloutRow, now: float) -> None:
+        self._make_way(session, row, now)
+        self._set(row, "running", "Starting.")
 
     def _make_way(self, session: Session, new: RolloutRow, now: float) -> None:
-        running = select(RolloutRow).where(
-            RolloutRow.group_id == new.group_id, RolloutRow.state == "running"
+        under_way = select(RolloutRow).where(
+            RolloutRow.group_id == new.group_id,
+            RolloutRow.state.in_(("running", "reverting")),
+            RolloutRow.id != new.id,
         )
-        for row in session.scalars(running):
-            self._end(session, row, f"Superseded by {new.release} ({new.id}).", now)
+        for row in session.scalars(under_way):
+            if store.rank(row) < store.rank(new):
+                self._end(session, row, f"Superseded by {new.release} ({new.id}).", now)
 
     def _end(self, session: Session, row: RolloutRow, reason: str, now: float) -> None:
-        _cancel_open(session, JobRow.rollout_id == row.id, "cancelled", now)
+        cancel_open(session, JobRow.rollout_id == row.id, "cancelled", now)
         self._set(row, "cancelled", reason)
 
-    def _change(self, rollout: str, allowed: Sequence[str], state: str, reason: str) -> None:
+    def _change(
+        self,
+        rollout: str,
+        allowed: Sequence[RolloutState],
+        state: RolloutState,
+        said: tuple[str, str],
+    ) -> None:
+        what, by = said
         with self._database.write() as session:
-            self._set(self._get(session, rollout, allowed), state, reason)
+            row = self._get(session, rollout, allowed)
+            decisions.note(session, rollout, state, by, self._clock())
+            self._set(row, state, f"{what} by {_who(by)}.")
 
     def _set(self, row: RolloutRow, state: str, reason: str) -> None:
         row.state, row.reason = state, reason
@@ -288,13 +329,55 @@ def _unknown_group(session: Session, group: str) -> UsageError:
     )
 
 
-def _job_of(session: Session, row: RolloutRow, device: str) -> JobRow | None:
-    query = select(JobRow).where(JobRow.rollout_id == row.id, JobRow.device_id == device)
-    return session.scalar(query)
+def _who(by: str) -> str:
+    """Return BY as part of a sentence: a role has an article, a name has none."""
+    return f"an {by}" if by in {"operator", "admin"} else by or "an operator"
 
 
-def _cancel_open(session: Session, which: Any, reason: str, now: float) -> None:
-    """End every open job that matches WHICH and hint at its device."""
-    for job in session.scalars(select(JobRow).where(which, JobRow.status.in_(store.OPEN))):
-        store.apply_job(job, jobs.end(store.job_state(job), "CANCELED", reason), now)
-        session.add(store.hint(job.device_id, now))
+def _row(plan: Plan, release: Release, number: int, now: float) -> RolloutRow:
+    policy = plan.policy
+    if not policy.shadow_s and any(gate.metric == "agreement" for gate in policy.gates):
+        policy = replace(policy, shadow_s=SHADOW_S)
+    return RolloutRow(
+        id=f"r{number}-{secrets.token_hex(2)}",
+        number=number,
+        group_id=plan.group,
+        release=plan.release,
+        variants=store.targets_as_json(release.variants),
+        waves=plan.waves,
+        policy=msgspec.to_builtins(policy),
+        forgiven=[],
+        waived=[],
+        priority=plan.priority,
+        approved_by="",
+        state="draft",
+        reason="Waiting: it is a draft that somebody must start.",
+        created=now,
+        updated=now,
+        version=0,
+    )
+
+
+def _packed(
+    rollout: Rollout, members: Sequence[Member], decision: Decision, now: float
+) -> Packed | None:
+    """Return the inputs of DECISION, if it did more than find another sentence."""
+    return pack(rollout, members, now) if decision.actions else None
+
+
+def _goes_before(session: Session, row: RolloutRow) -> str | None:
+    """Return the rollout of the same group that goes before ROW, if any."""
+    live = select(RolloutRow).where(
+        RolloutRow.group_id == row.group_id, RolloutRow.state.in_(LIVE), RolloutRow.id != row.id
+    )
+    first = [found for found in session.scalars(live) if store.rank(found) > store.rank(row)]
+    return max(first, key=store.rank).id if first else None
+
+
+def _superseded(row: RolloutRow, first: str) -> UsageError:
+    return UsageError(
+        f"rollout {row.id} cannot be resumed",
+        why=f"{first} goes before it and covers the same group",
+        fix=f"create a new rollout of {row.release}",
+        reason="superseded",
+    )

@@ -19,7 +19,7 @@ from sqlalchemy import delete, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from edgepack import topics
-from edgepack_fleet import store
+from edgepack_fleet import jobrows
 from edgepack_fleet.access import Access, fleet_secret
 from edgepack_fleet.adapters.broker import Address, reload
 from edgepack_fleet.adapters.content import ContentStore
@@ -32,7 +32,7 @@ from edgepack_fleet.adapters.patches import Patches
 from edgepack_fleet.adapters.pki import FLEET, Pki
 from edgepack_fleet.adapters.tables import JobRow, OutboxRow, RolloutRow
 from edgepack_fleet.authorities import Authorities
-from edgepack_fleet.core.model import SERVING
+from edgepack_fleet.core.model import HANDING_OUT
 from edgepack_fleet.core.variants import Release
 from edgepack_fleet.enrolment import Enrolment
 from edgepack_fleet.links import Belongings, Links
@@ -244,11 +244,11 @@ class Service:
         waiting = (
             select(JobRow.device_id)
             .join(RolloutRow, RolloutRow.id == JobRow.rollout_id)
-            .where(JobRow.status.in_(store.OPEN), RolloutRow.state.in_(SERVING))
+            .where(JobRow.status.in_(jobrows.OPEN), RolloutRow.state.in_(HANDING_OUT))
         )
         with self.database.write() as session:
             now = self._clock()
-            session.add_all([store.hint(device, now) for device in session.scalars(waiting)])
+            session.add_all([jobrows.hint(device, now) for device in session.scalars(waiting)])
         self._wake.set()
 
     def _tick(self) -> None:

@@ -1,35 +1,46 @@
-"""Between rows and what they mean: loads rollouts, members and jobs. Decides nothing."""
+"""Between rows and what they mean: rollouts, releases, devices, members. Decides nothing.
 
-from collections.abc import Sequence
+The rollout with the higher priority goes first on a device, then the newer one. What goes first
+has the device once it has given it a job, or while it serves the device's group.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import msgspec
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, and_, or_, select
 from sqlalchemy.orm import Session
 
-from edgepack import messages, topics
-from edgepack.messages import Inventory, JobStatus
+from edgepack.messages import Inventory
 from edgepack.trust import TargetInfo
-from edgepack_fleet.adapters.tables import DeviceRow, JobRow, OutboxRow, RolloutRow
-from edgepack_fleet.core.jobs import JobState
-from edgepack_fleet.core.model import Device, Member, Policy, Rollout, RolloutState
-from edgepack_fleet.core.rollout import parse_waves
+from edgepack_fleet import jobrows
+from edgepack_fleet.adapters.tables import DeviceRow, JobRow, RolloutRow
+from edgepack_fleet.core.measures import metrics
+from edgepack_fleet.core.model import (
+    FAILURES,
+    SERVING,
+    Device,
+    JobKind,
+    JobStatus,
+    Member,
+    Policy,
+    Rollout,
+    RolloutState,
+)
 from edgepack_fleet.core.variants import Release, resolve
+from edgepack_fleet.core.waves import parse_waves
 
 __all__ = [
-    "OPEN",
-    "apply_job",
     "device_of",
-    "hint",
-    "job_message",
-    "job_state",
+    "jobs_of",
     "members_of",
+    "rank",
     "release_of",
     "rollout_of",
     "targets_as_json",
 ]
-
-OPEN = ("QUEUED", "IN_PROGRESS")
 
 
 def device_of(row: DeviceRow) -> Device:
@@ -60,13 +71,32 @@ def rollout_of(row: RolloutRow) -> Rollout:
         release=row.release,
         waves=parse_waves(row.waves),
         state=cast("RolloutState", row.state),
-        policy=Policy(**row.policy),
+        policy=msgspec.convert(row.policy, Policy),
         forgiven=frozenset(row.forgiven),
+        waived=frozenset(row.waived),
+        standing=row.reason,
     )
 
 
+def rank(row: RolloutRow) -> tuple[int, int]:
+    """Return where ROW stands among rollouts: the highest goes first."""
+    return row.priority, row.number
+
+
+def jobs_of(session: Session, rollout: str) -> dict[str, JobRow]:
+    """Return the newest job of every device in ROLLOUT."""
+    query = select(JobRow).where(JobRow.rollout_id == rollout).order_by(JobRow.attempt)
+    # Later ones replace earlier ones in the dictionary.
+    return {job.device_id: job for job in session.scalars(query)}
+
+
 def members_of(
-    session: Session, row: RolloutRow, heard_since: float, *, everybody: bool = False
+    session: Session,
+    row: RolloutRow,
+    heard_since: float,
+    *,
+    now: float = 0.0,
+    everybody: bool = False,
 ) -> list[Member]:
     """Return the part of every device of the group in the rollout of ROW.
 
@@ -75,72 +105,111 @@ def members_of(
         row: The rollout.
         heard_since: Unix seconds since which we have been able to hear devices; silence before
             that is not held against anybody.
-        everybody: Also those that a newer rollout has taken on since.
+        now: Unix seconds; what is left out because of failures depends on it.
+        everybody: Also those that another rollout has taken on.
     """
-    of_group = select(DeviceRow).where(DeviceRow.group_id == row.group_id)
-    devices = session.scalars(of_group.where(DeviceRow.revoked.is_(None))).all()
-    jobs = session.scalars(select(JobRow).where(JobRow.rollout_id == row.id)).all()
-    job_of = {job.device_id: job for job in jobs}
-    release = release_of(row)
-    newer = set() if everybody else _with_newer_intent(session, row)
-    return [
-        _member(device, release, job_of.get(device.id), heard_since)
-        for device in devices
-        if device.id in job_of or device.id not in newer
-    ]
+    jobs = jobs_of(session, row.id)
+    devices = session.scalars(select(DeviceRow).where(DeviceRow.revoked.is_(None))).all()
+    inside = [d for d in devices if d.group_id == row.group_id or d.id in jobs]
+    taken = {} if everybody else _taken(session, row, inside)
+    facts = _Facts(row, heard_since, release_of(row), taken, _boxed(session, row, now))
+    return [_member(device, facts, jobs.get(device.id)) for device in inside]
 
 
-def _with_newer_intent(session: Session, row: RolloutRow) -> set[str]:
-    """Return the devices a newer rollout has spoken to: an older one leaves them alone."""
-    query = (
-        select(JobRow.device_id)
-        .join(RolloutRow, RolloutRow.id == JobRow.rollout_id)
-        .where(RolloutRow.number > row.number, JobRow.status != "CANCELED")
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """What all members of a rollout have in common."""
+
+    row: RolloutRow
+    heard_since: float
+    release: Release
+    taken: Mapping[str, str]
+    boxed: Mapping[str, float] = field(default_factory=dict)
+
+
+def _taken(session: Session, row: RolloutRow, devices: Iterable[DeviceRow]) -> dict[str, str]:
+    """Return the devices that a rollout which goes before ROW has, and that one's id."""
+    spoken = select(JobRow.device_id, RolloutRow.id).join(
+        RolloutRow, RolloutRow.id == JobRow.rollout_id
     )
-    return set(session.scalars(query))
+    found = spoken.where(_before(row), JobRow.status != "CANCELED")
+    rows = session.execute(found.order_by(RolloutRow.priority, RolloutRow.number))
+    taken: dict[str, str] = dict(rows.all())
+    served = select(RolloutRow.id).where(
+        _before(row), RolloutRow.state.in_(SERVING), RolloutRow.group_id == row.group_id
+    )
+    first = session.scalars(
+        served.order_by(RolloutRow.priority.desc(), RolloutRow.number.desc()).limit(1)
+    ).first()
+    if first is not None:
+        taken |= {d.id: first for d in devices if d.group_id == row.group_id}
+    return taken
 
 
-def _member(row: DeviceRow, release: Release, job: JobRow | None, heard_since: float) -> Member:
+def _before(row: RolloutRow) -> ColumnElement[bool]:
+    newer = and_(RolloutRow.priority == row.priority, RolloutRow.number > row.number)
+    return or_(RolloutRow.priority > row.priority, newer)
+
+
+def _boxed(session: Session, row: RolloutRow, now: float) -> dict[str, float]:
+    """Return until when devices are left out because they failed too often."""
+    policy = rollout_of(row).policy
+    if not policy.penalty_failures:
+        return {}
+    failures = select(JobRow.device_id, JobRow.updated).where(
+        JobRow.status.in_(FAILURES - {"REJECTED"}), JobRow.updated > now - policy.penalty_s
+    )
+    times = defaultdict(list)
+    for device, at in session.execute(failures.order_by(JobRow.updated.desc())):
+        times[device].append(at)
+    return _until(times, policy)
+
+
+def _until(times: Mapping[str, list[float]], policy: Policy) -> dict[str, float]:
+    enough = policy.penalty_failures
+    return {
+        device: newest_first[enough - 1] + policy.penalty_s
+        for device, newest_first in times.items()
+        if len(newest_first) >= enough
+    }
+
+
+def _member(row: DeviceRow, facts: _Facts, job: JobRow | None) -> Member:
     device = device_of(row)
-    if job is None:
-        variant = resolve(release, device.inventory).variant
-        return Member(device, target=variant.path if variant else None)
-    return Member(
+    member = Member(
         device,
+        has_it=row.bundle == facts.row.release,
+        boxed_until=facts.boxed.get(row.id, 0.0),
+        override=row.override,
+        taken_by=facts.taken.get(row.id, ""),
+        left=row.group_id != facts.row.group_id,
+    )
+    if job is not None:
+        return _with_job(member, facts, job)
+    variant = resolve(facts.release, device.inventory).variant
+    return replace(member, target=variant.path if variant else None)
+
+
+def _with_job(member: Member, facts: _Facts, job: JobRow) -> Member:
+    waits = job.status in jobrows.OPEN
+    return replace(
+        member,
         target=job.target,
         wave=job.wave,
         status=cast("JobStatus", job.status),
         reason=job.reason,
-        since=max(job.updated, heard_since) if job.status in OPEN else job.updated,
+        since=max(job.updated, facts.heard_since) if waits else job.updated,
+        state=job.state,
+        kind=cast("JobKind", job.kind),
+        attempt=job.attempt,
+        given=job.created,
+        started=job.started,
+        before=_path_before(job, facts.row.release),
+        measured=metrics(job.measured, job.detail),
     )
 
 
-def job_state(row: JobRow) -> JobState:
-    """Return the changing part of a job's ROW."""
-    status = cast("JobStatus", row.status)
-    return JobState(row.version, status, row.state, row.reason, row.progress)
-
-
-def apply_job(row: JobRow, state: JobState, now: float) -> None:
-    """Write STATE into a job's ROW."""
-    row.version, row.status, row.state = state.version, state.status, state.state
-    row.reason, row.progress, row.updated = state.reason, state.progress, now
-
-
-def job_message(row: JobRow) -> messages.Job:
-    """Return the job of ROW as a device reads it."""
-    return messages.Job(
-        job=row.id,
-        version=row.version,
-        status=cast("JobStatus", row.status),
-        release=row.release,
-        target=row.target,
-        rollout=row.rollout_id,
-        probation_s=row.probation_s,
-        timeout_s=row.timeout_s,
-    )
-
-
-def hint(device: str, now: float) -> OutboxRow:
-    """Return the message that tells DEVICE to ask for its job; it is a hint and no more."""
-    return OutboxRow(topic=topics.down(device, "job/notify"), payload=b'{"v":1}', created=now)
+def _path_before(job: JobRow, release: str) -> str | None:
+    if not job.before or job.before["release"] == release:
+        return None
+    return str(job.before["variant"]["path"])

@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 from edgepack import messages, topics
 from edgepack.errors import IntegrityError
 from edgepack.signed import SIGNED_KINDS, public_key, read_report
-from edgepack_fleet import store
+from edgepack_fleet import jobrows, measuring
 from edgepack_fleet.adapters.database import Database
 from edgepack_fleet.adapters.mqtt import Incoming
 from edgepack_fleet.adapters.tables import (
@@ -32,7 +32,7 @@ from edgepack_fleet.adapters.tables import (
     TelemetryRow,
 )
 from edgepack_fleet.core.jobs import Refusal, advance
-from edgepack_fleet.core.model import SERVING
+from edgepack_fleet.core.model import HANDING_OUT
 from edgepack_fleet.core.stream import Stream, absorb
 from edgepack_fleet.renewals import Renewals, seen_with
 
@@ -252,6 +252,7 @@ def _telemetry(turn: _Turn, device: DeviceRow, payload: bytes) -> None:
         if _keep(turn, kept):
             device.inferences = min(LARGEST, device.inferences + row.inferences)
             device.errors = min(LARGEST, device.errors + sum(row.errors.values()))
+            measuring.count(turn.session, device, kept.body, turn.now)
 
 
 def _events(turn: _Turn, device: DeviceRow, payload: bytes) -> None:
@@ -267,6 +268,7 @@ def _events(turn: _Turn, device: DeviceRow, payload: bytes) -> None:
         )
         if _keep(turn, kept):
             _learn(device, row)
+            measuring.notice(turn.session, device, row)
 
 
 def _keep(turn: _Turn, row: TelemetryRow | EventRow) -> bool:
@@ -288,6 +290,7 @@ def _learn(device: DeviceRow, event: messages.Event) -> None:
     """Update what is known of DEVICE by EVENT."""
     if event.type in ACTIVE and event.bundle is not None:
         device.bundle, device.digest = event.bundle, event.digest
+        device.override = event.detail.get("override") is True
     if event.type == "inventory":
         try:
             inventory = msgspec.convert(event.detail, messages.Inventory)
@@ -379,14 +382,14 @@ def _job_get(turn: _Turn, device: DeviceRow, payload: bytes) -> None:
     found = turn.session.execute(
         select(JobRow, RolloutRow.state, RolloutRow.variants)
         .join(RolloutRow, RolloutRow.id == JobRow.rollout_id)
-        .where(JobRow.device_id == device.id, JobRow.status.in_(store.OPEN))
+        .where(JobRow.device_id == device.id, JobRow.status.in_(jobrows.OPEN))
     ).first()
     job = None
     # What waits in a paused rollout stays there; what has begun may go on.
-    if found is not None and (found[0].status == "IN_PROGRESS" or found[1] in SERVING):
+    if found is not None and (found[0].status == "IN_PROGRESS" or found[1] in HANDING_OUT):
         images = {variant["path"]: variant["sha256"] for variant in found[2]}
-        link = turn.link(device.id, images.get(found[0].target, ""))
-        job = msgspec.structs.replace(store.job_message(found[0]), link=link)
+        link = turn.link(device.id, found[0].image or images.get(found[0].target, ""))
+        job = msgspec.structs.replace(jobrows.job_message(found[0]), link=link)
     turn.say(device.id, "job/get/accepted", messages.JobReply(token=request.token, job=job))
 
 
@@ -397,19 +400,20 @@ def _job_update(turn: _Turn, device: DeviceRow, payload: bytes) -> None:
         refusal = messages.Rejected(token=update.token, code="unknown_job")
         turn.say(device.id, "job/update/rejected", refusal)
         return
-    result = advance(store.job_state(job), update)
+    result = advance(jobrows.job_state(job), update)
     if isinstance(result, Refusal):
         refusal = messages.Rejected(
             token=update.token,
             code=result.code,
             message=result.message,
-            job=store.job_message(job),
+            job=jobrows.job_message(job),
         )
         turn.say(device.id, "job/update/rejected", refusal)
         return
-    store.apply_job(job, result, turn.now)
+    jobrows.apply_job(job, result, turn.now)
     job.detail = update.detail
     if result.status == "SUCCEEDED":
-        device.bundle = job.release
-    reply = messages.JobReply(token=update.token, job=store.job_message(job))
+        device.bundle, device.override = job.release, False
+        measuring.begin(turn.session, device, job, turn.now)
+    reply = messages.JobReply(token=update.token, job=jobrows.job_message(job))
     turn.say(device.id, "job/update/accepted", reply)

@@ -332,12 +332,12 @@ def test_a_hint_that_was_saved_but_not_sent_goes_out_after_a_restart(
     with running(data, broker.address) as first:
         cam = Device(enrol(first, "cam"), broker.address)
         cam.connect()
-    from edgepack_fleet import store
+    from edgepack_fleet import jobrows
     from edgepack_fleet.adapters.database import Database
 
     database = Database.in_directory(data)
     with database.write() as session:
-        session.add(store.hint("cam", time.time()))
+        session.add(jobrows.hint("cam", time.time()))
     database.close()
     with running(data, broker.address) as second:
         cam.hears("job/notify")

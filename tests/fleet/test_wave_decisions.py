@@ -9,18 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgepack.errors import UsageError
+from edgepack_fleet.core.actions import Assign, Complete, Pause, TimeOut, Withdraw
 from edgepack_fleet.core.model import FAILURES, TERMINAL, Device, Member, Policy, Rollout
-from edgepack_fleet.core.rollout import (
-    Assign,
-    Complete,
-    Pause,
-    TimeOut,
-    Withdraw,
-    count_waves,
-    decide,
-    parse_waves,
-    wave_sizes,
-)
+from edgepack_fleet.core.progress import count_waves
+from edgepack_fleet.core.rollout import decide
+from edgepack_fleet.core.waves import parse_waves, wave_sizes
 
 PATH = "models/digits/1.0.0/onnx-int8.json"
 TOLERANT = Policy(max_failures=10**6, max_failure_percent=100.0)

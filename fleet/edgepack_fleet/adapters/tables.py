@@ -2,12 +2,23 @@
 
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, ForeignKey, Index, Integer, String, Text, text
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    String,
+    Text,
+    text,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 __all__ = [
     "ApiToken",
     "Base",
+    "DecisionRow",
     "DeviceRow",
     "EnrolToken",
     "EventRow",
@@ -76,6 +87,10 @@ class DeviceRow(Base):
     seen: Mapped[float] = mapped_column(default=0.0)
     inferences: Mapped[int] = mapped_column(BigInteger, default=0)
     errors: Mapped[int] = mapped_column(BigInteger, default=0)
+    override: Mapped[bool] = mapped_column(default=False)
+    """Whether it runs what a person installed at the device."""
+    measured_job: Mapped[str] = mapped_column(default="")
+    """Id of the job whose model is measured now; empty: none."""
 
 
 class RolloutRow(Base):
@@ -98,6 +113,28 @@ class RolloutRow(Base):
     updated: Mapped[float]
     version: Mapped[int] = mapped_column(default=0)
     """Optimistic lock."""
+    priority: Mapped[int] = mapped_column(default=0)
+    """The higher one goes first on a device, then the newer one."""
+    waived: Mapped[list[Any]] = mapped_column(default=list)
+    """Breached gates that an operator accepted: `WAVE:METRIC`."""
+    approved_by: Mapped[str] = mapped_column(default="")
+
+
+class DecisionRow(Base):
+    """One decision with everything it was made of, or what an operator decided."""
+
+    __tablename__ = "decisions"
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True, autoincrement=True)
+    rollout_id: Mapped[str] = mapped_column(ForeignKey("rollouts.id"), index=True)
+    at: Mapped[float]
+    by: Mapped[str] = mapped_column(default="")
+    """Who, if it was a person."""
+    digest: Mapped[str] = mapped_column(String(64))
+    """SHA-256 of the inputs as JSON; empty for a person's."""
+    inputs: Mapped[bytes] = mapped_column(LargeBinary)
+    actions: Mapped[list[Any]]
+    sentence: Mapped[str]
 
 
 class JobRow(Base):
@@ -106,7 +143,7 @@ class JobRow(Base):
     __tablename__ = "jobs"
     __table_args__ = (
         Index("ix_jobs_device_status", "device_id", "status"),
-        Index("ux_jobs_rollout_device", "rollout_id", "device_id", unique=True),
+        Index("ux_jobs_attempt", "rollout_id", "device_id", "attempt", unique=True),
         Index(
             "ux_jobs_one_open",
             "device_id",
@@ -132,6 +169,18 @@ class JobRow(Base):
     timeout_s: Mapped[int]
     created: Mapped[float]
     updated: Mapped[float]
+    kind: Mapped[str] = mapped_column(String(16), default="install")
+    attempt: Mapped[int] = mapped_column(default=1)
+    started: Mapped[float | None]
+    """When the device took it up."""
+    image: Mapped[str] = mapped_column(default="")
+    """SHA-256 of the target."""
+    terms: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    """What else the device is told: time limits, windows, shadow."""
+    before: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    """What the device ran before the rollout came: release and target; empty: not known."""
+    measured: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    """What was added up of the telemetry about its model."""
 
 
 class StreamRow(Base):

@@ -7,297 +7,228 @@ then. Waves are cumulative and are sized from the group as it is now.
 Saves and sends nothing: the service carries the actions out.
 """
 
-import math
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from edgepack.errors import UsageError
-from edgepack_fleet.core.model import FAILURES, SERVING, TERMINAL, Member, Rollout, Wave
+from edgepack_fleet.core import members as of
+from edgepack_fleet.core.actions import (
+    Action,
+    Assign,
+    Cancel,
+    Complete,
+    Decision,
+    Pause,
+    Revert,
+    Reverted,
+    TimeOut,
+    Withdraw,
+)
+from edgepack_fleet.core.gates import Reading, judge_wave
+from edgepack_fleet.core.model import (
+    FAILURES,
+    LIVE,
+    SERVING,
+    TERMINAL,
+    TURNING_BACK,
+    UNSTARTED,
+    Member,
+    Rollout,
+)
+from edgepack_fleet.core.reverting import turn_back
+from edgepack_fleet.core.sentences import reasons, turning_back, why
+from edgepack_fleet.core.waves import wave_sizes
 
-__all__ = [
-    "Action",
-    "Assign",
-    "Complete",
-    "Decision",
-    "Pause",
-    "TimeOut",
-    "WaveCount",
-    "Withdraw",
-    "count_waves",
-    "decide",
-    "parse_waves",
-    "wave_sizes",
-]
+__all__ = ["breaches", "decide"]
 
-
-@dataclass(frozen=True, slots=True)
-class Assign:
-    """Give a device its job."""
-
-    device: str
-    target: str
-    wave: int
-
-
-@dataclass(frozen=True, slots=True)
-class Withdraw:
-    """Take back the job of a device that went away before it took the job up."""
-
-    device: str
-
-
-@dataclass(frozen=True, slots=True)
-class TimeOut:
-    """End the job of a device that took it up and went silent."""
-
-    device: str
-    reason: str = "timed_out"
-
-
-@dataclass(frozen=True, slots=True)
-class Pause:
-    """Stop assigning until somebody resumes."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Complete:
-    """Everybody who can be reached has finished."""
-
-    reason: str
-
-
-Action = Assign | Withdraw | TimeOut | Pause | Complete
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """The actions of one tick, and one sentence on where the rollout stands."""
-
-    actions: tuple[Action, ...]
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class WaveCount:
-    """One wave in numbers; what is neither done nor failed is pending."""
-
-    size: int
-    done: int
-    failed: int
-
-    @property
-    def pending(self) -> int:
-        """Devices that have not finished or were not reached yet."""
-        return max(0, self.size - self.done - self.failed)
-
-
-def parse_waves(text: str) -> tuple[Wave, ...]:
-    """Return the waves of TEXT such as `1,10%,100%`.
-
-    Raises:
-        UsageError: a wave is not a positive number or a percentage up to 100.
-    """
-    waves = tuple(_parse_wave(part.strip()) for part in text.split(","))
-    shares = [wave.amount for wave in waves if wave.percent]
-    if shares != sorted(shares):
-        raise _bad_waves(text, "the percentages go down; waves are cumulative")
-    return waves
-
-
-def _parse_wave(text: str) -> Wave:
-    digits = text.removesuffix("%")
-    if not (digits.isascii() and digits.isdigit() and len(digits) <= 7 and int(digits) > 0):
-        raise _bad_waves(text, "a wave is a number of devices or a percentage, and not 0")
-    wave = Wave(int(digits), text.endswith("%"))
-    if wave.percent and wave.amount > 100:
-        raise _bad_waves(text, "no group has more than 100%")
-    return wave
-
-
-def _bad_waves(text: str, why: str) -> UsageError:
-    return UsageError(
-        f"not a list of waves: {text!r}", why=why, fix="write e.g. --waves 1,10%,100%"
-    )
-
-
-def wave_sizes(waves: Sequence[Wave], total: int) -> tuple[int, ...]:
-    """Return how many of TOTAL devices have the release after each wave: cumulative, rising."""
-    sizes: list[int] = []
-    for wave in waves:
-        size = math.ceil(total * wave.amount / 100) if wave.percent else wave.amount
-        sizes.append(max([min(size, total), *sizes]))
-    return tuple(sizes)
+STOPS: dict[str, tuple[str, type[Pause | Cancel | Revert]]] = {
+    "pause": ("Paused", Pause),
+    "cancel": ("Cancelled", Cancel),
+    "revert": ("Reverting", Revert),
+}
 
 
 def decide(rollout: Rollout, members: Sequence[Member], now: float) -> Decision:
     """Return what ROLLOUT does next for MEMBERS, its group, at NOW (Unix seconds).
 
-    Silence is judged in every state; nothing else happens unless the rollout serves.
+    Silence is judged in every live state; nothing else happens unless the rollout serves or turns
+    back.
     """
-    late = tuple(TimeOut(m.device.id) for m in members if _silent(m, rollout, now))
-    silent = {action.device for action in late}
-    members = [_timed_out(m) if m.device.id in silent else m for m in members]
+    if rollout.state in UNSTARTED or rollout.state not in LIVE:
+        return Decision((), rollout.standing)
+    late, members = _without_silent(rollout, members, now)
+    if rollout.state in TURNING_BACK:
+        return _back(rollout, members, now, late)
     if rollout.state not in SERVING:
-        return Decision(late, "")
-    if why := _halt(rollout, members):
-        return Decision((*late, Pause(why)), why)
+        return Decision(late, rollout.standing)
+    counting = of.eligible(members, rollout, now)
+    if said := _halt(rollout, counting, now):
+        word, stop = STOPS[rollout.policy.on_breach]
+        reason = f"{word}: {said}."
+        return Decision((*late, stop(reason)), reason)
     return _proceed(rollout, members, now, late)
 
 
-def count_waves(rollout: Rollout, members: Sequence[Member]) -> tuple[WaveCount, ...]:
-    """Return the numbers of every wave, each without the waves before it."""
-    sizes = wave_sizes(rollout.waves, len(_eligible(members)))
-    counts = []
-    for index, size in enumerate(sizes):
-        inside = [m for m in members if m.wave == index]
-        own = size - (sizes[index - 1] if index else 0)
-        done = sum(m.status == "SUCCEEDED" for m in inside)
-        failed = sum(m.status in FAILURES for m in inside)
-        counts.append(WaveCount(max(own, done + failed), done, failed))
-    return tuple(counts)
+def _back(
+    rollout: Rollout, members: Sequence[Member], now: float, late: tuple[Action, ...]
+) -> Decision:
+    actions, over = turn_back(rollout, members, now)
+    reason = turning_back(rollout, members)
+    end = (Reverted(reason),) if over and rollout.state == "reverting" else ()
+    return Decision((*late, *actions, *end), reason)
 
 
-def _silent(member: Member, rollout: Rollout, now: float) -> bool:
-    return member.status == "IN_PROGRESS" and now - member.since > rollout.policy.timeout_s
+def breaches(rollout: Rollout, members: Sequence[Member], now: float) -> tuple[Reading, ...]:
+    """Return the gates of ROLLOUT that do not hold at NOW, of every wave that has finished."""
+    counting = of.eligible(members, rollout, now)
+    return tuple(
+        reading
+        for wave in range(len(rollout.waves))
+        for reading in judge_wave(rollout, counting, wave, now)
+        if reading.verdict == "breached"
+    )
 
 
-def _timed_out(member: Member) -> Member:
-    return replace(member, status="TIMED_OUT", reason="timed_out")
+def _without_silent(
+    rollout: Rollout, members: Sequence[Member], now: float
+) -> tuple[tuple[Action, ...], list[Member]]:
+    """Return the ends of jobs that are overdue, and MEMBERS after them."""
+    late: list[Action] = []
+    after = []
+    for member in members:
+        if reason := of.overdue(member, rollout.policy, now):
+            late.append(TimeOut(member.device.id, reason))
+            after.append(of.timed_out(member, reason))
+        else:
+            after.append(member)
+    return tuple(late), after
 
 
-def _eligible(members: Sequence[Member]) -> list[Member]:
-    """Return the members that have, or could have, a variant of the release."""
-    return [m for m in members if m.wave is not None or m.target is not None]
+def _halt(rollout: Rollout, counting: Sequence[Member], now: float) -> str:
+    """Return why the rollout must stop; empty if it need not. COUNTING are those that count."""
+    if said := _too_many_failures(rollout, counting):
+        return said
+    if said := _hopeless_wave(rollout, counting):
+        return said
+    bad = breaches(rollout, counting, now)
+    return f"in wave {bad[0].wave + 1} {bad[0].said}" if bad else ""
 
 
-def _halt(rollout: Rollout, members: Sequence[Member]) -> str:
-    """Return why the rollout must pause; empty if it need not."""
+def _too_many_failures(rollout: Rollout, counting: Sequence[Member]) -> str:
     policy = rollout.policy
-    counted = [m for m in members if m.device.id not in rollout.forgiven and _reached(m)]
-    finished = [m for m in counted if m.status in TERMINAL - {"CANCELED"}]
-    failed = [m for m in finished if m.status in FAILURES]
+    heard = [m for m in counting if m.device.id not in rollout.forgiven and of.reached(m)]
+    finished = [m for m in heard if of.finished(m, policy) and m.status != "CANCELED"]
+    failed = [m for m in finished if of.failed(m, policy)]
     if not failed:
         return ""
-    said = f"{len(failed)} of {len(finished)} finished devices failed ({_reasons(failed)})"
+    said = f"{len(failed)} of {len(finished)} finished devices failed ({reasons(failed)})"
     if len(failed) >= policy.max_failures:
-        return f"Paused: {said}; the limit is {policy.max_failures}."
+        return f"{said}; the limit is {policy.max_failures}"
     share = 100 * len(failed) / len(finished)
     if len(finished) >= policy.min_sample and share > policy.max_failure_percent:
-        return f"Paused: {said}, {share:.0f}%; the limit is {policy.max_failure_percent:g}%."
-    for index in range(len(rollout.waves)):
-        inside = [m for m in counted if m.wave == index]
-        if inside and all(m.status in FAILURES for m in inside):
-            return f"Paused: no device of wave {index + 1} succeeded ({_reasons(inside)})."
+        return f"{said}, {share:.0f}%; the limit is {policy.max_failure_percent:g}%"
     return ""
 
 
-def _reasons(failed: Sequence[Member]) -> str:
-    counts = Counter(m.reason or m.status.lower() for m in failed)
-    return ", ".join(
-        f"{count} x {reason}" if len(counts) > 1 else reason
-        for reason, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    )
-
-
-def _reached(member: Member) -> bool:
-    return member.wave is not None and member.status != "QUEUED"
-
-
-def _gone(member: Member, rollout: Rollout, now: float) -> bool:
-    """Return whether a device left with its job untouched, for longer than we wait."""
-    return (
-        member.wave is not None
-        and member.status == "QUEUED"
-        and not member.device.online
-        and now - max(member.device.seen, member.since) > rollout.policy.patience_s
-    )
+def _hopeless_wave(rollout: Rollout, counting: Sequence[Member]) -> str:
+    for index in range(len(rollout.waves)):
+        inside = of.counted(rollout, counting, index)
+        if inside and all(of.failed(m, rollout.policy) for m in inside):
+            return f"no device of wave {index + 1} succeeded ({reasons(inside)})"
+    return ""
 
 
 def _proceed(
-    rollout: Rollout, members: Sequence[Member], now: float, late: tuple[TimeOut, ...]
+    rollout: Rollout, members: Sequence[Member], now: float, late: tuple[Action, ...]
 ) -> Decision:
-    gone = tuple(Withdraw(m.device.id) for m in members if _gone(m, rollout, now))
-    away = {action.device for action in gone}
+    policy = rollout.policy
+    withdrawn = tuple(Withdraw(m.device.id) for m in members if of.gone(m, policy, now))
+    away = {action.device for action in withdrawn}
     members = [replace(m, wave=None) if m.device.id in away else m for m in members]
-    eligible = _eligible(members)
-    sizes = wave_sizes(rollout.waves, len(eligible))
-    occupied = sum(m.wave is not None for m in eligible)
-    current = _current_wave(rollout, eligible, sizes, now)
-    waiting = sorted((m for m in eligible if m.wave is None), key=lambda m: m.device.id)
-    online = [m for m in waiting if m.device.online]
-    room = max(0, sizes[current] - occupied)
-    assigned = tuple(_assign(m, current) for m in online[:room])
-    last = current == len(sizes) - 1
-    reason = _stand(eligible, sizes, current, now, rollout)
-    if last and not assigned and _all_finished(eligible) and rollout.state == "running":
-        return Decision((*late, *gone, Complete(reason)), reason)
-    return Decision((*late, *gone, *assigned), reason)
+    counting = of.eligible(members, rollout, now)
+    sizes = wave_sizes(rollout.waves, len(counting))
+    current = _current_wave(rollout, counting, sizes, now)
+    again = _again(rollout, counting, now)
+    occupied = sum(m.wave is not None for m in counting)
+    new = _new(rollout, counting, max(0, sizes[current] - occupied), current, now)
+    room = of.room(members, policy, now)
+    given = (*again, *new)[:room]
+    waits = _waits(rollout, counting, sizes, current, now)
+    reason = why(rollout, members, current, waits, now)
+    if not given and _at_the_end(rollout, counting, current, sizes, now):
+        return Decision((*late, *withdrawn, Complete(reason)), reason)
+    return Decision((*late, *withdrawn, *given), reason)
 
 
-def _assign(member: Member, wave: int) -> Assign:
-    assert member.target is not None, "only eligible devices are assigned"
-    return Assign(member.device.id, member.target, wave)
+def _waits(
+    rollout: Rollout, counting: Sequence[Member], sizes: Sequence[int], current: int, now: float
+) -> str:
+    """Return what a wave waits for that is full and finished; empty: for its devices only."""
+    readings = judge_wave(rollout, counting, current, now)
+    if said := "; ".join(r.said for r in readings if r.verdict != "holds"):
+        return said
+    end = of.ended(rollout, of.counted(rollout, counting, current))
+    full = sum(m.wave is not None for m in counting) >= sizes[current]
+    soaking = full and end is not None and now < end + rollout.policy.soak_s
+    return "soaks" if soaking and current < len(sizes) - 1 else ""
 
 
-def _all_finished(members: Sequence[Member]) -> bool:
-    assigned = [m for m in members if m.wave is not None]
-    return bool(assigned) and all(m.status in TERMINAL for m in assigned)
+def _again(rollout: Rollout, counting: Sequence[Member], now: float) -> list[Assign]:
+    """Return the next jobs of those that failed for a reason that may pass."""
+    policy = rollout.policy
+    return [
+        Assign(m.device.id, m.target, m.wave, m.attempt + 1)
+        for m in sorted(counting, key=lambda m: m.device.id)
+        if m.target is not None
+        and m.wave is not None
+        and m.device.id not in rollout.forgiven
+        and of.retries(m, policy)
+        and of.due(m, policy, now)
+        and of.free(m, policy, now)
+    ]
+
+
+def _new(
+    rollout: Rollout, counting: Sequence[Member], places: int, wave: int, now: float
+) -> list[Assign]:
+    """Return the first jobs of those that get one of PLACES in WAVE."""
+    waiting = sorted((m for m in counting if m.wave is None), key=lambda m: m.device.id)
+    chosen = [m for m in waiting if of.free(m, rollout.policy, now)][:places]
+    return [Assign(m.device.id, m.target, wave) for m in chosen if m.target is not None]
 
 
 def _current_wave(
-    rollout: Rollout, members: Sequence[Member], sizes: Sequence[int], now: float
+    rollout: Rollout, counting: Sequence[Member], sizes: Sequence[int], now: float
 ) -> int:
     """Return the index of the first wave that is not done; the last one if all are."""
-    occupied = sum(m.wave is not None for m in members)
+    occupied = sum(m.wave is not None for m in counting)
     for index, size in enumerate(sizes[:-1]):
-        inside = [m for m in members if m.wave == index]
-        if occupied < size or not _wave_done(rollout, inside, now):
+        if occupied < size or not _wave_done(rollout, counting, index, now):
             return index
     return len(sizes) - 1
 
 
-def _wave_done(rollout: Rollout, inside: Sequence[Member], now: float) -> bool:
-    """Return whether a wave that is full has finished and soaked."""
-    counted = [m for m in inside if m.device.id not in rollout.forgiven]
-    if not counted:
+def _wave_done(rollout: Rollout, counting: Sequence[Member], wave: int, now: float) -> bool:
+    """Return whether a wave that is full has finished, soaked, and passed its gates."""
+    held = [m for m in counting if m.wave == wave and m.device.id not in rollout.forgiven]
+    if not held:
         return True
-    reached = [m for m in counted if _reached(m)]
-    finished = [m for m in reached if m.status in TERMINAL]
-    if not reached or len(finished) < math.ceil(rollout.policy.quorum * len(reached)):
+    end = of.ended(rollout, of.counted(rollout, counting, wave))
+    if end is None or now < end + rollout.policy.soak_s:
         return False
-    return now >= max(m.since for m in finished) + rollout.policy.soak_s
+    return all(r.verdict == "holds" for r in judge_wave(rollout, counting, wave, now))
 
 
-def _stand(
-    members: Sequence[Member], sizes: Sequence[int], current: int, now: float, rollout: Rollout
-) -> str:
-    """Return one sentence on where the rollout stands."""
-    done = sum(m.status == "SUCCEEDED" for m in members)
-    head = f"{done} of {len(members)} devices run {rollout.release}"
-    if not members:
-        return f"Waiting: no device of group {rollout.group} can run {rollout.release} yet."
-    busy = sum(m.wave is not None and m.status not in TERMINAL for m in members)
-    unreached = sum(m.wave is None for m in members)
-    if busy:
-        return f"Wave {current + 1} of {len(sizes)}: {head}, {busy} under way."
-    if unreached and not any(m.wave is None and m.device.online for m in members):
-        return f"{head}; {_returning(unreached)}."
-    if not unreached:
-        return f"{head}."
-    if current < len(sizes) - 1 and _soaking(members, current, now, rollout):
-        return f"Wave {current + 1} of {len(sizes)} soaks: {head}."
-    return f"Wave {current + 1} of {len(sizes)}: {head}."
+def _at_the_end(
+    rollout: Rollout, counting: Sequence[Member], current: int, sizes: Sequence[int], now: float
+) -> bool:
+    if rollout.state != "running" or current < len(sizes) - 1:
+        return False
+    held = [m for m in counting if m.wave is not None]
+    over = all(m.status in TERMINAL and not _tried_again(m, rollout) for m in held)
+    gates = judge_wave(rollout, counting, current, now)
+    return bool(held) and over and all(r.verdict == "holds" for r in gates)
 
 
-def _returning(count: int) -> str:
-    if count == 1:
-        return "1 has not been reached yet and gets it when it returns"
-    return f"{count} have not been reached yet and get it when they return"
-
-
-def _soaking(members: Sequence[Member], current: int, now: float, rollout: Rollout) -> bool:
-    ends = [m.since for m in members if m.wave == current and m.status in TERMINAL]
-    return bool(ends) and now < max(ends) + rollout.policy.soak_s
+def _tried_again(member: Member, rollout: Rollout) -> bool:
+    forgiven = member.device.id in rollout.forgiven
+    return member.status in FAILURES and of.retries(member, rollout.policy) and not forgiven

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import anyio.from_thread
 import anyio.to_thread
+import msgspec
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.exceptions import HTTPException
@@ -16,9 +17,11 @@ from edgepack.errors import UsageError
 from edgepack.offers import Offer, offers_name
 from edgepack_fleet.access import ROLES, Role
 from edgepack_fleet.adapters.tables import GroupRow
+from edgepack_fleet.core.gates import parse_gate
 from edgepack_fleet.core.model import Policy
 from edgepack_fleet.enrolment import token_text
-from edgepack_fleet.rollouts import unknown_rollout
+from edgepack_fleet.replaying import made_of
+from edgepack_fleet.rollouts import Plan, unknown_rollout
 from edgepack_fleet.service import Service
 from edgepack_fleet.web import schemas, views
 
@@ -164,13 +167,21 @@ def list_rollouts(fleet: Fleet) -> schemas.Rollouts:
         return schemas.Rollouts(rollouts=views.all_rollouts(db))
 
 
-@router.post("/rollouts", status_code=201, dependencies=[Operator])
-def create_rollout(fleet: Fleet, new: schemas.NewRollout) -> schemas.Rollout:
-    """Start a rollout."""
-    limits = new.model_dump(exclude={"release", "group", "waves"})
-    rollout = fleet.rollouts.create(new.release, new.group, new.waves, Policy(**limits))
+@router.post("/rollouts", status_code=201)
+def create_rollout(
+    fleet: Fleet, new: schemas.NewRollout, role: Annotated[Role, Operator]
+) -> schemas.Rollout:
+    """Start a rollout, or make a draft of one."""
+    rollout = fleet.rollouts.plan(_plan(new), by=role)
     fleet.poke()
     return show_rollout(fleet, rollout)
+
+
+@router.post("/rollouts/rehearse", dependencies=[Operator])
+def rehearse_rollout(fleet: Fleet, new: schemas.NewRollout) -> schemas.Rehearsal:
+    """Say which device would get what in which wave, and why others would not; change nothing."""
+    parts = fleet.rollouts.rehearse(_plan(new))
+    return schemas.Rehearsal(devices=[schemas.Part(**asdict(part)) for part in parts])
 
 
 @router.get("/rollouts/{rollout}", dependencies=[Viewer])
@@ -183,25 +194,59 @@ def show_rollout(fleet: Fleet, rollout: str) -> schemas.Rollout:
     return found
 
 
-@router.post("/rollouts/{rollout}/pause", dependencies=[Operator])
-def pause_rollout(fleet: Fleet, rollout: str) -> schemas.Rollout:
-    """Assign nothing more until somebody resumes."""
-    fleet.rollouts.pause(rollout)
-    return show_rollout(fleet, rollout)
+@router.get("/rollouts/{rollout}/decisions", dependencies=[Viewer])
+def show_decisions(fleet: Fleet, rollout: str) -> schemas.Decisions:
+    """Show the newest decisions about a rollout, each made once more from its inputs."""
+    show_rollout(fleet, rollout)
+    with fleet.database.read() as db:
+        made = made_of(db, rollout)
+    return schemas.Decisions(decisions=[schemas.Decision(**asdict(one)) for one in made])
 
 
-@router.post("/rollouts/{rollout}/resume", dependencies=[Operator])
-def resume_rollout(fleet: Fleet, rollout: str) -> schemas.Rollout:
-    """Go on; the failures so far are accepted."""
-    fleet.rollouts.resume(rollout)
+@router.post("/rollouts/{rollout}/start")
+def start_rollout(fleet: Fleet, rollout: str, role: Annotated[Role, Operator]) -> schemas.Rollout:
+    """Start a draft."""
+    fleet.rollouts.start(rollout, by=role)
     fleet.poke()
     return show_rollout(fleet, rollout)
 
 
-@router.post("/rollouts/{rollout}/cancel", dependencies=[Operator])
-def cancel_rollout(fleet: Fleet, rollout: str) -> schemas.Rollout:
+@router.post("/rollouts/{rollout}/approve")
+def approve_rollout(fleet: Fleet, rollout: str, role: Annotated[Role, Operator]) -> schemas.Rollout:
+    """Let a rollout begin that waits for approval."""
+    fleet.rollouts.approve(rollout, by=role)
+    fleet.poke()
+    return show_rollout(fleet, rollout)
+
+
+@router.post("/rollouts/{rollout}/pause")
+def pause_rollout(fleet: Fleet, rollout: str, role: Annotated[Role, Operator]) -> schemas.Rollout:
+    """Assign nothing more until somebody resumes."""
+    fleet.rollouts.pause(rollout, by=role)
+    fleet.poke()
+    return show_rollout(fleet, rollout)
+
+
+@router.post("/rollouts/{rollout}/resume")
+def resume_rollout(fleet: Fleet, rollout: str, role: Annotated[Role, Operator]) -> schemas.Rollout:
+    """Go on; the failures and breaches so far are accepted."""
+    fleet.rollouts.resume(rollout, by=role)
+    fleet.poke()
+    return show_rollout(fleet, rollout)
+
+
+@router.post("/rollouts/{rollout}/cancel")
+def cancel_rollout(fleet: Fleet, rollout: str, role: Annotated[Role, Operator]) -> schemas.Rollout:
     """End it; devices that have not finished are told to stop."""
-    fleet.rollouts.cancel(rollout)
+    fleet.rollouts.cancel(rollout, by=role)
+    fleet.poke()
+    return show_rollout(fleet, rollout)
+
+
+@router.post("/rollouts/{rollout}/revert")
+def revert_rollout(fleet: Fleet, rollout: str, role: Annotated[Role, Operator]) -> schemas.Rollout:
+    """Give every device that has the release what it had before."""
+    fleet.rollouts.revert(rollout, by=role)
     fleet.poke()
     return show_rollout(fleet, rollout)
 
@@ -311,6 +356,14 @@ def publish(fleet: Fleet, push: schemas.Push) -> schemas.Published:
     files = {name: text.encode() for name, text in push.metadata.items()}
     result = fleet.images.publish(files)
     return schemas.Published(releases=list(result.releases), snapshot=result.snapshot)
+
+
+def _plan(new: schemas.NewRollout) -> Plan:
+    about = {"release", "group", "waves", "priority", "draft"}
+    limits = new.model_dump(exclude=about, by_alias=True)
+    limits["gates"] = [asdict(parse_gate(text)) for text in new.gates]
+    policy = msgspec.convert(limits, Policy)
+    return Plan(new.release, new.group, new.waves, policy, new.priority, new.draft)
 
 
 def _pieces(stream: AsyncIterator[bytes]) -> Iterator[bytes]:

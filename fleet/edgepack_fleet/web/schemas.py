@@ -9,6 +9,8 @@ from edgepack_fleet.access import Role
 
 __all__ = [
     "Authorities",
+    "Decision",
+    "Decisions",
     "Device",
     "Devices",
     "EnrolToken",
@@ -25,8 +27,10 @@ __all__ = [
     "NewRollout",
     "OfferedPatch",
     "OfferedPatches",
+    "Part",
     "Published",
     "Push",
+    "Rehearsal",
     "Release",
     "Releases",
     "RevokedDevice",
@@ -36,9 +40,11 @@ __all__ = [
     "Step",
     "Variant",
     "Wave",
+    "Window",
 ]
 
 GroupId = Annotated[str, Field(pattern=r"^[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?$")]
+TIME_OF_DAY = r"^([01][0-9]|2[0-3]):[0-5][0-9]$"
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -184,6 +190,17 @@ class Releases(Model):
     releases: list[Release]
 
 
+class Window(Model):
+    """When devices may do it."""
+
+    days: list[Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]] = Field(
+        ["mon", "tue", "wed", "thu", "fri", "sat", "sun"], min_length=1, max_length=7
+    )
+    start: str = Field(alias="from", pattern=TIME_OF_DAY)
+    end: str = Field(alias="to", pattern=TIME_OF_DAY)
+    zone: str = Field("UTC", max_length=64, description="Name in the IANA list")
+
+
 class NewRollout(Model):
     """A rollout to create."""
 
@@ -197,6 +214,55 @@ class NewRollout(Model):
     soak_s: float = Field(0.0, ge=0, le=30 * 86400)
     timeout_s: float = Field(900.0, ge=1, le=7 * 86400)
     probation_s: int = Field(5, ge=0, le=86400)
+    on_breach: Literal["pause", "cancel", "revert"] = "pause"
+    gates: list[Annotated[str, Field(max_length=200)]] = Field([], max_length=20)
+    gate_wait_s: float = Field(86400.0, ge=0, le=30 * 86400)
+    shadow_s: int = Field(0, ge=0, le=7 * 86400)
+    total_s: int = Field(86400, ge=1, le=30 * 86400)
+    max_defer_s: int = Field(7 * 86400, ge=0, le=90 * 86400)
+    windows: list[Window] = Field([], max_length=20)
+    max_in_flight: int = Field(200, ge=1, description="Devices with an unfinished job at once")
+    max_per_minute: int = Field(0, ge=0, description="Jobs given within a minute; 0: no limit")
+    max_attempts: int = Field(3, ge=1, le=10)
+    retry_s: float = Field(300.0, ge=0, le=86400)
+    penalty_failures: int = Field(3, ge=0, le=100)
+    penalty_s: float = Field(86400.0, ge=0, le=30 * 86400)
+    overrides: Literal["accept", "replace"] = "replace"
+    approval: bool = Field(False, description="Somebody must approve it before it starts")
+    priority: int = Field(0, ge=-1000, le=1000)
+    draft: bool = Field(False, description="It waits for somebody to start it")
+
+
+class Part(Model):
+    """A device's part in a rollout that was not made."""
+
+    device: str
+    target: str | None
+    wave: int | None = Field(description="Index of its wave; null: it would not get it")
+    why: str
+
+
+class Rehearsal(Model):
+    """What a rollout would do."""
+
+    devices: list[Part]
+
+
+class Decision(Model):
+    """A decision that was made, and whether its inputs lead to the same actions again."""
+
+    at: float
+    by: str = Field(description="Who, if it was a person")
+    sentence: str
+    actions: list[dict[str, Any]]
+    digest: str = Field(description="SHA-256 of the inputs")
+    same: bool | None = Field(description="null: a person decided")
+
+
+class Decisions(Model):
+    """The newest decisions about a rollout, newest first."""
+
+    decisions: list[Decision]
 
 
 class Wave(Model):
@@ -246,7 +312,9 @@ class Rollout(Model):
     ]
     reason: str = Field(description="One sentence: why it waits, paused or ended")
     plan: str = Field(description="The waves as they were given")
-    policy: dict[str, float]
+    policy: dict[str, Any]
+    priority: int
+    approved_by: str
     waves: list[Wave]
     devices: list[Member]
     failures: list[Failure]

@@ -11,7 +11,7 @@ from edgepack.trust import TargetInfo
 from edgepack_fleet import store
 from edgepack_fleet.adapters.tables import DeviceRow, EnrolToken, GroupRow, JobRow, RolloutRow
 from edgepack_fleet.core.model import FAILURES, LIVE, SERVING, Member
-from edgepack_fleet.core.rollout import count_waves
+from edgepack_fleet.core.progress import count_waves
 from edgepack_fleet.core.variants import Release, resolve
 from edgepack_fleet.web import schemas
 
@@ -200,10 +200,7 @@ def _rollout(session: Session, row: RolloutRow) -> schemas.Rollout:
     members = sorted(found, key=lambda m: m.device.id)
     if row.state not in LIVE:
         members = [m for m in members if m.wave is not None]
-    jobs = {
-        job.device_id: job
-        for job in session.scalars(select(JobRow).where(JobRow.rollout_id == row.id))
-    }
+    jobs = store.jobs_of(session, row.id)
     return schemas.Rollout(
         id=row.id,
         release=row.release,
@@ -211,7 +208,9 @@ def _rollout(session: Session, row: RolloutRow) -> schemas.Rollout:
         state=meant.state,
         reason=row.reason,
         plan=row.waves,
-        policy=row.policy,
+        policy=row.policy | {"gates": [str(gate) for gate in meant.policy.gates]},
+        priority=row.priority,
+        approved_by=row.approved_by,
         waves=[
             schemas.Wave(size=w.size, done=w.done, failed=w.failed, pending=w.pending)
             for w in count_waves(meant, members)
