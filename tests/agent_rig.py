@@ -40,7 +40,7 @@ from fleet_rig import Mosquitto, csr, free_port, mosquitto, pem, publisher, runn
 from slots import Client, digits_manifest, raw
 
 AGENT = Path(sys.executable).with_name("edgepack-agent")
-ENDED = {"completed", "paused", "cancelled"}
+ENDED = {"completed", "paused", "cancelled", "reverted"}
 WRONG = {"2.0.0": 0.42}
 """Share of wrong labels of the versions that are bad."""
 
@@ -300,8 +300,10 @@ class Site:
             },
         )
 
-    def roll_out(self, version: str, probation_s: int = 1, **policy_of: float) -> str:
-        policy = Policy(probation_s=probation_s, **policy_of)
+    def roll_out(self, version: str, probation_s: int = 1, **policy_of: Any) -> str:
+        # One attempt: what a device could do better another time is a failure here.
+        limits = {"max_attempts": 1, "penalty_failures": 0} | policy_of
+        policy = Policy(probation_s=probation_s, **limits)
         return self.service.rollouts.create(f"digits@{version}", "lab", "100%", policy)
 
     def state(self, rollout: str) -> str:

@@ -18,6 +18,7 @@ from edgepack.trust import TargetInfo
 from edgepack_fleet import jobrows
 from edgepack_fleet.adapters.tables import DeviceRow, JobRow, RolloutRow
 from edgepack_fleet.core.measures import metrics
+from edgepack_fleet.core.members import TRANSIENT
 from edgepack_fleet.core.model import (
     FAILURES,
     SERVING,
@@ -156,8 +157,10 @@ def _boxed(session: Session, row: RolloutRow, now: float) -> dict[str, float]:
     policy = rollout_of(row).policy
     if not policy.penalty_failures:
         return {}
+    # A model that is bad is not the device's fault: only what may pass, and silence, count.
+    own_fault = or_(JobRow.status == "TIMED_OUT", JobRow.reason.in_(TRANSIENT))
     failures = select(JobRow.device_id, JobRow.updated).where(
-        JobRow.status.in_(FAILURES - {"REJECTED"}), JobRow.updated > now - policy.penalty_s
+        JobRow.status.in_(FAILURES), own_fault, JobRow.updated > now - policy.penalty_s
     )
     times = defaultdict(list)
     for device, at in session.execute(failures.order_by(JobRow.updated.desc())):

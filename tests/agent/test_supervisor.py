@@ -18,6 +18,7 @@ import pytest
 from agent_rig import AGENT, Device, Site, digits_release, rss_mb, runners, site
 from edgepack.bundle import open_bundle
 from edgepack.errors import EdgepackError
+from edgepack_fleet.core.gates import parse_gate
 from fleet_rig import wait
 
 pytestmark = pytest.mark.mosquitto
@@ -443,3 +444,13 @@ def test_the_supervisor_stays_small(calm: Calm) -> None:
     for heavy in ("numpy", "onnxruntime", "openvino", "PIL", "litert"):
         assert heavy not in maps, "no runtime in the supervisor"
     assert rss_mb(device.process.pid) < 80
+
+
+def test_a_gate_that_does_not_hold_brings_the_old_model_back_without_a_person(place: Site) -> None:
+    device = running_1(place, telemetry={"interval_s": 1})
+    place.publish("1.1.0")
+    gate = parse_gate("memory<1")  # MB: no model is that small
+    rollout = place.roll_out("1.1.0", gates=(gate,), on_breach="revert")
+    assert place.ended(rollout) == "reverted"
+    wait("the old model", lambda: device.serving() == "digits@1.0.0")
+    assert device.accuracy() >= 0.9

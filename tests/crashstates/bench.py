@@ -100,7 +100,9 @@ class Patient:
 
     def roll_out(self, version: str, probation_s: int) -> str:
         rollouts = self.bench.site.service.rollouts
-        policy = Policy(probation_s=probation_s, timeout_s=300.0)
+        policy = Policy(
+            probation_s=probation_s, timeout_s=300.0, max_attempts=1, penalty_failures=0
+        )
         return rollouts.create(f"digits@{version}", self.group, "100%", policy)
 
     def job(self, rollout: str) -> tuple[str, str]:
