@@ -164,7 +164,7 @@ def test_the_whole_way_by_commands(place: Place) -> None:
     assert place.ask("rollouts", "pause", rollout)["state"] == "paused"
     assert place.ask("rollouts", "resume", rollout)["state"] == "running"
     assert place.ask("rollouts", "cancel", rollout)["state"] == "cancelled"
-    assert "Cancelled by an operator." in place.run("rollouts", "show", rollout).stdout
+    assert "Cancelled by an admin." in place.run("rollouts", "show", rollout).stdout
     assert rollout in place.run("rollouts", "list").stdout
     assert place.ask("devices", "list")["devices"] == []
 
