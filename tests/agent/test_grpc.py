@@ -1,11 +1,13 @@
 """The same model over gRPC: Triton's client unchanged, the same answers, the same gate."""
 
+import asyncio
 import io
 import math
 import re
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,13 @@ from tritonclient.grpc import service_pb2_grpc as rpc
 from tritonclient.utils import InferenceServerException
 
 from digits import digits_data
-from fleet_rig import free_port
+from edgepack_agent.runner.api import Api
+from edgepack_agent.runner.engine import Engine
+from edgepack_agent.runner.grpc_api import _Service
+from edgepack_agent.runner.model import LoadedModel
+from edgepack_agent.runner.slot import open_slot
+from edgepack_agent.runner.statistics import Statistics
+from fleet_rig import free_port, wait
 from slots import Client, Heard, digits_slot, listen, raw
 
 TEST = digits_data()[1]
@@ -167,6 +175,36 @@ def test_a_call_that_may_wait_no_longer_is_not_answered(stub: Any) -> None:
     with pytest.raises(grpc.RpcError) as late:
         stub.ModelInfer(request, metadata=list(BEARER.items()), timeout=20)
     assert late.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED  # type: ignore[attr-defined]
+
+
+def test_a_cancelled_call_takes_no_turn(tmp_path: Path) -> None:
+    counts, engine, gate = Statistics(), Engine(), threading.Event()
+    model = LoadedModel(open_slot(digits_slot(tmp_path / "slot")), 1, counts, lambda: None)
+    infer = _Service(Api(model, engine, counts), model).handlers()["ModelInfer"].unary_unary
+
+    async def cancel_while_it_waits() -> None:
+        call = asyncio.create_task(infer(digit().SerializeToString(), Caller()))
+        await asyncio.to_thread(wait, "it waits", lambda: engine.waiting)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+
+    with ThreadPoolExecutor() as threads:
+        threads.submit(engine.run, gate.wait, math.inf)
+        wait("the model is busy", lambda: engine.stalled_s > 0)
+        try:
+            asyncio.run(cancel_while_it_waits())
+        finally:
+            gate.set()
+    engine.run(lambda: None, 20)
+    assert counts.total().inferences == 0
+
+
+class Caller:
+    """A call without metadata."""
+
+    def invocation_metadata(self) -> tuple[()]:
+        return ()
 
 
 def test_a_picture_comes_as_typed_contents(stub: Any) -> None:

@@ -154,15 +154,27 @@ class Api:
         """
         return protocol.read_request(headers, body, self._model.manifest)
 
-    def ask(self, request: InferRequest) -> dict[str, Any]:
+    def ask(
+        self, request: InferRequest, over: Callable[[], bool] = lambda: False
+    ) -> dict[str, Any]:
         """Return the model's outputs for REQUEST, which are still to be counted by `decided`.
+
+        Args:
+            request: What is asked.
+            over: Whether nobody waits any longer; asked when it is the request's turn.
 
         Raises:
             RequestError: there are none, or not in time.
         """
-        model, patience = self._model, min(request.timeout_s, DEADLINE_S)
+        patience = min(request.timeout_s, DEADLINE_S)
+
+        def answer() -> dict[str, Any]:
+            if over():
+                raise ExpiredError
+            return self._model.answer(request.inputs)
+
         try:
-            return self._engine.run(lambda: model.answer(request.inputs), patience)
+            return self._engine.run(answer, patience)
         except QueueFullError as error:
             raise RequestError(503, "too many requests are waiting", "queue_full") from error
         except ExpiredError as error:

@@ -11,6 +11,7 @@ traceback for every call of a method that is not there, before anybody was asked
 import asyncio
 import json
 import struct
+import threading
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -158,14 +159,20 @@ class _Service:
         self._check(request.model_name, request.model_version)
         asked = self._api.read(*_as_rest(request, self._limit))
         patience = min(asked.timeout_s, DEADLINE_S)
-        loop = asyncio.get_running_loop()
+        loop, over = asyncio.get_running_loop(), threading.Event()
         try:
             async with asyncio.timeout(patience):
-                outputs = await loop.run_in_executor(self._threads, self._api.ask, asked)
+                outputs = await loop.run_in_executor(self._threads, self._asked, asked, over)
         except TimeoutError as error:
             raise late(patience) from error
-        self._model.decided(outputs)
+        finally:
+            over.set()  # whoever has cancelled takes no turn from others
         return _answer(self._model, asked, outputs)
+
+    def _asked(self, asked: protocol.InferRequest, over: threading.Event) -> Mapping[str, Any]:
+        outputs = self._api.ask(asked, over.is_set)
+        self._model.decided(outputs)
+        return outputs
 
     def _check(self, name: str, version: str) -> None:
         if not self._is_ours(name, version):
