@@ -17,7 +17,13 @@ from PIL import Image
 
 from digits import digits_data
 from edgepack.bundle import open_bundle
+from edgepack_agent.runner.api import Api
+from edgepack_agent.runner.connection import Call, Reply
+from edgepack_agent.runner.engine import Engine
+from edgepack_agent.runner.model import LoadedModel
 from edgepack_agent.runner.server import MAX_CONNECTIONS
+from edgepack_agent.runner.slot import open_slot
+from edgepack_agent.runner.statistics import Statistics
 from slots import Client, Heard, counting_slot, digits_bundle, digits_slot, listen, raw
 
 INFER = "/v2/models/digits/infer"
@@ -257,6 +263,23 @@ def test_requests_and_refusals_are_counted(client: Client, runner: Heard) -> Non
     expected = {"inferences": 5, "bad_request": 2, "latency": 5, "confidence": 5, "classes": 5}
     assert total == expected
     assert beat["rss_mb"] > 10
+
+
+def test_what_is_counted_may_grow_while_it_is_told(tmp_path: Path) -> None:
+    counts = Statistics()
+    model = LoadedModel(open_slot(digits_slot(tmp_path / "slot")), 1, counts, lambda: None)
+    api = Api(model, Engine(), counts)
+
+    class Status(int):
+        """A status at whose telling another thread's comes."""
+
+        def __str__(self) -> str:
+            api.sign(Reply(599, {}, b""))
+            return "200"
+
+    api.sign(Reply(Status(200), {}, b""))
+    told = api.routes["/metrics"].answer(Call("GET", "/metrics", {}, over_tcp=False)).body
+    assert b'edgepack_http_requests_total{code="200"} 1.0' in told
 
 
 FOREVER = 2**62

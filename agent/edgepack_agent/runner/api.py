@@ -128,11 +128,13 @@ class Api:
         return Reply(200, {"content-type": CONTENT_TYPE_LATEST}, found.text())
 
     def _traffic(self) -> Iterator[Family]:
-        requests = {(str(status),): float(count) for status, count in self.requests.items()}
+        with self._counting:  # a status that is new may come from any thread
+            counted = dict(self.requests)
+        requests = {(str(status),): float(count) for status, count in counted.items()}
         yield Family(
             "edgepack_http_requests", "Requests by status.", requests, ("code",), counter=True
         )
-        calls = {(status,): float(count) for status, count in self.calls.items()}
+        calls = {(status,): float(count) for status, count in dict(self.calls).items()}
         yield Family("edgepack_grpc_calls", "gRPC, by status.", calls, ("code",), counter=True)
         waiting = {(): float(self._engine.waiting)}
         yield Family("edgepack_queue_depth", "Requests that wait for the model.", waiting)
