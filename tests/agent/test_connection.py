@@ -38,7 +38,12 @@ class Echo:
 
     def _answer(self, call: Call) -> Reply:
         body = f"{call.method} {call.path} {len(call.body)} ".encode() + bytes(call.body)
-        return Reply(200, {}, body, lambda: self.done.append(call.path))
+        return Reply(200, {}, body, lambda: self._count(call.path))
+
+    def _count(self, path: str) -> None:
+        self.done.append(path)
+        if path == "/uncountable":
+            raise RequestError(500, "it cannot be counted")
 
     def _large(self, _call: Call) -> Reply:
         return Reply(200, {}, bytes(LARGE))
@@ -267,6 +272,15 @@ def test_who_takes_an_answer_byte_by_byte_is_cut_off(monkeypatch: pytest.MonkeyP
                 time.sleep(0.01)
                 connection.expire(time.monotonic())
     assert 0 < said < LARGE
+
+
+def test_an_answer_that_cannot_be_counted_ends_no_connection() -> None:
+    with connected() as (ours, _, _, app):
+        ours.sendall(b"GET /uncountable HTTP/1.1\r\n\r\nGET /next HTTP/1.1\r\n\r\n")
+        ours.shutdown(socket.SHUT_WR)
+        said = until_closed(ours)
+    assert said.count(b"HTTP/1.1 200 OK") == 2
+    assert (app.done, len(app.refused)) == (["/uncountable", "/next"], 1)
 
 
 def test_an_idle_connection_leaves_when_it_is_told() -> None:

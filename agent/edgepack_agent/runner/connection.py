@@ -205,8 +205,7 @@ class Connection:
         try:
             self._send(reply, last=last, bare=call.method == "HEAD")
         finally:
-            if reply.then:
-                reply.then()
+            self._follow_up(reply)
         return self._linger() if last and not self._whole else not last
 
     def _replied(self, call: Call) -> Reply | None:
@@ -225,6 +224,13 @@ class Connection:
         if not call.claim():
             return None
         return self._app.refuse(found) if isinstance(found, Exception) else found
+
+    def _follow_up(self, reply: Reply) -> None:
+        try:
+            if reply.then:
+                reply.then()
+        except Exception as error:  # noqa: BLE001 - whoever asked has the answer, and may go on
+            self._app.refuse(error)
 
     def _head(self) -> bytes:
         """Return the next head; what came after it is in `_ahead`."""
