@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import anyio.from_thread
 import anyio.to_thread
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse
@@ -20,7 +20,7 @@ from edgepack_fleet.core.model import Policy
 from edgepack_fleet.enrolment import token_text
 from edgepack_fleet.rollouts import unknown_rollout
 from edgepack_fleet.service import Service
-from edgepack_fleet.web import schemas, views
+from edgepack_fleet.web import lists, queries, schemas, views
 
 __all__ = ["at_least", "router"]
 
@@ -78,10 +78,10 @@ def session(role: Annotated[Role, Viewer]) -> schemas.Session:
 
 
 @router.get("/devices", dependencies=[Viewer])
-def list_devices(fleet: Fleet) -> schemas.Devices:
-    """List all devices."""
+def list_devices(fleet: Fleet, asked: Annotated[queries.DeviceQuery, Query()]) -> schemas.Devices:
+    """List devices."""
     with fleet.database.read() as db:
-        return schemas.Devices(devices=views.all_devices(db))
+        return lists.devices(db, asked)
 
 
 @router.get("/devices/{device}", dependencies=[Viewer])
@@ -116,11 +116,18 @@ def take_reports(
     return schemas.TakenReports(taken=not refused, refused=refused)
 
 
-@router.get("/groups", dependencies=[Viewer])
-def list_groups(fleet: Fleet) -> schemas.Groups:
-    """List all groups."""
+@router.get("/events", dependencies=[Viewer])
+def list_events(fleet: Fleet, asked: Annotated[queries.EventQuery, Query()]) -> schemas.Events:
+    """List what happened on devices, newest first."""
     with fleet.database.read() as db:
-        return schemas.Groups(groups=views.all_groups(db))
+        return lists.events(db, asked)
+
+
+@router.get("/groups", dependencies=[Viewer])
+def list_groups(fleet: Fleet, asked: Annotated[queries.GroupQuery, Query()]) -> schemas.Groups:
+    """List groups."""
+    with fleet.database.read() as db:
+        return lists.groups(db, asked)
 
 
 @router.post("/groups", status_code=201, dependencies=[Operator])
@@ -137,18 +144,21 @@ def create_group(fleet: Fleet, new: schemas.NewGroup) -> schemas.Group:
 def show_group(fleet: Fleet, group: str) -> schemas.Group:
     """Show one group."""
     with fleet.database.read() as db:
-        found = next((g for g in views.all_groups(db) if g.id == group), None)
-    if found is None:
+        known = db.get(GroupRow, group) is not None
+        found = views.groups(db, [group])
+    if not known:
         raise UsageError(
             f"no group {group!r}", fix="edgepack fleet groups list", reason="unknown_group"
         )
-    return found
+    return found[0]
 
 
 @router.get("/releases", dependencies=[Viewer])
-def list_releases(fleet: Fleet) -> schemas.Releases:
-    """List all published releases."""
-    return schemas.Releases(releases=[views.release(found) for found in fleet.releases()])
+def list_releases(
+    fleet: Fleet, asked: Annotated[queries.ReleaseQuery, Query()]
+) -> schemas.Releases:
+    """List published releases; those of one model in the order in which they were published."""
+    return lists.releases(fleet.releases(), asked)
 
 
 @router.get("/releases/{release}", dependencies=[Viewer])
@@ -158,10 +168,12 @@ def show_release(fleet: Fleet, release: str) -> schemas.Release:
 
 
 @router.get("/rollouts", dependencies=[Viewer])
-def list_rollouts(fleet: Fleet) -> schemas.Rollouts:
-    """List all rollouts, newest first."""
+def list_rollouts(
+    fleet: Fleet, asked: Annotated[queries.RolloutQuery, Query()]
+) -> schemas.Rollouts:
+    """List rollouts, newest first."""
     with fleet.database.read() as db:
-        return schemas.Rollouts(rollouts=views.all_rollouts(db))
+        return lists.rollouts(db, asked)
 
 
 @router.post("/rollouts", status_code=201, dependencies=[Operator])
@@ -225,10 +237,10 @@ def retire_authority(fleet: Fleet, step: schemas.Step) -> schemas.Authorities:
 
 
 @router.get("/tokens", dependencies=[Operator])
-def list_tokens(fleet: Fleet) -> schemas.EnrolTokens:
-    """List enrolment tokens, without their secrets."""
+def list_tokens(fleet: Fleet, asked: Annotated[queries.TokenQuery, Query()]) -> schemas.EnrolTokens:
+    """List enrolment tokens, newest first, without their secrets."""
     with fleet.database.read() as db:
-        return schemas.EnrolTokens(tokens=views.all_tokens(db))
+        return lists.enrol_tokens(db, asked)
 
 
 @router.post("/tokens", status_code=201, dependencies=[Operator])

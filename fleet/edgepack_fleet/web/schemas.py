@@ -1,6 +1,6 @@
-"""The HTTP contract: what requests and answers look like. The only place that knows pydantic."""
+"""The HTTP contract: what requests and answers look like."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import Base64Bytes, BaseModel, ConfigDict, Field
 
@@ -14,6 +14,8 @@ __all__ = [
     "EnrolToken",
     "EnrolTokenCreated",
     "EnrolTokens",
+    "Event",
+    "Events",
     "Failure",
     "Group",
     "Groups",
@@ -25,6 +27,7 @@ __all__ = [
     "NewRollout",
     "OfferedPatch",
     "OfferedPatches",
+    "Page",
     "Published",
     "Push",
     "Release",
@@ -39,6 +42,7 @@ __all__ = [
 ]
 
 GroupId = Annotated[str, Field(pattern=r"^[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?$")]
+T = TypeVar("T")
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -46,6 +50,13 @@ class Model(BaseModel):
     """Base: unknown fields are refused, so that a misspelt one does not pass unseen."""
 
     model_config = ConfigDict(extra="forbid")
+
+
+class Page(Model, Generic[T]):
+    """A part of a list."""
+
+    items: list[T]
+    next: str | None = Field(description="Cursor of the next page; null: this is the last one")
 
 
 class Job(Model):
@@ -86,10 +97,24 @@ class Device(Model):
     errors: int
 
 
-class Devices(Model):
-    """All devices."""
+class Devices(Page[Device]):
+    """A page of devices."""
 
-    devices: list[Device]
+
+class Event(Model):
+    """Something that happened once on a device."""
+
+    device: str
+    boot: str = Field(description="A number counts within one boot")
+    seq: int
+    received: float = Field(description="Unix seconds")
+    type: str
+    verified: bool = Field(description="Whether it was signed with the device's report key")
+    body: dict[str, Any] = Field(description="As the device said it")
+
+
+class Events(Page[Event]):
+    """A page of events."""
 
 
 class Authorities(Model):
@@ -149,10 +174,8 @@ class Group(Model):
     release: str | None = Field(description="What its newest rollout wants")
 
 
-class Groups(Model):
-    """All groups."""
-
-    groups: list[Group]
+class Groups(Page[Group]):
+    """A page of groups."""
 
 
 class Variant(Model):
@@ -178,10 +201,8 @@ class Release(Model):
     variants: list[Variant]
 
 
-class Releases(Model):
-    """All releases."""
-
-    releases: list[Release]
+class Releases(Page[Release]):
+    """A page of releases."""
 
 
 class NewRollout(Model):
@@ -254,10 +275,8 @@ class Rollout(Model):
     updated: float
 
 
-class Rollouts(Model):
-    """All rollouts, newest first."""
-
-    rollouts: list[Rollout]
+class Rollouts(Page[Rollout]):
+    """A page of rollouts."""
 
 
 class NewEnrolToken(Model):
@@ -289,10 +308,8 @@ class EnrolToken(Model):
     used: int
 
 
-class EnrolTokens(Model):
-    """All enrolment tokens."""
-
-    tokens: list[EnrolToken]
+class EnrolTokens(Page[EnrolToken]):
+    """A page of enrolment tokens."""
 
 
 class Push(Model):

@@ -1,0 +1,80 @@
+"""What lists can be asked for: filters, order, pages. Beside `schemas`, the HTTP contract."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = [
+    "DeviceQuery",
+    "EventQuery",
+    "GroupQuery",
+    "ListQuery",
+    "ReleaseQuery",
+    "RolloutQuery",
+    "TokenQuery",
+]
+
+Name = Annotated[str, Field(max_length=200)]
+Moment = Annotated[float, Field(ge=0, le=1e12, description="Unix seconds")]
+
+
+class ListQuery(BaseModel):
+    """Base: a misspelt filter is refused instead of passing unseen."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    limit: int = Field(100, ge=1, le=1000, description="Items of a page at most")
+    cursor: str | None = Field(
+        None, max_length=2000, description="`next` of the page before; keep filters and `sort`"
+    )
+    sort: str = "id"
+
+
+class DeviceQuery(ListQuery):
+    """Which devices."""
+
+    sort: Literal["id", "-id", "seen", "-seen", "enrolled", "-enrolled"] = "id"
+    group: Name | None = None
+    online: bool | None = None
+    release: Name | None = Field(None, description="`name@version` it reports")
+    attention: bool | None = Field(None, description="Whether its newest update has failed")
+    revoked: bool | None = None
+
+
+class RolloutQuery(ListQuery):
+    """Which rollouts."""
+
+    sort: Literal["created", "-created", "updated", "-updated"] = "-created"
+    state: Name | None = None
+    group: Name | None = None
+    release: Name | None = Field(None, description="`name@version`")
+
+
+class EventQuery(ListQuery):
+    """Which events."""
+
+    sort: Literal["received", "-received"] = "-received"
+    device: Name | None = None
+    type: Name | None = None
+    since: Moment | None = None
+    until: Moment | None = None
+
+
+class GroupQuery(ListQuery):
+    """Which groups."""
+
+    sort: Literal["id", "-id"] = "id"
+
+
+class TokenQuery(ListQuery):
+    """Which tokens."""
+
+    sort: Literal["created", "-created"] = "-created"
+    group: Name | None = None
+
+
+class ReleaseQuery(ListQuery):
+    """Which releases."""
+
+    sort: Literal["published", "-published"] = "published"
+    name: Name | None = None
