@@ -8,6 +8,7 @@ import hashlib
 import hmac
 import secrets
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
@@ -19,12 +20,24 @@ from edgepack_fleet.adapters.database import Database
 from edgepack_fleet.adapters.lock import alone
 from edgepack_fleet.adapters.tables import ApiToken
 
-__all__ = ["ROLES", "Access", "Role", "bootstrap_token", "fleet_secret"]
+__all__ = ["ROLES", "Access", "Caller", "Role", "bootstrap_token", "fleet_secret"]
 
 Role = Literal["viewer", "operator", "admin"]
 ROLES: tuple[Role, ...] = ("viewer", "operator", "admin")
 """Each may do what the ones before it may."""
+BOOTSTRAP = "bootstrap"
+"""Name of the tokens that follow from the secret."""
 SESSION_S = 12 * 3600
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Whose token it is."""
+
+    id: str
+    """Of the token; it says nothing about the token itself."""
+    name: str
+    role: Role
 
 
 def fleet_secret(data: Path, *, create: bool) -> bytes:
@@ -69,26 +82,34 @@ class Access:
     def install_bootstrap(self) -> None:
         """Let the tokens of today's secret in, and those of an earlier one no more."""
         with self._database.write() as session:
-            session.execute(delete(ApiToken).where(ApiToken.name == "bootstrap"))
+            session.execute(delete(ApiToken).where(ApiToken.name == BOOTSTRAP))
             for role in ROLES:
                 digest = _digest(bootstrap_token(self._secret, role))
                 now = self._clock()
-                session.add(ApiToken(digest=digest, name="bootstrap", role=role, created=now))
+                session.add(
+                    ApiToken(
+                        digest=digest,
+                        id=f"{BOOTSTRAP}-{role}",
+                        name=BOOTSTRAP,
+                        role=role,
+                        created=now,
+                    )
+                )
 
-    def role_of(self, token: str) -> Role | None:
-        """Return the role of TOKEN; None if it is not one of ours."""
-        return self._role(_digest(token))
+    def caller(self, token: str) -> Caller | None:
+        """Return whose TOKEN it is; None if it is not one of ours, or not good any more."""
+        return self._find(_digest(token))
 
     def open_session(self, token: str) -> str | None:
         """Return what a browser keeps instead of TOKEN; None if it is not one of ours."""
         digest = _digest(token)
-        if self._role(digest) is None:
+        if self._find(digest) is None:
             return None
         expires = int(self._clock()) + SESSION_S
         return f"{digest}.{expires}.{self._seal(digest, expires)}"
 
-    def session_role(self, value: str) -> Role | None:
-        """Return the role of a browser's session VALUE; None if it is over or forged."""
+    def session_caller(self, value: str) -> Caller | None:
+        """Return whose session VALUE of a browser is; None if it is over or forged."""
         digest, _, rest = value.partition(".")
         expires, _, seal = rest.partition(".")
         if not (expires.isascii() and expires.isdigit() and len(expires) < 15):
@@ -96,13 +117,15 @@ class Access:
         wanted = self._seal(digest, int(expires))
         if not hmac.compare_digest(seal.encode(), wanted.encode()):
             return None
-        return self._role(digest) if self._clock() < int(expires) else None
+        return self._find(digest) if self._clock() < int(expires) else None
 
-    def _role(self, digest: str) -> Role | None:
+    def _find(self, digest: str) -> Caller | None:
         # The lookup is by hash: its timing says nothing about the token.
         with self._database.read() as session:
             row = session.get(ApiToken, digest)
-            return cast("Role", row.role) if row else None
+        if row is None or (row.expires is not None and self._clock() >= row.expires):
+            return None
+        return Caller(row.id, row.name, cast("Role", row.role))
 
     def _seal(self, digest: str, expires: int) -> str:
         message = f"session {digest} {expires}".encode()

@@ -35,6 +35,7 @@ from edgepack_fleet.authorities import Authorities
 from edgepack_fleet.core.model import SERVING
 from edgepack_fleet.core.variants import Release
 from edgepack_fleet.enrolment import Enrolment
+from edgepack_fleet.idempotency import Answers
 from edgepack_fleet.links import Belongings, Links
 from edgepack_fleet.renewals import GRACE_DAYS, Renewals
 from edgepack_fleet.revocation import Revocation
@@ -70,6 +71,8 @@ class Settings:
     """Names and addresses, beside `localhost`, that devices reach us under."""
     grace_days: float = GRACE_DAYS
     """Days after the end of its certificate in which a device may still renew it."""
+    max_per_s: float = 100.0
+    """Requests a second over REST with one token; 0: no limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +111,7 @@ class Service:
         )
         self.revocation = Revocation(self.database, self.pki, settings.broker, clock)
         secret = fleet_secret(data, create=True)
+        self.answers = Answers(self.database, secret, clock)
         self.links = Links(
             secret,
             clock,

@@ -312,9 +312,9 @@ def test_sessions_end_and_cannot_be_forged(app: httpx.Client, fleet: Service, no
         f"{digest}.x.{seal}",
         "..",
     ):
-        assert fleet.access.session_role(forged) is None
+        assert fleet.access.session_caller(forged) is None
     now.value += 12 * 3600
-    assert fleet.access.session_role(value) is None
+    assert fleet.access.session_caller(value) is None
 
 
 def test_empty_pages_show_the_command_to_run(app: httpx.Client, fleet: Service) -> None:

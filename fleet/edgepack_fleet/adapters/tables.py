@@ -6,6 +6,7 @@ from sqlalchemy import JSON, BigInteger, ForeignKey, Index, Integer, String, Tex
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 __all__ = [
+    "AnswerRow",
     "ApiToken",
     "Base",
     "DeviceRow",
@@ -192,9 +193,29 @@ class ApiToken(Base):
     __tablename__ = "api_tokens"
 
     digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    id: Mapped[str] = mapped_column(Id, unique=True)
+    """What people call it by; the token does not follow from it."""
     name: Mapped[str]
     role: Mapped[str] = mapped_column(String(16))
     created: Mapped[float]
+    expires: Mapped[float | None]
+    """Unix seconds; None: never."""
+    used: Mapped[float | None]
+    """Unix seconds of its last use, to the minute."""
+
+
+class AnswerRow(Base):
+    """What was answered to a request with an idempotency key, sealed with that key."""
+
+    __tablename__ = "answers"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    fingerprint: Mapped[str] = mapped_column(String(64))
+    status: Mapped[int | None]
+    """None: it is not answered yet."""
+    media_type: Mapped[str] = mapped_column(default="")
+    body: Mapped[bytes | None]
+    created: Mapped[float] = mapped_column(index=True)
 
 
 class EnrolToken(Base):

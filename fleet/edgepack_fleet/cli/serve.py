@@ -52,6 +52,14 @@ host_option = click.option(
     metavar="DAYS",
     help="How long after its certificate ended a device may still renew it.",
 )
+@click.option(
+    "--max-per-s",
+    type=FiniteRange(min=0),
+    default=100.0,
+    show_default=True,
+    metavar="N",
+    help="Requests a second over REST with one token; 0: no limit.",
+)
 def serve(
     data: Path,
     hosts: tuple[str, ...],
@@ -63,6 +71,7 @@ def serve(
     tls_cert: Path | None,
     tls_key: Path | None,
     renew_grace: float,
+    max_per_s: float,
 ) -> None:
     """Serve the fleet: REST interface and pages, enrolment, and devices over MQTT."""
     from edgepack_fleet import server
@@ -78,7 +87,7 @@ def serve(
     server.check_exposure(listeners)
     _log_to_stderr()
     server.serve(
-        Settings(data.absolute(), address, database, hosts, renew_grace),
+        Settings(data.absolute(), address, database, hosts, renew_grace, max_per_s),
         listeners,
         embedded_broker=embedded_broker,
     )

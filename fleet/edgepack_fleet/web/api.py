@@ -1,61 +1,23 @@
-"""The REST interface below `/api/v1`. Routes only: what they do is in the service."""
+"""The REST interface to devices, groups, releases and rollouts. Routes only."""
 
-from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import asdict
 from importlib.metadata import version
-from typing import Annotated, Any
+from typing import Annotated
 
-import anyio.from_thread
-import anyio.to_thread
-from fastapi import APIRouter, Depends, Query, Request, Response
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from starlette.exceptions import HTTPException
-from starlette.responses import FileResponse
+from fastapi import APIRouter, Query, Request
 
 from edgepack.errors import UsageError
-from edgepack.offers import Offer, offers_name
-from edgepack_fleet.access import ROLES, Role
+from edgepack_fleet.access import Role
 from edgepack_fleet.adapters.tables import GroupRow
 from edgepack_fleet.core.model import Policy
 from edgepack_fleet.enrolment import token_text
 from edgepack_fleet.rollouts import unknown_rollout
-from edgepack_fleet.service import Service
 from edgepack_fleet.web import lists, queries, schemas, views
+from edgepack_fleet.web.guard import PREFIX, Admin, Fleet, Operator, Viewer
 
-__all__ = ["at_least", "router"]
+__all__ = ["router"]
 
-MAX_BLOB = 8 * 1024**3
-"""Bytes of one file of a model."""
-
-router = APIRouter(prefix="/api/v1")
-bearer = HTTPBearer(auto_error=False, description="A token of `edgepack fleet tokens show`")
-
-
-def _service(request: Request) -> Service:
-    service: Service = request.app.state.service
-    return service
-
-
-def at_least(role: Role) -> Callable[..., Role]:
-    """Return the dependency that lets in whoever has ROLE or more."""
-
-    def check(
-        request: Request,
-        given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],
-    ) -> Role:
-        found = _service(request).access.role_of(given.credentials) if given else None
-        if found is None:
-            raise HTTPException(401, "give a valid token: Authorization: Bearer TOKEN")
-        if ROLES.index(found) < ROLES.index(role):
-            raise HTTPException(403, f"this needs the role {role}; the token's is {found}")
-        return found
-
-    return check
-
-
-Fleet = Annotated[Service, Depends(_service)]
-Viewer, Operator = Depends(at_least("viewer")), Depends(at_least("operator"))
-Admin = Depends(at_least("admin"))
+router = APIRouter(prefix=PREFIX)
 
 
 @router.get("/health")
@@ -253,83 +215,3 @@ def create_token(
     return schemas.EnrolTokenCreated(
         id=token.id, token=text, group=token.group, expires=token.expires, uses=token.uses
     )
-
-
-@router.get("/repo/online-keys", dependencies=[Operator])
-def online_keys(fleet: Fleet) -> dict[str, Any]:
-    """Return the public keys a publisher's root must name for snapshot and timestamp."""
-    return fleet.images.online_keys()
-
-
-@router.post("/repo/online-keys/next", dependencies=[Operator])
-def next_online_keys(fleet: Fleet) -> dict[str, Any]:
-    """Make the keys that shall replace the online keys; they count once a root names them."""
-    return fleet.images.next_online_keys()
-
-
-@router.get("/repo/metadata/{name}", dependencies=[Operator], response_class=Response)
-def repo_metadata(fleet: Fleet, name: str) -> Response:
-    """Return a metadata file of the image repository."""
-    data = fleet.images.metadata(name)
-    if data is None:
-        raise HTTPException(404, f"no metadata file {name!r}")
-    return Response(data, media_type="application/json")
-
-
-@router.head("/repo/blobs/{sha256}", dependencies=[Operator], response_class=Response)
-def has_blob(fleet: Fleet, sha256: str) -> Response:
-    """Say whether a blob is here: 200 with its size, or 404."""
-    size = fleet.content.size(sha256)
-    if size is None:
-        return Response(status_code=404)
-    return Response(headers={"content-length": str(size)})
-
-
-@router.put("/repo/blobs/{sha256}", status_code=201, dependencies=[Operator])
-async def put_blob(request: Request, fleet: Fleet, sha256: str) -> dict[str, int]:
-    """Store a blob; the body must have the digest it is named by."""
-    pieces = _pieces(request.stream())
-    size = await anyio.to_thread.run_sync(lambda: fleet.content.put(sha256, pieces, limit=MAX_BLOB))
-    return {"size": size}
-
-
-@router.get("/repo/blobs/{sha256}", dependencies=[Operator], response_class=FileResponse)
-def get_blob(fleet: Fleet, sha256: str) -> FileResponse:
-    """Return a blob."""
-    if not fleet.content.has(sha256):
-        raise HTTPException(404, f"no blob {sha256}")
-    return FileResponse(fleet.content.path(sha256), media_type="application/octet-stream")
-
-
-@router.get("/repo/patches/{target}", dependencies=[Operator], response_class=Response)
-def get_patches(fleet: Fleet, target: str) -> Response:
-    """Return the patches that are offered to a blob."""
-    data = fleet.patches.file(offers_name(target))
-    if data is None:
-        raise HTTPException(404, f"no patches to {target}")
-    return Response(data, media_type="application/json")
-
-
-@router.post("/repo/patches/{target}", status_code=204, dependencies=[Operator])
-def offer_patches(fleet: Fleet, target: str, offered: schemas.OfferedPatches) -> None:
-    """Offer patches, which were put as blobs, in place of a blob."""
-    offers = [Offer(**offer.model_dump()) for offer in offered.offers]
-    fleet.patches.add(target, offered.target_size, offers)
-
-
-@router.post("/repo/publish", dependencies=[Operator])
-def publish(fleet: Fleet, push: schemas.Push) -> schemas.Published:
-    """Make metadata that the publisher has signed the current state of the repository."""
-    files = {name: text.encode() for name, text in push.metadata.items()}
-    result = fleet.images.publish(files)
-    return schemas.Published(releases=list(result.releases), snapshot=result.snapshot)
-
-
-def _pieces(stream: AsyncIterator[bytes]) -> Iterator[bytes]:
-    """Yield the body in a worker thread as it arrives, so that no file is held in memory."""
-
-    async def following() -> bytes | None:
-        return await anext(stream, None)
-
-    while (piece := anyio.from_thread.run(following)) is not None:
-        yield piece

@@ -1,5 +1,6 @@
 """The main application: REST interface, pages and their files. Listens nowhere by itself."""
 
+import time
 from collections.abc import Callable
 
 import anyio.to_thread
@@ -8,11 +9,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 
+from edgepack_fleet.core.rates import Rates
 from edgepack_fleet.service import Service
-from edgepack_fleet.web import api, pages, problems
+from edgepack_fleet.web import api, pages, problems, repo
+from edgepack_fleet.web.guard import Guard
 from edgepack_fleet.web.limits import BodyLimit
+from edgepack_fleet.web.once import Once
 
 __all__ = ["main_app"]
+
+BURST = 1000
+"""Requests that a token may make at once: a large push."""
 
 
 def main_app(service: Service | None, device_url: str = "") -> FastAPI:
@@ -34,8 +41,13 @@ def main_app(service: Service | None, device_url: str = "") -> FastAPI:
     app.state.service = service
     app.state.device_url = device_url
     app.include_router(api.router)
+    app.include_router(repo.router)
     app.include_router(pages.router)
     app.mount("/static", StaticFiles(directory=pages.STATIC), name="static")
+    per_s = service.settings.max_per_s if service else 0.0
+    # The last one is the first to see a request.
+    app.add_middleware(Once, service=service)
+    app.add_middleware(Guard, service=service, rates=Rates(per_s, BURST, time.monotonic))
     app.add_middleware(BodyLimit)
     problems.install(app)
     _answer_in_a_thread(app, pages.LoginNeededError, pages.to_login)

@@ -106,10 +106,11 @@ def _service(request: Request) -> Service:
 
 
 def _viewer(request: Request) -> Role:
-    role = _service(request).access.session_role(request.cookies.get(COOKIE, ""))
-    if role is None:
+    caller = _service(request).access.session_caller(request.cookies.get(COOKIE, ""))
+    if caller is None:
         raise LoginNeededError
-    return role
+    request.state.caller = caller
+    return caller.role
 
 
 Fleet = Annotated[Service, Depends(_service)]

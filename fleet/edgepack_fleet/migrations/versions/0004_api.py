@@ -1,0 +1,38 @@
+"""Access tokens that expire; answers that are given again."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0004"
+down_revision = "0002"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """Add the tables; tokens so far follow from the secret and come back at the next start."""
+    op.execute("DELETE FROM api_tokens")
+    with op.batch_alter_table("api_tokens") as table:
+        table.add_column(sa.Column("id", sa.String(128), nullable=False))
+        table.add_column(sa.Column("expires", sa.Double(), nullable=True))
+        table.add_column(sa.Column("used", sa.Double(), nullable=True))
+        table.create_unique_constraint("uq_api_tokens_id", ["id"])
+    op.create_table(
+        "answers",
+        sa.Column("id", sa.String(64), primary_key=True),
+        sa.Column("fingerprint", sa.String(64), nullable=False),
+        sa.Column("status", sa.Integer(), nullable=True),
+        sa.Column("media_type", sa.Text(), nullable=False),
+        sa.Column("body", sa.LargeBinary(), nullable=True),
+        sa.Column("created", sa.Double(), nullable=False),
+    )
+    op.create_index("ix_answers_created", "answers", ["created"])
+
+
+def downgrade() -> None:
+    """Drop them."""
+    op.drop_table("answers")
+    with op.batch_alter_table("api_tokens") as table:
+        table.drop_constraint("uq_api_tokens_id", type_="unique")
+        for name in ("id", "expires", "used"):
+            table.drop_column(name)
