@@ -185,17 +185,20 @@ def test_rates_forget_who_was_quiet_longest(now: Now) -> None:
 
 
 def test_an_answer_that_got_lost_is_told_again(app: httpx.Client, fleet: Service) -> None:
+    headers = keyed(fleet) | {"Content-Type": "application/json"}
+    body = json.dumps({"id": "lab"}).encode()
+
     async def cut_off() -> None:
         scope = {
             "type": "http",
             "method": "POST",
             "path": GROUPS,
             "query_string": b"",
-            "headers": [(k.lower().encode(), v.encode()) for k, v in keyed(fleet).items()],
+            "headers": [(k.lower().encode(), v.encode()) for k, v in headers.items()],
         }
 
         async def receive() -> dict[str, Any]:
-            return {"type": "http.request", "body": json.dumps({"id": "lab"}).encode()}
+            return {"type": "http.request", "body": body}
 
         async def send(_message: Any) -> None:
             raise asyncio.CancelledError
@@ -204,6 +207,5 @@ def test_an_answer_that_got_lost_is_told_again(app: httpx.Client, fleet: Service
 
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(cut_off())
-    body = json.dumps({"id": "lab"}).encode()
-    again = app.post(GROUPS, content=body, headers=keyed(fleet))
+    again = app.post(GROUPS, content=body, headers=headers)
     assert (again.status_code, again.headers["idempotent-replayed"]) == (201, "true")

@@ -4,7 +4,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 
 from edgepack.errors import UsageError
 from edgepack_fleet.access import Role
@@ -12,11 +12,13 @@ from edgepack_fleet.adapters.tables import GroupRow
 from edgepack_fleet.core.model import Policy
 from edgepack_fleet.enrolment import token_text
 from edgepack_fleet.rollouts import unknown_rollout
+from edgepack_fleet.service import Service
 from edgepack_fleet.web import lists, queries, schemas, views
-from edgepack_fleet.web.guard import PREFIX, Admin, Fleet, Operator, Viewer
+from edgepack_fleet.web.guard import PREFIX, Admin, Operator, Viewer, service_of
 
 __all__ = ["router"]
 
+Fleet = Annotated[Service, Depends(service_of)]
 router = APIRouter(prefix=PREFIX)
 
 

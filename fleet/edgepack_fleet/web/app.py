@@ -44,10 +44,11 @@ def main_app(service: Service | None, device_url: str = "") -> FastAPI:
     app.include_router(repo.router)
     app.include_router(pages.router)
     app.mount("/static", StaticFiles(directory=pages.STATIC), name="static")
-    per_s = service.settings.max_per_s if service else 0.0
     # The last one is the first to see a request.
-    app.add_middleware(Once, service=service)
-    app.add_middleware(Guard, service=service, rates=Rates(per_s, BURST, time.monotonic))
+    if service is not None:
+        rates = Rates(service.settings.max_per_s, BURST, time.monotonic)
+        app.add_middleware(Once, answers=service.answers)
+        app.add_middleware(Guard, find=service.access.caller, rates=rates)
     app.add_middleware(BodyLimit)
     problems.install(app)
     _answer_in_a_thread(app, pages.LoginNeededError, pages.to_login)

@@ -17,19 +17,18 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from edgepack_fleet.access import ROLES, Caller, Role
 from edgepack_fleet.core.rates import Rates
-from edgepack_fleet.service import Service
 from edgepack_fleet.web.problems import problem
 
 __all__ = [
     "PREFIX",
     "Admin",
-    "Fleet",
     "Guard",
     "Operator",
     "Viewer",
     "at_least",
     "caller_of",
     "given_token",
+    "service_of",
 ]
 
 PREFIX = "/api/v1"
@@ -57,12 +56,12 @@ class Guard:
 
     Args:
         app: What comes next.
-        service: The running fleet; None: nothing is let in.
+        find: Returns whose token it is.
         rates: Counts requests by caller.
     """
 
-    def __init__(self, app: ASGIApp, service: Service | None, rates: Rates) -> None:
-        self._app, self._service, self._rates = app, service, rates
+    def __init__(self, app: ASGIApp, find: Callable[[str], Caller | None], rates: Rates) -> None:
+        self._app, self._find, self._rates = app, find, rates
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -70,9 +69,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         token = given_token(scope) if scope["path"].startswith(PREFIX) else ""
-        caller = None
-        if token and self._service is not None:
-            caller = await run_in_threadpool(self._service.access.caller, token)
+        caller = await run_in_threadpool(self._find, token) if token else None
         scope.setdefault("state", {})["caller"] = caller
         wait = self._rates.take(caller.id) if caller else 0.0
         if wait:
@@ -101,12 +98,11 @@ def at_least(role: Role) -> Callable[..., Role]:
     return check
 
 
-def _service(request: Request) -> Service:
-    service: Service = request.app.state.service
-    return service
+def service_of(request: Request) -> Any:
+    """Return the running fleet."""
+    return request.app.state.service
 
 
-Fleet = Annotated[Service, Depends(_service)]
 Viewer: Any = Depends(at_least("viewer"))
 Operator: Any = Depends(at_least("operator"))
 Admin: Any = Depends(at_least("admin"))

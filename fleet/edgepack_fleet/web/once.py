@@ -10,7 +10,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edgepack.errors import UsageError
 from edgepack_fleet.idempotency import Answer, Answers
-from edgepack_fleet.service import Service
 from edgepack_fleet.web.guard import PREFIX, caller_of, given_token
 from edgepack_fleet.web.problems import answer_to, problem
 
@@ -24,13 +23,13 @@ UNDECIDED = frozenset({401, 403, 413, 429})
 class Once:
     """Passes a request to APP unless it has been answered before."""
 
-    def __init__(self, app: ASGIApp, service: Service | None) -> None:
-        self._app, self._service = app, service
+    def __init__(self, app: ASGIApp, answers: Answers) -> None:
+        self._app, self._answers = app, answers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         key = _key(scope)
-        if key is None or self._service is None or caller_of(scope) is None:
+        if key is None or caller_of(scope) is None:
             await self._app(scope, receive, send)
             return
         if not KEY.fullmatch(key):
@@ -41,7 +40,7 @@ class Once:
             return
         try:
             body = await _whole(receive)
-            await self._serve(self._service.answers, key, body, scope, receive, send)
+            await self._serve(key, body, scope, receive, send)
         except HTTPException as error:
             await problem(error.status_code, error.detail, code=2, reason="too_long")(
                 scope, receive, send
@@ -50,12 +49,12 @@ class Once:
             await answer_to(error)(scope, receive, send)
 
     async def _serve(
-        self, answers: Answers, key: str, body: bytes, scope: Scope, receive: Receive, send: Send
+        self, key: str, body: bytes, scope: Scope, receive: Receive, send: Send
     ) -> None:
         token = given_token(scope)
         facts = (scope["method"].encode(), scope["path"].encode(), scope["query_string"])
         request = b"\0".join((*facts, body))
-        known = await run_in_threadpool(answers.begin, token, key, request)
+        known = await run_in_threadpool(self._answers.begin, token, key, request)
         if known is not None:
             replay = Response(known.body, known.status, media_type=known.media_type or None)
             replay.headers["Idempotent-Replayed"] = "true"
@@ -67,14 +66,14 @@ class Once:
             said.append(message)
             if message["type"] == "http.response.body" and not message.get("more_body"):
                 # It must be kept before it is told, or it could be told and done again.
-                await run_in_threadpool(_keep, answers, token, key, said)
+                await run_in_threadpool(_keep, self._answers, token, key, said)
                 for each in said:
                     await send(each)
 
         try:
             await self._app(scope, _again(body, receive), listen)
         except Exception:
-            await run_in_threadpool(answers.forget, token, key)
+            await run_in_threadpool(self._answers.forget, token, key)
             raise
 
 

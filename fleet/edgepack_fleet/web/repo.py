@@ -1,23 +1,25 @@
 """The REST interface of publishers: signed metadata, blobs, patches. Routes only."""
 
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import anyio.from_thread
 import anyio.to_thread
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse
 
 from edgepack.offers import Offer, offers_name
+from edgepack_fleet.service import Service
 from edgepack_fleet.web import schemas
-from edgepack_fleet.web.guard import PREFIX, Fleet, Operator
+from edgepack_fleet.web.guard import PREFIX, Operator, service_of
 
 __all__ = ["router"]
 
 MAX_BLOB = 8 * 1024**3
 """Bytes of one file of a model."""
 
+Fleet = Annotated[Service, Depends(service_of)]
 router = APIRouter(prefix=f"{PREFIX}/repo")
 
 
