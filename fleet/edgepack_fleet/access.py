@@ -7,12 +7,13 @@ directory: whoever can read that file is an administrator anyway.
 import hashlib
 import hmac
 import secrets
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
-from sqlalchemy import delete
+from sqlalchemy import delete, select, update
 
 from edgepack.durable import write_file
 from edgepack.errors import UsageError
@@ -27,6 +28,8 @@ ROLES: tuple[Role, ...] = ("viewer", "operator", "admin")
 """Each may do what the ones before it may."""
 BOOTSTRAP = "bootstrap"
 """Name of the tokens that follow from the secret."""
+USED_S = 60.0
+"""How exact the last use of a token is."""
 SESSION_S = 12 * 3600
 
 
@@ -78,11 +81,13 @@ class Access:
 
     def __init__(self, database: Database, secret: bytes, clock: Callable[[], float]) -> None:
         self._database, self._secret, self._clock = database, secret, clock
+        self._used: dict[str, float] = {}
+        self._used_lock = threading.Lock()
 
     def install_bootstrap(self) -> None:
         """Let the tokens of today's secret in, and those of an earlier one no more."""
         with self._database.write() as session:
-            session.execute(delete(ApiToken).where(ApiToken.name == BOOTSTRAP))
+            session.execute(delete(ApiToken).where(ApiToken.id.startswith(f"{BOOTSTRAP}-")))
             for role in ROLES:
                 digest = _digest(bootstrap_token(self._secret, role))
                 now = self._clock()
@@ -99,6 +104,60 @@ class Access:
     def caller(self, token: str) -> Caller | None:
         """Return whose TOKEN it is; None if it is not one of ours, or not good any more."""
         return self._find(_digest(token))
+
+    def create(self, name: str, role: Role, ttl_s: float | None) -> tuple[ApiToken, str]:
+        """Return a new token for ROLE and its secret text, which is nowhere else.
+
+        Args:
+            name: What it is for.
+            role: What its bearer may do.
+            ttl_s: Seconds it is good; None: for ever.
+        """
+        token, now = f"epf_{secrets.token_hex(32)}", self._clock()
+        row = ApiToken(
+            digest=_digest(token),
+            id=f"t-{secrets.token_hex(4)}",
+            name=name,
+            role=role,
+            created=now,
+            expires=None if ttl_s is None else now + ttl_s,
+        )
+        with self._database.write() as session:
+            session.add(row)
+        return row, token
+
+    def revoke(self, token_id: str) -> None:
+        """Let the token of TOKEN_ID, and browsers that logged in with it, in no more.
+
+        Raises:
+            UsageError: there is none (`unknown_token`), or it follows from the fleet's secret.
+        """
+        with self._database.write() as session:
+            row = session.scalar(select(ApiToken).where(ApiToken.id == token_id))
+            if row is None:
+                raise UsageError(
+                    f"no access token {token_id!r}",
+                    fix="edgepack fleet access list",
+                    reason="unknown_token",
+                )
+            if token_id.startswith(f"{BOOTSTRAP}-"):
+                raise UsageError(
+                    "a bootstrap token cannot be revoked",
+                    why="it follows from the file `secret` in the fleet's data directory",
+                    fix="stop the fleet, delete that file, start it again",
+                    reason="wrong_state",
+                )
+            session.delete(row)
+
+    def save_used(self) -> None:
+        """Write down which tokens were used since the last call."""
+        with self._used_lock:
+            used, self._used = self._used, {}
+        if used:
+            with self._database.write() as session:
+                for digest, moment in used.items():
+                    where = ApiToken.digest == digest
+                    session.execute(update(ApiToken).where(where).values(used=moment))
 
     def open_session(self, token: str) -> str | None:
         """Return what a browser keeps instead of TOKEN; None if it is not one of ours."""
@@ -125,7 +184,16 @@ class Access:
             row = session.get(ApiToken, digest)
         if row is None or (row.expires is not None and self._clock() >= row.expires):
             return None
+        self._note_use(row)
         return Caller(row.id, row.name, cast("Role", row.role))
+
+    def _note_use(self, row: ApiToken) -> None:
+        """Remember that the token of ROW is used: to write it now would let readers wait."""
+        now = self._clock()
+        if row.used is not None and now - row.used < USED_S:
+            return
+        with self._used_lock:
+            self._used[row.digest] = now
 
     def _seal(self, digest: str, expires: int) -> str:
         message = f"session {digest} {expires}".encode()

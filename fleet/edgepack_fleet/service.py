@@ -31,6 +31,7 @@ from edgepack_fleet.adapters.mqtt import Identity, Incoming, Link
 from edgepack_fleet.adapters.patches import Patches
 from edgepack_fleet.adapters.pki import FLEET, Pki
 from edgepack_fleet.adapters.tables import JobRow, OutboxRow, RolloutRow
+from edgepack_fleet.audit import Audit
 from edgepack_fleet.authorities import Authorities
 from edgepack_fleet.core.model import SERVING
 from edgepack_fleet.core.variants import Release
@@ -111,6 +112,7 @@ class Service:
         )
         self.revocation = Revocation(self.database, self.pki, settings.broker, clock)
         secret = fleet_secret(data, create=True)
+        self.audit = Audit(self.database, clock)
         self.answers = Answers(self.database, secret, clock)
         self.links = Links(
             secret,
@@ -272,6 +274,7 @@ class Service:
                     self.images.keep_fresh()
                     self.director.keep_fresh()
                     self._renew_certificates()
+                self.access.save_used()
                 self.revocation.tick()
                 self.rollouts.tick(self._heard_since or now, now)
                 self._empty_outbox()

@@ -8,6 +8,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 __all__ = [
     "AnswerRow",
     "ApiToken",
+    "AuditRow",
     "Base",
     "DeviceRow",
     "EnrolToken",
@@ -230,3 +231,22 @@ class EnrolToken(Base):
     expires: Mapped[float]
     uses: Mapped[int]
     used: Mapped[int] = mapped_column(default=0)
+
+
+class AuditRow(Base):
+    """Something that somebody changed, or tried to."""
+
+    __tablename__ = "audit"
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True, autoincrement=True)
+    time: Mapped[float] = mapped_column(index=True)
+    who: Mapped[str] = mapped_column(Id, index=True)
+    """Id of the access token; the token itself may be gone."""
+    name: Mapped[str]
+    role: Mapped[str] = mapped_column(String(16))
+    address: Mapped[str]
+    action: Mapped[str]
+    path: Mapped[str]
+    status: Mapped[int]
+    reason: Mapped[str]
+    detail: Mapped[dict[str, Any]]

@@ -10,6 +10,8 @@ COMMANDS = {
     "serve": ("edgepack_fleet.cli.serve", "Serve the fleet: REST, pages, enrolment, devices."),
     "broker": ("edgepack_fleet.cli.serve", "Run mosquitto with the fleet's configuration."),
     "devices": ("edgepack_fleet.cli.devices", "List, show and revoke devices."),
+    "access": ("edgepack_fleet.cli.access", "Create and revoke access tokens."),
+    "audit": ("edgepack_fleet.cli.access", "Read who changed what."),
     "ca": ("edgepack_fleet.cli.authorities", "Replace the certificate authority."),
     "groups": ("edgepack_fleet.cli.devices", "List, create and show groups."),
     "releases": ("edgepack_fleet.cli.rollouts", "List and show published releases."),

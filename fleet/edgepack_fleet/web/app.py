@@ -11,10 +11,11 @@ from starlette.staticfiles import StaticFiles
 
 from edgepack_fleet.core.rates import Rates
 from edgepack_fleet.service import Service
-from edgepack_fleet.web import api, pages, problems, repo
+from edgepack_fleet.web import admin, api, pages, problems, repo
 from edgepack_fleet.web.guard import Guard
 from edgepack_fleet.web.limits import BodyLimit
 from edgepack_fleet.web.once import Once
+from edgepack_fleet.web.record import Record
 
 __all__ = ["main_app"]
 
@@ -42,11 +43,13 @@ def main_app(service: Service | None, device_url: str = "") -> FastAPI:
     app.state.device_url = device_url
     app.include_router(api.router)
     app.include_router(repo.router)
+    app.include_router(admin.router)
     app.include_router(pages.router)
     app.mount("/static", StaticFiles(directory=pages.STATIC), name="static")
     # The last one is the first to see a request.
     if service is not None:
         rates = Rates(service.settings.max_per_s, BURST, time.monotonic)
+        app.add_middleware(Record, audit=service.audit)
         app.add_middleware(Once, answers=service.answers)
         app.add_middleware(Guard, find=service.access.caller, rates=rates)
     app.add_middleware(BodyLimit)

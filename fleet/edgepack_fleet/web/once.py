@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from edgepack.errors import UsageError
 from edgepack_fleet.idempotency import Answer, Answers
 from edgepack_fleet.web.guard import PREFIX, caller_of, given_token
+from edgepack_fleet.web.held import Said, hold
 from edgepack_fleet.web.problems import answer_to, problem
 
 __all__ = ["Once"]
@@ -60,18 +61,16 @@ class Once:
             replay.headers["Idempotent-Replayed"] = "true"
             await replay(scope, receive, send)
             return
-        said: list[Message] = []
 
-        async def listen(message: Message) -> None:
-            said.append(message)
-            if message["type"] == "http.response.body" and not message.get("more_body"):
-                # It must be kept before it is told, or it could be told and done again.
-                await run_in_threadpool(_keep, self._answers, token, key, said)
-                for each in said:
-                    await send(each)
+        def keep(said: Said) -> None:
+            if said.status >= 500 or said.status in UNDECIDED:
+                self._answers.forget(token, key)
+            else:
+                self._answers.finish(token, key, Answer(said.status, said.media_type, said.body))
 
+        # It must be kept before it is told, or it could be told and done again.
         try:
-            await self._app(scope, _again(body, receive), listen)
+            await hold(self._app, scope, _again(body, receive), send, keep)
         except Exception:
             await run_in_threadpool(self._answers.forget, token, key)
             raise
@@ -81,16 +80,6 @@ def _key(scope: Scope) -> str | None:
     if scope["type"] != "http" or scope["method"] != "POST" or not scope["path"].startswith(PREFIX):
         return None
     return Headers(scope=scope).get("idempotency-key")
-
-
-def _keep(answers: Answers, token: str, key: str, said: list[Message]) -> None:
-    status = int(said[0]["status"])
-    if status >= 500 or status in UNDECIDED:
-        answers.forget(token, key)
-        return
-    media_type = Headers(raw=said[0]["headers"]).get("content-type", "")
-    body = b"".join(message.get("body", b"") for message in said[1:])
-    answers.finish(token, key, Answer(status, media_type, body))
 
 
 async def _whole(receive: Receive) -> bytes:

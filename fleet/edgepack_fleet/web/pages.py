@@ -147,6 +147,7 @@ def login(
     value = fleet.access.open_session(token.strip())
     if value is None:
         return _page(request, "login", 403, after=after, wrong=True)
+    request.state.caller = fleet.access.session_caller(value)
     # Only a path of ours: not a link to another site, which `//host` would be.
     inside = after.startswith("/") and not after.startswith(("//", "/\\"))
     response = RedirectResponse(after if inside else "/", 303)

@@ -20,6 +20,7 @@ BY_REASON = {
     "unknown_group": 404,
     "unknown_release": 404,
     "unknown_rollout": 404,
+    "unknown_token": 404,
     "wrong_state": 409,
     "superseded": 409,
     "devices_behind": 409,

@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = [
+    "AccessQuery",
+    "AuditQuery",
     "DeviceQuery",
     "EventQuery",
     "GroupQuery",
@@ -13,6 +15,8 @@ __all__ = [
     "RolloutQuery",
     "TokenQuery",
 ]
+
+from edgepack_fleet.access import Role
 
 Name = Annotated[str, Field(max_length=200)]
 Moment = Annotated[float, Field(ge=0, le=1e12, description="Unix seconds")]
@@ -78,3 +82,22 @@ class ReleaseQuery(ListQuery):
 
     sort: Literal["published", "-published"] = "published"
     name: Name | None = None
+
+
+class AccessQuery(ListQuery):
+    """Which access tokens."""
+
+    sort: Literal["created", "-created"] = "-created"
+    role: Role | None = None
+    name: Name | None = None
+
+
+class AuditQuery(ListQuery):
+    """Which entries of the audit log."""
+
+    sort: Literal["time", "-time"] = "-time"
+    who: Name | None = Field(None, description="Id of an access token")
+    action: Name | None = None
+    refused: bool | None = None
+    since: Moment | None = None
+    until: Moment | None = None

@@ -1,4 +1,4 @@
-"""Access tokens that expire; answers that are given again."""
+"""Access tokens that expire, answers that are given again, who changed what."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -7,6 +7,8 @@ revision = "0004"
 down_revision = "0002"
 branch_labels = None
 depends_on = None
+
+ROW_ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
 def upgrade() -> None:
@@ -27,11 +29,26 @@ def upgrade() -> None:
         sa.Column("created", sa.Double(), nullable=False),
     )
     op.create_index("ix_answers_created", "answers", ["created"])
+    op.create_table(
+        "audit",
+        sa.Column("id", ROW_ID, primary_key=True, autoincrement=True),
+        sa.Column("time", sa.Double(), nullable=False),
+        sa.Column("who", sa.String(128), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("role", sa.String(16), nullable=False),
+        *(sa.Column(name, sa.Text(), nullable=False) for name in ("address", "action", "path")),
+        sa.Column("status", sa.Integer(), nullable=False),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("detail", sa.JSON(), nullable=False),
+    )
+    op.create_index("ix_audit_time", "audit", ["time"])
+    op.create_index("ix_audit_who", "audit", ["who"])
 
 
 def downgrade() -> None:
     """Drop them."""
-    op.drop_table("answers")
+    for name in ("audit", "answers"):
+        op.drop_table(name)
     with op.batch_alter_table("api_tokens") as table:
         table.drop_constraint("uq_api_tokens_id", type_="unique")
         for name in ("id", "expires", "used"):
