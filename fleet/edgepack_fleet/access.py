@@ -21,7 +21,7 @@ from edgepack_fleet.adapters.database import Database
 from edgepack_fleet.adapters.lock import alone
 from edgepack_fleet.adapters.tables import ApiToken
 
-__all__ = ["ROLES", "Access", "Caller", "Role", "bootstrap_token", "fleet_secret"]
+__all__ = ["ROLES", "Access", "Caller", "Role", "bootstrap_token", "fleet_id", "fleet_secret"]
 
 Role = Literal["viewer", "operator", "admin"]
 ROLES: tuple[Role, ...] = ("viewer", "operator", "admin")
@@ -63,6 +63,11 @@ def fleet_secret(data: Path, *, create: bool) -> bytes:
             fix=f"edgepack fleet serve --data {data}",
             reason="no_fleet",
         ) from error
+
+
+def fleet_id(secret: bytes) -> str:
+    """Return what tells the fleet of SECRET from all others; the secret does not follow from it."""
+    return hmac.new(secret, b"fleet id", "sha256").hexdigest()[:16]
 
 
 def bootstrap_token(secret: bytes, role: Role) -> str:

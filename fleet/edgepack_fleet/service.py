@@ -20,11 +20,12 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from edgepack import topics
 from edgepack_fleet import store
-from edgepack_fleet.access import Access, fleet_secret
+from edgepack_fleet.access import Access, fleet_id, fleet_secret
 from edgepack_fleet.adapters.broker import Address, reload
 from edgepack_fleet.adapters.content import ContentStore
 from edgepack_fleet.adapters.database import Database
 from edgepack_fleet.adapters.director import Director
+from edgepack_fleet.adapters.feed import Feed
 from edgepack_fleet.adapters.image_repo import ImageRepo
 from edgepack_fleet.adapters.lock import own
 from edgepack_fleet.adapters.mqtt import Identity, Incoming, Link
@@ -99,6 +100,7 @@ class Service:
             Database(settings.database) if settings.database else Database.in_directory(data)
         )
         self.database.migrate()
+        self.feed = Feed(self.database, clock)
         self.access = Access(self.database, fleet_secret(data, create=True), clock)
         self.access.install_bootstrap()
         self.pki = Pki(data / "pki", settings.hosts)
@@ -113,6 +115,8 @@ class Service:
         self.revocation = Revocation(self.database, self.pki, settings.broker, clock)
         secret = fleet_secret(data, create=True)
         self.audit = Audit(self.database, clock)
+        self.source = f"urn:edgepack:fleet:{fleet_id(secret)}"
+        """Who tells changes, as a URI; two fleets never have the same."""
         self.answers = Answers(self.database, secret, clock)
         self.links = Links(
             secret,
@@ -153,6 +157,7 @@ class Service:
 
     def stop(self) -> None:
         """Finish what is begun, disconnect and end."""
+        self.feed.close()
         self._stopping.set()
         self._wake.set()
         self._said.put(None)
@@ -271,6 +276,7 @@ class Service:
             try:
                 if now - refreshed > REFRESH_S:
                     refreshed = now
+                    self.feed.trim()
                     self.images.keep_fresh()
                     self.director.keep_fresh()
                     self._renew_certificates()

@@ -10,6 +10,7 @@ __all__ = [
     "ApiToken",
     "AuditRow",
     "Base",
+    "ChangeRow",
     "DeviceRow",
     "EnrolToken",
     "EventRow",
@@ -250,3 +251,17 @@ class AuditRow(Base):
     status: Mapped[int]
     reason: Mapped[str]
     detail: Mapped[dict[str, Any]]
+
+
+class ChangeRow(Base):
+    """A change that others are told of, in the order in which they happened."""
+
+    __tablename__ = "changes"
+    __table_args__ = ({"sqlite_autoincrement": True},)
+    """A number is never given twice, even after all rows are gone."""
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True, autoincrement=True)
+    time: Mapped[float]
+    type: Mapped[str]
+    subject: Mapped[str]
+    data: Mapped[dict[str, Any]]

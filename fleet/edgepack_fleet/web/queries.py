@@ -13,6 +13,7 @@ __all__ = [
     "ListQuery",
     "ReleaseQuery",
     "RolloutQuery",
+    "StreamQuery",
     "TokenQuery",
 ]
 
@@ -101,3 +102,11 @@ class AuditQuery(ListQuery):
     refused: bool | None = None
     since: Moment | None = None
     until: Moment | None = None
+
+
+class StreamQuery(BaseModel):
+    """Which changes."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: list[Name] = Field([], max_length=20, description="Only these types; none: all")

@@ -1,4 +1,4 @@
-"""Access tokens that expire, answers that are given again, who changed what."""
+"""Access tokens that expire, answers that are given again, who changed what, changes to tell."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -41,13 +41,22 @@ def upgrade() -> None:
         sa.Column("reason", sa.Text(), nullable=False),
         sa.Column("detail", sa.JSON(), nullable=False),
     )
+    op.create_table(
+        "changes",
+        sa.Column("id", ROW_ID, primary_key=True, autoincrement=True),
+        sa.Column("time", sa.Double(), nullable=False),
+        sa.Column("type", sa.Text(), nullable=False),
+        sa.Column("subject", sa.Text(), nullable=False),
+        sa.Column("data", sa.JSON(), nullable=False),
+        sqlite_autoincrement=True,
+    )
     op.create_index("ix_audit_time", "audit", ["time"])
     op.create_index("ix_audit_who", "audit", ["who"])
 
 
 def downgrade() -> None:
     """Drop them."""
-    for name in ("audit", "answers"):
+    for name in ("changes", "audit", "answers"):
         op.drop_table(name)
     with op.batch_alter_table("api_tokens") as table:
         table.drop_constraint("uq_api_tokens_id", type_="unique")
