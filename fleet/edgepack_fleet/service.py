@@ -31,6 +31,7 @@ from edgepack_fleet.adapters.lock import own
 from edgepack_fleet.adapters.mqtt import Identity, Incoming, Link
 from edgepack_fleet.adapters.patches import Patches
 from edgepack_fleet.adapters.pki import FLEET, Pki
+from edgepack_fleet.adapters.posting import Poster
 from edgepack_fleet.adapters.tables import JobRow, OutboxRow, RolloutRow
 from edgepack_fleet.audit import Audit
 from edgepack_fleet.authorities import Authorities
@@ -45,6 +46,7 @@ from edgepack_fleet.rollouts import Rollouts
 from edgepack_fleet.sending import Sender
 from edgepack_fleet.transfer import KINDS, Transfer
 from edgepack_fleet.uplink import Uplink
+from edgepack_fleet.webhooks import Webhooks
 
 __all__ = ["Service", "Settings"]
 
@@ -75,6 +77,8 @@ class Settings:
     """Days after the end of its certificate in which a device may still renew it."""
     max_per_s: float = 100.0
     """Requests a second over REST with one token; 0: no limit."""
+    webhook_private: bool = False
+    """Whether webhooks may lead to addresses of private networks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +121,8 @@ class Service:
         self.audit = Audit(self.database, clock)
         self.source = f"urn:edgepack:fleet:{fleet_id(secret)}"
         """Who tells changes, as a URI; two fleets never have the same."""
+        poster = Poster(private=settings.webhook_private)
+        self.webhooks = Webhooks(self.database, self.feed, secret, self.source, clock, poster)
         self.answers = Answers(self.database, secret, clock)
         self.links = Links(
             secret,
@@ -153,6 +159,7 @@ class Service:
         for thread in self._threads:
             thread.start()
         self.sender.start()
+        self.webhooks.start()
         self.link.start()
 
     def stop(self) -> None:
@@ -162,6 +169,7 @@ class Service:
         self._wake.set()
         self._said.put(None)
         self.sender.stop()
+        self.webhooks.stop()
         for thread in self._threads:
             thread.join(10)
         self.link.stop()
@@ -277,6 +285,7 @@ class Service:
                 if now - refreshed > REFRESH_S:
                     refreshed = now
                     self.feed.trim()
+                    self.webhooks.tidy()
                     self.images.keep_fresh()
                     self.director.keep_fresh()
                     self._renew_certificates()

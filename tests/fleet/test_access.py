@@ -55,6 +55,12 @@ NEEDS = {
     "POST /access-tokens": ADMIN,
     "DELETE /access-tokens/{token}": ADMIN,
     "GET /audit": ADMIN,
+    "GET /webhooks": ADMIN,
+    "POST /webhooks": ADMIN,
+    "GET /webhooks/{webhook}": ADMIN,
+    "DELETE /webhooks/{webhook}": ADMIN,
+    "POST /webhooks/{webhook}/test": ADMIN,
+    "GET /webhooks/{webhook}/deliveries": ADMIN,
 }
 """Every route, and the least role that may use it."""
 

@@ -319,6 +319,7 @@ assert not heavy & set(sys.modules), heavy & set(sys.modules)
     for name in (
         "access",
         "audit",
+        "webhooks",
         "serve",
         "broker",
         "devices",

@@ -5,7 +5,7 @@ that are changed as objects are seen, not those of a statement that updates many
 """
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from sqlalchemy import event, func, insert, inspect, select
@@ -20,6 +20,7 @@ __all__ = ["Feed"]
 KEPT = 20_000
 """Changes that are kept for who was away."""
 NEW = "edgepack_changes"
+Follower = Callable[[Session, float, Sequence[tuple[int, changes.Change]]], None]
 
 
 class Feed:
@@ -32,12 +33,17 @@ class Feed:
 
     def __init__(self, database: Database, clock: Callable[[], float]) -> None:
         self._database, self._clock = database, clock
+        self._followers: list[Follower] = []
         self._listeners: set[Callable[[], None]] = set()
         self._lock = threading.Lock()
         self.closed = False
         """Whether nothing more is told."""
         event.listen(database.sessions, "after_flush", self._note)
         event.listen(database.sessions, "after_commit", self._tell)
+
+    def follow(self, follower: Follower) -> None:
+        """Call FOLLOWER in the transaction of every change, with its time and what is new."""
+        self._followers.append(follower)
 
     def listen(self, listener: Callable[[], None]) -> None:
         """Call LISTENER, which must not wait, from any thread after every change."""
@@ -76,13 +82,21 @@ class Feed:
     def _note(self, session: Session, _context: Any) -> None:
         now = self._clock()
         found = [
-            {"time": now, "type": kind, "subject": subject, "data": data}
+            change
             for row in (*session.new, *session.dirty)
-            for kind, subject, data in _changes_of(row, new=row in session.new)
+            for change in _changes_of(row, new=row in session.new)
         ]
-        if found:
-            session.execute(insert(ChangeRow), found)
-            session.info[NEW] = True
+        if not found:
+            return
+        rows = [
+            {"time": now, "type": kind, "subject": subject, "data": data}
+            for kind, subject, data in found
+        ]
+        numbered = insert(ChangeRow).returning(ChangeRow.id, sort_by_parameter_order=True)
+        numbers = session.scalars(numbered, rows).all()
+        for follower in self._followers:
+            follower(session, now, list(zip(numbers, found, strict=True)))
+        session.info[NEW] = True
 
     def _tell(self, session: Session) -> None:
         if session.info.pop(NEW, False):

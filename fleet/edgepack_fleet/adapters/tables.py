@@ -11,6 +11,7 @@ __all__ = [
     "AuditRow",
     "Base",
     "ChangeRow",
+    "DeliveryRow",
     "DeviceRow",
     "EnrolToken",
     "EventRow",
@@ -20,6 +21,7 @@ __all__ = [
     "RolloutRow",
     "StreamRow",
     "TelemetryRow",
+    "WebhookRow",
 ]
 
 Id = String(128)
@@ -265,3 +267,37 @@ class ChangeRow(Base):
     type: Mapped[str]
     subject: Mapped[str]
     data: Mapped[dict[str, Any]]
+
+
+class WebhookRow(Base):
+    """A URL that changes are posted to; its key is derived, not kept."""
+
+    __tablename__ = "webhooks"
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    url: Mapped[str]
+    types: Mapped[list[Any]]
+    """Empty: all."""
+    by: Mapped[str]
+    created: Mapped[float]
+    state: Mapped[str] = mapped_column(String(16))
+    answer: Mapped[str] = mapped_column(default="")
+    """The last: a status, or why there was none."""
+    answered: Mapped[float | None]
+
+
+class DeliveryRow(Base):
+    """A message for a webhook: written with the change, posted until it is taken."""
+
+    __tablename__ = "deliveries"
+    __table_args__ = (Index("ix_deliveries_state_due", "state", "due"),)
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True, autoincrement=True)
+    webhook_id: Mapped[str] = mapped_column(ForeignKey("webhooks.id"), index=True)
+    event: Mapped[dict[str, Any]]
+    tries: Mapped[int]
+    due: Mapped[float]
+    state: Mapped[str] = mapped_column(String(16))
+    answer: Mapped[str]
+    created: Mapped[float]
+    updated: Mapped[float]

@@ -17,6 +17,7 @@ COMMANDS = {
     "releases": ("edgepack_fleet.cli.rollouts", "List and show published releases."),
     "rollouts": ("edgepack_fleet.cli.rollouts", "Send a release to a group, wave by wave."),
     "tokens": ("edgepack_fleet.cli.tokens", "Let devices enrol, and people log in."),
+    "webhooks": ("edgepack_fleet.cli.webhooks", "Post changes to a URL."),
     "openapi": ("edgepack_fleet.cli.serve", "Print the description of the REST interface."),
 }
 

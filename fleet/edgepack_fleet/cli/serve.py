@@ -53,6 +53,9 @@ host_option = click.option(
     help="How long after its certificate ended a device may still renew it.",
 )
 @click.option(
+    "--webhook-private", is_flag=True, help="Let webhooks lead to addresses of private networks."
+)
+@click.option(
     "--max-per-s",
     type=FiniteRange(min=0),
     default=100.0,
@@ -72,6 +75,7 @@ def serve(
     tls_key: Path | None,
     renew_grace: float,
     max_per_s: float,
+    webhook_private: bool,
 ) -> None:
     """Serve the fleet: REST interface and pages, enrolment, and devices over MQTT."""
     from edgepack_fleet import server
@@ -86,11 +90,10 @@ def serve(
     address = parse_address(_broker_host(broker_url)) if broker_url else known_address(data)
     server.check_exposure(listeners)
     _log_to_stderr()
-    server.serve(
-        Settings(data.absolute(), address, database, hosts, renew_grace, max_per_s),
-        listeners,
-        embedded_broker=embedded_broker,
+    settings = Settings(
+        data.absolute(), address, database, hosts, renew_grace, max_per_s, webhook_private
     )
+    server.serve(settings, listeners, embedded_broker=embedded_broker)
 
 
 @click.command()

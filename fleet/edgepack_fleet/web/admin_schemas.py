@@ -1,6 +1,6 @@
-"""The HTTP contract of administration: access tokens, the audit log. Beside `schemas`."""
+"""The HTTP contract of administration: access tokens, audit log, webhooks. Beside `schemas`."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -13,9 +13,17 @@ __all__ = [
     "AccessTokens",
     "AuditEntries",
     "AuditEntry",
+    "Deliveries",
+    "Delivery",
+    "DeliveryState",
     "NewAccessToken",
+    "NewWebhook",
+    "Webhook",
+    "WebhookCreated",
+    "Webhooks",
 ]
 
+DeliveryState = Literal["pending", "delivered", "dead"]
 Label = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f]+$")]
 
 
@@ -68,3 +76,54 @@ class AuditEntry(Model):
 
 class AuditEntries(Page[AuditEntry]):
     """A page of the audit log."""
+
+
+class NewWebhook(Model):
+    """A webhook to register."""
+
+    url: str = Field(
+        max_length=2000, description="https, or http to this machine; no user, no fragment"
+    )
+    types: list[Annotated[str, Field(max_length=64)]] = Field(
+        [], max_length=20, description="Types of changes; none: all"
+    )
+
+
+class Webhook(Model):
+    """A URL that changes are posted to."""
+
+    id: str
+    url: str
+    types: list[str]
+    state: Literal["active", "gone"] = Field(description="`gone`: it answered 410")
+    by: str = Field(description="Id of the access token that registered it")
+    created: float = Field(description="Unix seconds")
+    last_answer: str = Field(description="HTTP status, or why there was none; empty: none yet")
+    last_time: float | None = Field(description="Unix seconds")
+
+
+class WebhookCreated(Webhook):
+    """A new webhook."""
+
+    secret: str = Field(description="Key of its signatures; shown this once")
+
+
+class Webhooks(Page[Webhook]):
+    """A page of webhooks."""
+
+
+class Delivery(Model):
+    """A message of a webhook."""
+
+    id: int
+    event: str = Field(description="Id of the CloudEvent")
+    type: str
+    state: DeliveryState
+    tries: int
+    answer: str = Field(description="The last: HTTP status, or why there was none")
+    created: float = Field(description="Unix seconds")
+    due: float | None = Field(description="Unix seconds of the next try; null: there is none")
+
+
+class Deliveries(Page[Delivery]):
+    """A page of messages."""

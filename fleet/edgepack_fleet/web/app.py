@@ -11,7 +11,7 @@ from starlette.staticfiles import StaticFiles
 
 from edgepack_fleet.core.rates import Rates
 from edgepack_fleet.service import Service
-from edgepack_fleet.web import admin, api, pages, problems, repo, stream
+from edgepack_fleet.web import admin, api, hooks, pages, problems, repo, stream
 from edgepack_fleet.web.guard import Guard
 from edgepack_fleet.web.limits import BodyLimit
 from edgepack_fleet.web.once import Once
@@ -45,6 +45,7 @@ def main_app(service: Service | None, device_url: str = "") -> FastAPI:
     app.include_router(api.router)
     app.include_router(repo.router)
     app.include_router(admin.router)
+    app.include_router(hooks.router)
     app.include_router(stream.router)
     app.include_router(pages.router)
     app.mount("/static", StaticFiles(directory=pages.STATIC), name="static")

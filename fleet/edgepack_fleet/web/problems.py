@@ -21,6 +21,8 @@ BY_REASON = {
     "unknown_release": 404,
     "unknown_rollout": 404,
     "unknown_token": 404,
+    "unknown_webhook": 404,
+    "too_many_webhooks": 409,
     "wrong_state": 409,
     "superseded": 409,
     "devices_behind": 409,

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 __all__ = [
     "AccessQuery",
     "AuditQuery",
+    "DeliveryQuery",
     "DeviceQuery",
     "EventQuery",
     "GroupQuery",
@@ -15,6 +16,7 @@ __all__ = [
     "RolloutQuery",
     "StreamQuery",
     "TokenQuery",
+    "WebhookQuery",
 ]
 
 from edgepack_fleet.access import Role
@@ -110,3 +112,16 @@ class StreamQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     type: list[Name] = Field([], max_length=20, description="Only these types; none: all")
+
+
+class WebhookQuery(ListQuery):
+    """Which webhooks."""
+
+    sort: Literal["created", "-created"] = "-created"
+
+
+class DeliveryQuery(ListQuery):
+    """Which messages of a webhook."""
+
+    sort: Literal["created", "-created"] = "-created"
+    state: Literal["pending", "delivered", "dead"] | None = None
