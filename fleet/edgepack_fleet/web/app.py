@@ -12,6 +12,7 @@ from starlette.staticfiles import StaticFiles
 from edgepack_fleet.core.rates import Rates
 from edgepack_fleet.service import Service
 from edgepack_fleet.web import admin, api, hooks, pages, problems, repo, stream
+from edgepack_fleet.web.description import describe
 from edgepack_fleet.web.guard import Guard
 from edgepack_fleet.web.limits import BodyLimit
 from edgepack_fleet.web.once import Once
@@ -56,6 +57,7 @@ def main_app(service: Service | None, device_url: str = "") -> FastAPI:
         app.add_middleware(Once, answers=service.answers)
         app.add_middleware(Guard, find=service.access.caller, rates=rates)
     app.add_middleware(BodyLimit)
+    app.openapi = lambda: describe(app)  # type: ignore[method-assign]
     problems.install(app)
     _answer_in_a_thread(app, pages.LoginNeededError, pages.to_login)
     _answer_in_a_thread(app, pages.PageError, pages.say)

@@ -20,6 +20,9 @@ MAX_BLOB = 8 * 1024**3
 """Bytes of one file of a model."""
 
 Fleet = Annotated[Service, Depends(service_of)]
+JSON: dict[int | str, dict[str, Any]] = {200: {"content": {"application/json": {}}}}
+BINARY = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+
 router = APIRouter(prefix=f"{PREFIX}/repo")
 
 
@@ -35,7 +38,7 @@ def next_online_keys(fleet: Fleet) -> dict[str, Any]:
     return fleet.images.next_online_keys()
 
 
-@router.get("/metadata/{name}", dependencies=[Operator], response_class=Response)
+@router.get("/metadata/{name}", dependencies=[Operator], response_class=Response, responses=JSON)
 def repo_metadata(fleet: Fleet, name: str) -> Response:
     """Return a metadata file of the image repository."""
     data = fleet.images.metadata(name)
@@ -53,7 +56,12 @@ def has_blob(fleet: Fleet, sha256: str) -> Response:
     return Response(headers={"content-length": str(size)})
 
 
-@router.put("/blobs/{sha256}", status_code=201, dependencies=[Operator])
+@router.put(
+    "/blobs/{sha256}",
+    status_code=201,
+    dependencies=[Operator],
+    openapi_extra={"requestBody": {"required": True, "content": BINARY}},
+)
 async def put_blob(request: Request, fleet: Fleet, sha256: str) -> dict[str, int]:
     """Store a blob; the body must have the digest it is named by."""
     pieces = _pieces(request.stream())
@@ -61,7 +69,12 @@ async def put_blob(request: Request, fleet: Fleet, sha256: str) -> dict[str, int
     return {"size": size}
 
 
-@router.get("/blobs/{sha256}", dependencies=[Operator], response_class=FileResponse)
+@router.get(
+    "/blobs/{sha256}",
+    dependencies=[Operator],
+    response_class=FileResponse,
+    responses={200: {"content": BINARY}},
+)
 def get_blob(fleet: Fleet, sha256: str) -> FileResponse:
     """Return a blob."""
     if not fleet.content.has(sha256):
@@ -69,7 +82,7 @@ def get_blob(fleet: Fleet, sha256: str) -> FileResponse:
     return FileResponse(fleet.content.path(sha256), media_type="application/octet-stream")
 
 
-@router.get("/patches/{target}", dependencies=[Operator], response_class=Response)
+@router.get("/patches/{target}", dependencies=[Operator], response_class=Response, responses=JSON)
 def get_patches(fleet: Fleet, target: str) -> Response:
     """Return the patches that are offered to a blob."""
     data = fleet.patches.file(offers_name(target))

@@ -28,6 +28,7 @@ __all__ = [
     "OfferedPatch",
     "OfferedPatches",
     "Page",
+    "Problem",
     "Published",
     "Push",
     "Release",
@@ -39,6 +40,7 @@ __all__ = [
     "Step",
     "Variant",
     "Wave",
+    "Wrong",
 ]
 
 GroupId = Annotated[str, Field(pattern=r"^[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?$")]
@@ -50,6 +52,27 @@ class Model(BaseModel):
     """Base: unknown fields are refused, so that a misspelt one does not pass unseen."""
 
     model_config = ConfigDict(extra="forbid")
+
+
+class Wrong(Model):
+    """What is wrong with one field."""
+
+    where: str = Field(description="`body` or `query`, and the path to the field")
+    why: str
+
+
+class Problem(BaseModel):
+    """Why something was refused (RFC 9457)."""
+
+    type: str = Field("about:blank", description="Always the same: `reason` tells them apart")
+    title: str
+    status: int
+    detail: str = Field(description="What happened, in one sentence")
+    code: int = Field(0, description="Exit code of the command line for it")
+    reason: str = Field("", description="A stable code, e.g. `unknown_device`")
+    why: str = ""
+    fix: str = Field("", description="What to do about it")
+    errors: list[Wrong] = Field([], description="Every field that is wrong")
 
 
 class Page(Model, Generic[T]):
