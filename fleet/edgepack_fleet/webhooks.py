@@ -29,7 +29,7 @@ from edgepack_fleet.core.hooks import check_url, pause_s, secret_text, signature
 __all__ = ["TEST", "Webhooks"]
 
 TRIES = 12
-"""The last one comes about four hours after the first."""
+"""The last one comes about two hours after the first."""
 AT_ONCE, WORKERS, MOST = 20, 8, 50
 """Messages of one turn, turns at once, webhooks."""
 WAITING = 10_000
