@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 import msgspec
+from api_page import api_document, api_page
 from engine_page import engine_page, reasons_page
 
 from edgepack import manifest, messages
@@ -37,6 +38,8 @@ def pages() -> dict[str, str]:
         "messages.schema.json": as_json(messages_schema()),
         "agent-config.schema.json": as_json(config_schema()),
         "documents.md": documents_page(),
+        "rest-api.md": api_page(),
+        "openapi.json": as_json(api_document()),
     } | {
         f"{name}.schema.json": as_json(schemas.document_schema(name, kind))
         for name, (kind, _) in (schemas.DOCUMENTS | AGENT_DOCUMENTS).items()

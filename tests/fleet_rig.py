@@ -370,8 +370,15 @@ def running(data: Path, address: Address) -> Iterator[Service]:
 @contextlib.contextmanager
 def listening(service: Service) -> Iterator[int]:
     """Yield the port of SERVICE's own listener for devices: TLS, and files by a link."""
+    with serving(device_app(service), *service.pki.pair("server")) as port:
+        yield port
+
+
+@contextlib.contextmanager
+def serving(app: Any, certificate: Path | None = None, key: Path | None = None) -> Iterator[int]:
+    """Yield the port of a real server of the application APP."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
-        server = _server(device_app(service), *service.pki.pair("server"))
+        server = _server(app, certificate, key)
         thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[sock])))
         thread.start()
         port = int(sock.getsockname()[1])

@@ -132,7 +132,7 @@ async def _run(
     service.server_renewed = lambda: _reload(servers[1], *service.pki.pair("server"))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, _leave, servers)
+        loop.add_signal_handler(number, _leave, servers, service)
     service.start()
     running = [
         asyncio.create_task(server.serve(sockets=[sock]))
@@ -158,7 +158,9 @@ async def _listening(servers: list[_Server]) -> None:
         await server.listening.wait()
 
 
-def _leave(servers: list[_Server]) -> None:
+def _leave(servers: list[_Server], service: Service) -> None:
+    # A stream has no end of its own that a server could wait for.
+    service.feed.close()
     for server in servers:
         server.should_exit = True
 

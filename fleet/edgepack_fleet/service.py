@@ -20,21 +20,25 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from edgepack import topics
 from edgepack_fleet import jobrows
-from edgepack_fleet.access import Access, fleet_secret
+from edgepack_fleet.access import Access, fleet_id, fleet_secret
 from edgepack_fleet.adapters.broker import Address, reload
 from edgepack_fleet.adapters.content import ContentStore
 from edgepack_fleet.adapters.database import Database
 from edgepack_fleet.adapters.director import Director
+from edgepack_fleet.adapters.feed import Feed
 from edgepack_fleet.adapters.image_repo import ImageRepo
 from edgepack_fleet.adapters.lock import own
 from edgepack_fleet.adapters.mqtt import Identity, Incoming, Link
 from edgepack_fleet.adapters.patches import Patches
 from edgepack_fleet.adapters.pki import FLEET, Pki
+from edgepack_fleet.adapters.posting import Poster
 from edgepack_fleet.adapters.tables import JobRow, OutboxRow, RolloutRow
+from edgepack_fleet.audit import Audit
 from edgepack_fleet.authorities import Authorities
 from edgepack_fleet.core.model import HANDING_OUT
 from edgepack_fleet.core.variants import Release
 from edgepack_fleet.enrolment import Enrolment
+from edgepack_fleet.idempotency import Answers
 from edgepack_fleet.links import Belongings, Links
 from edgepack_fleet.renewals import GRACE_DAYS, Renewals
 from edgepack_fleet.revocation import Revocation
@@ -42,6 +46,7 @@ from edgepack_fleet.rollouts import Rollouts
 from edgepack_fleet.sending import Sender
 from edgepack_fleet.transfer import KINDS, Transfer
 from edgepack_fleet.uplink import Uplink
+from edgepack_fleet.webhooks import Webhooks
 
 __all__ = ["Service", "Settings"]
 
@@ -70,6 +75,10 @@ class Settings:
     """Names and addresses, beside `localhost`, that devices reach us under."""
     grace_days: float = GRACE_DAYS
     """Days after the end of its certificate in which a device may still renew it."""
+    max_per_s: float = 100.0
+    """Requests a second over REST with one token; 0: no limit."""
+    webhook_private: bool = False
+    """Whether webhooks may lead to addresses of private networks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +104,7 @@ class Service:
             Database(settings.database) if settings.database else Database.in_directory(data)
         )
         self.database.migrate()
+        self.feed = Feed(self.database, clock)
         self.access = Access(self.database, fleet_secret(data, create=True), clock)
         self.access.install_bootstrap()
         self.pki = Pki(data / "pki", settings.hosts)
@@ -108,6 +118,12 @@ class Service:
         )
         self.revocation = Revocation(self.database, self.pki, settings.broker, clock)
         secret = fleet_secret(data, create=True)
+        self.audit = Audit(self.database, clock)
+        self.source = f"urn:edgepack:fleet:{fleet_id(secret)}"
+        """Who tells changes, as a URI; two fleets never have the same."""
+        poster = Poster(private=settings.webhook_private)
+        self.webhooks = Webhooks(self.database, self.feed, secret, self.source, clock, poster)
+        self.answers = Answers(self.database, secret, clock)
         self.links = Links(
             secret,
             clock,
@@ -143,14 +159,17 @@ class Service:
         for thread in self._threads:
             thread.start()
         self.sender.start()
+        self.webhooks.start()
         self.link.start()
 
     def stop(self) -> None:
         """Finish what is begun, disconnect and end."""
+        self.feed.close()
         self._stopping.set()
         self._wake.set()
         self._said.put(None)
         self.sender.stop()
+        self.webhooks.stop()
         for thread in self._threads:
             thread.join(10)
         self.link.stop()
@@ -265,9 +284,12 @@ class Service:
             try:
                 if now - refreshed > REFRESH_S:
                     refreshed = now
+                    self.feed.trim()
+                    self.webhooks.tidy()
                     self.images.keep_fresh()
                     self.director.keep_fresh()
                     self._renew_certificates()
+                self.access.save_used()
                 self.revocation.tick()
                 self.rollouts.tick(self._heard_since or now, now)
                 self._empty_outbox()

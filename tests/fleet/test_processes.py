@@ -225,6 +225,24 @@ def test_a_viewer_cannot_change_anything(place: Place) -> None:
     clear(place.run("groups", "create", "other", *url, data=False), 2, "operator")
 
 
+def test_access_tokens_and_what_was_done_with_them(place: Place) -> None:
+    made = place.run("access", "create", "ci", "--role", "operator", "--days", "1")
+    text, token_id = made.stdout.strip(), made.stderr.partition(":")[0]
+    assert text.startswith("epf_")
+    assert token_id in place.run("access", "list").stdout
+    assert text not in place.run("access", "list").stdout
+    url = ("--url", f"http://127.0.0.1:{place.port}", "--token", text)
+    assert place.run("groups", "create", "by-ci", *url, data=False).code == 0
+    clear(place.run("access", "list", *url, data=False), 2, "admin")
+    assert place.run("access", "revoke", token_id).stdout == f"{token_id} is revoked\n"
+    clear(place.run("groups", "create", "late", *url, data=False), 2, "valid token")
+    clear(place.run("access", "revoke", "bootstrap-admin"), 2, "secret")
+    done = place.ask("audit", "list", "--who", token_id, "--days", "1")["audit"]
+    assert [(e["action"], e["detail"]) for e in done] == [("create_group", {"id": "by-ci"})]
+    assert f"ci ({token_id})" in place.run("audit", "list", "--done").stdout
+    assert "wrong_state" in place.run("audit", "list", "--refused").stdout
+
+
 def test_a_second_fleet_of_the_same_data_isrefused(place: Place) -> None:
     again = place.spawn("serve", "--listen", "127.0.0.1:0", "--device-listen", "127.0.0.1:0")
     clear(again, 2, "another fleet serves", str(place.process.pid if place.process else ""))
@@ -307,6 +325,9 @@ assert not heavy & set(sys.modules), heavy & set(sys.modules)
     done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     for name in (
+        "access",
+        "audit",
+        "webhooks",
         "serve",
         "broker",
         "devices",

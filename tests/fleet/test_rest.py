@@ -6,7 +6,6 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -18,43 +17,12 @@ from hypothesis import strategies as st
 from sqlalchemy import select
 
 from edgepack import messages
-from edgepack_fleet.access import bootstrap_token
-from edgepack_fleet.adapters.broker import Address
 from edgepack_fleet.adapters.tables import ApiToken, DeviceRow, EnrolToken, EventRow
-from edgepack_fleet.service import Service, Settings
+from edgepack_fleet.service import Service
 from edgepack_fleet.web.app import main_app
 from edgepack_fleet.web.devices import device_app
 from fleet_rig import INVENTORY, csr, enrol, publisher, talking_to
-
-LISTENER = "https://127.0.0.1:8443"
-
-
-class Now:
-    """The clock of the fleet under test."""
-
-    value = 1_790_000_000.0
-
-    def __call__(self) -> float:
-        return self.value
-
-
-@pytest.fixture
-def now() -> Now:
-    return Now()
-
-
-@pytest.fixture
-def fleet(tmp_path: Path, now: Now) -> Iterator[Service]:
-    """A service that is not started: it has a database and repositories, and no broker."""
-    service = Service(Settings(tmp_path / "fleet", Address("127.0.0.1", 1)), now)
-    yield service
-    service.database.close()
-
-
-@pytest.fixture
-def app(fleet: Service) -> Iterator[httpx.Client]:
-    with talking_to(main_app(fleet, LISTENER)) as client:
-        yield client
+from rest_rig import LISTENER, Now, auth, problem
 
 
 @pytest.fixture
@@ -62,20 +30,6 @@ def door(fleet: Service) -> Iterator[httpx.Client]:
     """The device listener."""
     with talking_to(device_app(fleet)) as client:
         yield client
-
-
-def auth(fleet: Service, role: Any = "operator") -> dict[str, str]:
-    secret = (fleet.settings.data / "secret").read_bytes()
-    return {"Authorization": f"Bearer {bootstrap_token(secret, role)}"}
-
-
-def problem(answer: httpx.Response, status: int) -> dict[str, Any]:
-    assert answer.status_code == status, answer.text
-    assert answer.headers["content-type"] == "application/problem+json"
-    found: dict[str, Any] = answer.json()
-    assert found["status"] == status
-    assert found["detail"]
-    return found
 
 
 # -- who may
@@ -122,7 +76,7 @@ def test_groups_and_their_errors(app: httpx.Client, fleet: Service) -> None:
     for bad in ({"id": "No Spaces"}, {"id": "a", "more": 1}, {}, [], "x"):
         found = problem(app.post("/api/v1/groups", json=bad, headers=headers), 400)
         assert found["code"] == 2
-    assert [g["id"] for g in app.get("/api/v1/groups", headers=headers).json()["groups"]] == ["lab"]
+    assert [g["id"] for g in app.get("/api/v1/groups", headers=headers).json()["items"]] == ["lab"]
     assert problem(app.get("/api/v1/groups/none", headers=headers), 404)
 
 
@@ -130,7 +84,7 @@ def test_a_rollout_over_rest(app: httpx.Client, fleet: Service) -> None:
     headers = auth(fleet)
     publisher(fleet.settings.data).release()
     enrol(fleet, "cam")
-    releases = app.get("/api/v1/releases", headers=headers).json()["releases"]
+    releases = app.get("/api/v1/releases", headers=headers).json()["items"]
     assert [r["id"] for r in releases] == ["digits@1.0.0"]
     shown = app.get("/api/v1/releases/digits@1.0.0", headers=headers).json()
     assert shown["variants"][0]["runtime"] == "onnx"
@@ -156,7 +110,7 @@ def test_a_rollout_over_rest(app: httpx.Client, fleet: Service) -> None:
 def test_devices_over_rest(app: httpx.Client, fleet: Service) -> None:
     headers = auth(fleet, "viewer")
     enrol(fleet, "cam")
-    (shown,) = app.get("/api/v1/devices", headers=headers).json()["devices"]
+    (shown,) = app.get("/api/v1/devices", headers=headers).json()["items"]
     assert shown == app.get("/api/v1/devices/cam", headers=headers).json()
     assert (shown["id"], shown["groups"], shown["online"], shown["target"], shown["job"]) == (
         "cam", ["lab"], False, "onnx", None,
@@ -299,7 +253,7 @@ def test_names_are_free_or_made_up_and_nobody_is_taken_over(
     assert names[1].startswith("cam-")
     assert all(name.startswith("device-") for name in names[2:])
     assert len(set(names)) == 6
-    listed = app.get("/api/v1/tokens", headers=auth(fleet)).json()["tokens"]
+    listed = app.get("/api/v1/tokens", headers=auth(fleet)).json()["items"]
     assert [(t["used"], t["uses"]) for t in listed] == [(6, 6)]
 
 
@@ -358,9 +312,9 @@ def test_sessions_end_and_cannot_be_forged(app: httpx.Client, fleet: Service, no
         f"{digest}.x.{seal}",
         "..",
     ):
-        assert fleet.access.session_role(forged) is None
+        assert fleet.access.session_caller(forged) is None
     now.value += 12 * 3600
-    assert fleet.access.session_role(value) is None
+    assert fleet.access.session_caller(value) is None
 
 
 def test_empty_pages_show_the_command_to_run(app: httpx.Client, fleet: Service) -> None:

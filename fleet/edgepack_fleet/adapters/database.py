@@ -34,7 +34,8 @@ class Database:
     def __init__(self, url: str) -> None:
         self.url = url
         self.engine = _engine(url)
-        self._sessions = sessionmaker(self.engine, expire_on_commit=False)
+        self.sessions = sessionmaker(self.engine, expire_on_commit=False)
+        """What is listened to by who wants to know of every transaction."""
 
     @classmethod
     def in_directory(cls, directory: Path) -> "Database":
@@ -44,7 +45,7 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Session]:
         """Yield a session that sees one state and writes nothing."""
-        with self._sessions() as session:
+        with self.sessions() as session:
             yield session
             # What was read stays readable afterwards; the rollback would empty it.
             session.expunge_all()
@@ -53,7 +54,7 @@ class Database:
     @contextmanager
     def write(self) -> Iterator[Session]:
         """Yield a session; commit at the end, roll everything back on an error."""
-        with self._sessions() as session, session.begin():
+        with self.sessions() as session, session.begin():
             session.connection(execution_options={"edgepack_write": True})
             yield session
 

@@ -16,9 +16,13 @@ from sqlalchemy import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 __all__ = [
+    "AnswerRow",
     "ApiToken",
+    "AuditRow",
     "Base",
+    "ChangeRow",
     "DecisionRow",
+    "DeliveryRow",
     "DeviceRow",
     "EnrolToken",
     "EventRow",
@@ -28,6 +32,7 @@ __all__ = [
     "RolloutRow",
     "StreamRow",
     "TelemetryRow",
+    "WebhookRow",
 ]
 
 Id = String(128)
@@ -241,9 +246,29 @@ class ApiToken(Base):
     __tablename__ = "api_tokens"
 
     digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    id: Mapped[str] = mapped_column(Id, unique=True)
+    """What people call it by; the token does not follow from it."""
     name: Mapped[str]
     role: Mapped[str] = mapped_column(String(16))
     created: Mapped[float]
+    expires: Mapped[float | None]
+    """Unix seconds; None: never."""
+    used: Mapped[float | None]
+    """Unix seconds of its last use, to the minute."""
+
+
+class AnswerRow(Base):
+    """What was answered to a request with an idempotency key, sealed with that key."""
+
+    __tablename__ = "answers"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    fingerprint: Mapped[str] = mapped_column(String(64))
+    status: Mapped[int | None]
+    """None: it is not answered yet."""
+    media_type: Mapped[str] = mapped_column(default="")
+    body: Mapped[bytes | None]
+    created: Mapped[float] = mapped_column(index=True)
 
 
 class EnrolToken(Base):
@@ -258,3 +283,70 @@ class EnrolToken(Base):
     expires: Mapped[float]
     uses: Mapped[int]
     used: Mapped[int] = mapped_column(default=0)
+
+
+class AuditRow(Base):
+    """Something that somebody changed, or tried to."""
+
+    __tablename__ = "audit"
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True, autoincrement=True)
+    time: Mapped[float] = mapped_column(index=True)
+    who: Mapped[str] = mapped_column(Id, index=True)
+    """Id of the access token; the token itself may be gone."""
+    name: Mapped[str]
+    role: Mapped[str] = mapped_column(String(16))
+    address: Mapped[str]
+    action: Mapped[str]
+    path: Mapped[str]
+    status: Mapped[int]
+    reason: Mapped[str]
+    detail: Mapped[dict[str, Any]]
+
+
+class ChangeRow(Base):
+    """A change that others are told of, in the order in which they happened."""
+
+    __tablename__ = "changes"
+    __table_args__ = ({"sqlite_autoincrement": True},)
+    """A number is never given twice, even after all rows are gone."""
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True, autoincrement=True)
+    time: Mapped[float]
+    type: Mapped[str]
+    subject: Mapped[str]
+    data: Mapped[dict[str, Any]]
+
+
+class WebhookRow(Base):
+    """A URL that changes are posted to; its key is derived, not kept."""
+
+    __tablename__ = "webhooks"
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    url: Mapped[str]
+    types: Mapped[list[Any]]
+    """Empty: all."""
+    by: Mapped[str]
+    created: Mapped[float]
+    state: Mapped[str] = mapped_column(String(16))
+    answer: Mapped[str] = mapped_column(default="")
+    """The last: a status, or why there was none."""
+    answered: Mapped[float | None]
+
+
+class DeliveryRow(Base):
+    """A message for a webhook: written with the change, posted until it is taken."""
+
+    __tablename__ = "deliveries"
+    __table_args__ = (Index("ix_deliveries_state_due", "state", "due"),)
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True, autoincrement=True)
+    webhook_id: Mapped[str] = mapped_column(ForeignKey("webhooks.id"), index=True)
+    event: Mapped[dict[str, Any]]
+    tries: Mapped[int]
+    due: Mapped[float]
+    state: Mapped[str] = mapped_column(String(16))
+    answer: Mapped[str]
+    created: Mapped[float]
+    updated: Mapped[float]

@@ -10,11 +10,14 @@ COMMANDS = {
     "serve": ("edgepack_fleet.cli.serve", "Serve the fleet: REST, pages, enrolment, devices."),
     "broker": ("edgepack_fleet.cli.serve", "Run mosquitto with the fleet's configuration."),
     "devices": ("edgepack_fleet.cli.devices", "List, show and revoke devices."),
+    "access": ("edgepack_fleet.cli.access", "Create and revoke access tokens."),
+    "audit": ("edgepack_fleet.cli.access", "Read who changed what."),
     "ca": ("edgepack_fleet.cli.authorities", "Replace the certificate authority."),
     "groups": ("edgepack_fleet.cli.devices", "List, create and show groups."),
     "releases": ("edgepack_fleet.cli.rollouts", "List and show published releases."),
     "rollouts": ("edgepack_fleet.cli.rollouts", "Send a release to a group, wave by wave."),
     "tokens": ("edgepack_fleet.cli.tokens", "Let devices enrol, and people log in."),
+    "webhooks": ("edgepack_fleet.cli.webhooks", "Post changes to a URL."),
     "openapi": ("edgepack_fleet.cli.serve", "Print the description of the REST interface."),
 }
 

@@ -1,7 +1,9 @@
 """The command line's way to a running fleet: finds it, asks it, and turns problems into errors."""
 
 import json
-from collections.abc import Callable, Sequence
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -14,6 +16,10 @@ from edgepack.errors import EdgepackError, UnreachableError, UsageError
 __all__ = ["Client", "connection_options"]
 
 TIMEOUT_S = 30.0
+PAGE = 500
+TRIES = 3
+LONGEST_PAUSE_S = 30.0
+Filter = str | int | float | bool | None
 NO_FLEET = "what answers there is not a fleet"
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -66,38 +72,97 @@ class Client:
             # Said here: what fails further down would show the token in its message.
             raise UsageError("the access token has characters that no token has", reason="token")
 
-    def get(self, *path: str) -> Any:
-        """Return the JSON at PATH, one name a level, below `/api/v1`."""
-        return self._ask("GET", path)
+    def get(self, *path: str, **query: Filter) -> Any:
+        """Return the JSON at PATH, one name a level, below `/api/v1`.
+
+        Raises:
+            EdgepackError: what the fleet answered, as the error that it speaks of.
+            UnreachableError: it does not answer.
+        """
+        return self._ask("GET", path, query=query)
 
     def post(self, *path: str, body: Any = None) -> Any:
-        """Post BODY to PATH below `/api/v1` and return the answer's JSON."""
-        return self._ask("POST", path, body)
+        """Post BODY to PATH below `/api/v1` and return the answer's JSON; raises like `get`.
 
-    def _ask(self, method: str, path: Sequence[str], body: Any = None) -> Any:
+        What the fleet did is not done twice, even if the answer was lost on its way.
+        """
+        return self._ask("POST", path, body, key=secrets.token_urlsafe(24))
+
+    def delete(self, *path: str) -> None:
+        """Delete what is at PATH below `/api/v1`; raises like `get`."""
+        self._ask("DELETE", path)
+
+    def items(self, *path: str, **query: Filter) -> Iterator[dict[str, Any]]:
+        """Yield the items of the list at PATH, page by page to its end; raises like `get`."""
+        cursor = None
+        while True:
+            page = self.get(*path, limit=PAGE, cursor=cursor, **query)
+            yield from page.get("items", ())
+            if (cursor := page.get("next")) is None:
+                return
+
+    def list(self, *path: str, **query: Filter) -> dict[str, list[dict[str, Any]]]:
+        """Return the whole list at PATH under the name of its last level; raises like `get`."""
+        return {path[-1].replace("-", "_"): list(self.items(*path, **query))}
+
+    def _ask(
+        self,
+        method: str,
+        path: Sequence[str],
+        body: Any = None,
+        *,
+        query: Mapping[str, Filter] | None = None,
+        key: str = "",
+    ) -> Any:
         import httpx
 
-        try:
-            answer = httpx.request(
+        url = "/".join((self._url, "api/v1", *map(_level, path)))
+        headers = {"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"}
+        headers |= {"Idempotency-Key": key} if key else {}
+        asked = {name: _word(value) for name, value in (query or {}).items() if value is not None}
+
+        def once() -> httpx.Response:
+            return httpx.request(
                 method,
-                "/".join((self._url, "api/v1", *map(_level, path))),
+                url,
+                params=asked,
                 content=_packed(body),
-                headers={
-                    "Authorization": f"Bearer {self._token}",
-                    "Content-Type": "application/json",
-                },
+                headers=headers,
                 timeout=TIMEOUT_S,
             )
-            document = answer.json()
+
+        try:
+            answer = _patiently(once)
+            document = None if answer.status_code == 204 else answer.json()
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise _silent(self._url, str(error)) from error
         except ValueError as error:
             raise _silent(self._url, NO_FLEET) from error
         if answer.is_error:
             raise _error(answer.status_code, document)
-        if not answer.is_success or not isinstance(document, dict):
+        if not answer.is_success or not (document is None or isinstance(document, dict)):
             raise _silent(self._url, NO_FLEET)
         return document
+
+
+def _patiently(ask: Callable[[], Any]) -> Any:
+    """Return the answer to ASK; ask again if it broke off, or if we ask too much at once."""
+    import httpx
+
+    for _ in range(TRIES - 1):
+        try:
+            answer = ask()
+        except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError):
+            continue
+        if answer.status_code != 429:
+            return answer
+        wait = answer.headers.get("Retry-After", "")
+        time.sleep(min(LONGEST_PAUSE_S, float(wait) if wait.isdigit() else 1.0))
+    return ask()
+
+
+def _word(value: Filter) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _local(data: Path) -> tuple[str, str]:

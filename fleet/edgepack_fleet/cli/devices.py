@@ -24,10 +24,26 @@ def devices() -> None:
 
 
 @devices.command("list")
+@click.option("--group", help="Only those of a group.")
+@click.option("--online/--offline", default=None, help="Only those that are.")
+@click.option("--release", metavar="NAME@VERSION", help="Only those that report it.")
+@click.option("--attention", is_flag=True, help="Only those whose newest update has failed.")
 @connection_options
-def list_devices(url: str | None, token: str | None, data: Path | None, as_json: bool) -> None:
-    """List all devices."""
-    found = Client(url, token, data).get("devices")
+def list_devices(
+    group: str | None,
+    online: bool | None,
+    release: str | None,
+    attention: bool,
+    url: str | None,
+    token: str | None,
+    data: Path | None,
+    as_json: bool,
+) -> None:
+    """List devices, all or those that fit every option."""
+    client = Client(url, token, data)
+    found = client.list(
+        "devices", group=group, online=online, release=release, attention=attention or None
+    )
     if as_json:
         show.document("devices", found)
         return
@@ -142,7 +158,7 @@ def groups() -> None:
 @connection_options
 def list_groups(url: str | None, token: str | None, data: Path | None, as_json: bool) -> None:
     """List all groups."""
-    found = Client(url, token, data).get("groups")
+    found = Client(url, token, data).list("groups")
     if as_json:
         show.document("groups", found)
         return

@@ -23,7 +23,7 @@ def releases() -> None:
 @connection_options
 def list_releases(url: str | None, token: str | None, data: Path | None, as_json: bool) -> None:
     """List all releases."""
-    found = Client(url, token, data).get("releases")
+    found = Client(url, token, data).list("releases")
     if as_json:
         show.document("releases", found)
         return
@@ -59,7 +59,7 @@ def rollouts() -> None:
 @connection_options
 def list_rollouts(url: str | None, token: str | None, data: Path | None, as_json: bool) -> None:
     """List all rollouts, newest first."""
-    found = Client(url, token, data).get("rollouts")
+    found = Client(url, token, data).list("rollouts")
     if as_json:
         show.document("rollouts", found)
         return

@@ -52,6 +52,17 @@ host_option = click.option(
     metavar="DAYS",
     help="How long after its certificate ended a device may still renew it.",
 )
+@click.option(
+    "--webhook-private", is_flag=True, help="Let webhooks lead to addresses of private networks."
+)
+@click.option(
+    "--max-per-s",
+    type=FiniteRange(min=0),
+    default=100.0,
+    show_default=True,
+    metavar="N",
+    help="Requests a second over REST with one token; 0: no limit.",
+)
 def serve(
     data: Path,
     hosts: tuple[str, ...],
@@ -63,6 +74,8 @@ def serve(
     tls_cert: Path | None,
     tls_key: Path | None,
     renew_grace: float,
+    max_per_s: float,
+    webhook_private: bool,
 ) -> None:
     """Serve the fleet: REST interface and pages, enrolment, and devices over MQTT."""
     from edgepack_fleet import server
@@ -77,11 +90,10 @@ def serve(
     address = parse_address(_broker_host(broker_url)) if broker_url else known_address(data)
     server.check_exposure(listeners)
     _log_to_stderr()
-    server.serve(
-        Settings(data.absolute(), address, database, hosts, renew_grace),
-        listeners,
-        embedded_broker=embedded_broker,
+    settings = Settings(
+        data.absolute(), address, database, hosts, renew_grace, max_per_s, webhook_private
     )
+    server.serve(settings, listeners, embedded_broker=embedded_broker)
 
 
 @click.command()

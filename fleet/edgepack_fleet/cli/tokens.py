@@ -43,7 +43,7 @@ def create_token(
 @connection_options
 def list_tokens(url: str | None, token: str | None, data: Path | None, as_json: bool) -> None:
     """List enrolment tokens, without their secrets."""
-    found = Client(url, token, data).get("tokens")
+    found = Client(url, token, data).list("tokens")
     if as_json:
         show.document("tokens", found)
         return

@@ -1,21 +1,14 @@
-"""The REST interface below `/api/v1`. Routes only: what they do is in the service."""
+"""The REST interface to devices, groups, releases and rollouts. Routes only."""
 
-from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import asdict
 from importlib.metadata import version
-from typing import Annotated, Any
+from typing import Annotated
 
-import anyio.from_thread
-import anyio.to_thread
 import msgspec
-from fastapi import APIRouter, Depends, Request, Response
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from starlette.exceptions import HTTPException
-from starlette.responses import FileResponse
+from fastapi import APIRouter, Depends, Query, Request
 
 from edgepack.errors import UsageError
-from edgepack.offers import Offer, offers_name
-from edgepack_fleet.access import ROLES, Role
+from edgepack_fleet.access import Role
 from edgepack_fleet.adapters.tables import GroupRow
 from edgepack_fleet.core.gates import parse_gate
 from edgepack_fleet.core.model import Policy
@@ -23,42 +16,13 @@ from edgepack_fleet.enrolment import token_text
 from edgepack_fleet.replaying import made_of
 from edgepack_fleet.rollouts import Plan, unknown_rollout
 from edgepack_fleet.service import Service
-from edgepack_fleet.web import schemas, views
+from edgepack_fleet.web import lists, queries, schemas, views
+from edgepack_fleet.web.guard import PREFIX, Admin, Operator, Viewer, service_of
 
-__all__ = ["at_least", "router"]
+__all__ = ["router"]
 
-MAX_BLOB = 8 * 1024**3
-"""Bytes of one file of a model."""
-
-router = APIRouter(prefix="/api/v1")
-bearer = HTTPBearer(auto_error=False, description="A token of `edgepack fleet tokens show`")
-
-
-def _service(request: Request) -> Service:
-    service: Service = request.app.state.service
-    return service
-
-
-def at_least(role: Role) -> Callable[..., Role]:
-    """Return the dependency that lets in whoever has ROLE or more."""
-
-    def check(
-        request: Request,
-        given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],
-    ) -> Role:
-        found = _service(request).access.role_of(given.credentials) if given else None
-        if found is None:
-            raise HTTPException(401, "give a valid token: Authorization: Bearer TOKEN")
-        if ROLES.index(found) < ROLES.index(role):
-            raise HTTPException(403, f"this needs the role {role}; the token's is {found}")
-        return found
-
-    return check
-
-
-Fleet = Annotated[Service, Depends(_service)]
-Viewer, Operator = Depends(at_least("viewer")), Depends(at_least("operator"))
-Admin = Depends(at_least("admin"))
+Fleet = Annotated[Service, Depends(service_of)]
+router = APIRouter(prefix=PREFIX)
 
 
 @router.get("/health")
@@ -81,10 +45,10 @@ def session(role: Annotated[Role, Viewer]) -> schemas.Session:
 
 
 @router.get("/devices", dependencies=[Viewer])
-def list_devices(fleet: Fleet) -> schemas.Devices:
-    """List all devices."""
+def list_devices(fleet: Fleet, asked: Annotated[queries.DeviceQuery, Query()]) -> schemas.Devices:
+    """List devices."""
     with fleet.database.read() as db:
-        return schemas.Devices(devices=views.all_devices(db))
+        return lists.devices(db, asked)
 
 
 @router.get("/devices/{device}", dependencies=[Viewer])
@@ -119,11 +83,18 @@ def take_reports(
     return schemas.TakenReports(taken=not refused, refused=refused)
 
 
-@router.get("/groups", dependencies=[Viewer])
-def list_groups(fleet: Fleet) -> schemas.Groups:
-    """List all groups."""
+@router.get("/events", dependencies=[Viewer])
+def list_events(fleet: Fleet, asked: Annotated[queries.EventQuery, Query()]) -> schemas.Events:
+    """List what happened on devices, newest first."""
     with fleet.database.read() as db:
-        return schemas.Groups(groups=views.all_groups(db))
+        return lists.events(db, asked)
+
+
+@router.get("/groups", dependencies=[Viewer])
+def list_groups(fleet: Fleet, asked: Annotated[queries.GroupQuery, Query()]) -> schemas.Groups:
+    """List groups."""
+    with fleet.database.read() as db:
+        return lists.groups(db, asked)
 
 
 @router.post("/groups", status_code=201, dependencies=[Operator])
@@ -140,18 +111,21 @@ def create_group(fleet: Fleet, new: schemas.NewGroup) -> schemas.Group:
 def show_group(fleet: Fleet, group: str) -> schemas.Group:
     """Show one group."""
     with fleet.database.read() as db:
-        found = next((g for g in views.all_groups(db) if g.id == group), None)
-    if found is None:
+        known = db.get(GroupRow, group) is not None
+        found = views.groups(db, [group])
+    if not known:
         raise UsageError(
             f"no group {group!r}", fix="edgepack fleet groups list", reason="unknown_group"
         )
-    return found
+    return found[0]
 
 
 @router.get("/releases", dependencies=[Viewer])
-def list_releases(fleet: Fleet) -> schemas.Releases:
-    """List all published releases."""
-    return schemas.Releases(releases=[views.release(found) for found in fleet.releases()])
+def list_releases(
+    fleet: Fleet, asked: Annotated[queries.ReleaseQuery, Query()]
+) -> schemas.Releases:
+    """List published releases; those of one model in the order in which they were published."""
+    return lists.releases(fleet.releases(), asked)
 
 
 @router.get("/releases/{release}", dependencies=[Viewer])
@@ -161,10 +135,12 @@ def show_release(fleet: Fleet, release: str) -> schemas.Release:
 
 
 @router.get("/rollouts", dependencies=[Viewer])
-def list_rollouts(fleet: Fleet) -> schemas.Rollouts:
-    """List all rollouts, newest first."""
+def list_rollouts(
+    fleet: Fleet, asked: Annotated[queries.RolloutQuery, Query()]
+) -> schemas.Rollouts:
+    """List rollouts, newest first."""
     with fleet.database.read() as db:
-        return schemas.Rollouts(rollouts=views.all_rollouts(db))
+        return lists.rollouts(db, asked)
 
 
 @router.post("/rollouts", status_code=201)
@@ -270,10 +246,10 @@ def retire_authority(fleet: Fleet, step: schemas.Step) -> schemas.Authorities:
 
 
 @router.get("/tokens", dependencies=[Operator])
-def list_tokens(fleet: Fleet) -> schemas.EnrolTokens:
-    """List enrolment tokens, without their secrets."""
+def list_tokens(fleet: Fleet, asked: Annotated[queries.TokenQuery, Query()]) -> schemas.EnrolTokens:
+    """List enrolment tokens, newest first, without their secrets."""
     with fleet.database.read() as db:
-        return schemas.EnrolTokens(tokens=views.all_tokens(db))
+        return lists.enrol_tokens(db, asked)
 
 
 @router.post("/tokens", status_code=201, dependencies=[Operator])
@@ -288,89 +264,9 @@ def create_token(
     )
 
 
-@router.get("/repo/online-keys", dependencies=[Operator])
-def online_keys(fleet: Fleet) -> dict[str, Any]:
-    """Return the public keys a publisher's root must name for snapshot and timestamp."""
-    return fleet.images.online_keys()
-
-
-@router.post("/repo/online-keys/next", dependencies=[Operator])
-def next_online_keys(fleet: Fleet) -> dict[str, Any]:
-    """Make the keys that shall replace the online keys; they count once a root names them."""
-    return fleet.images.next_online_keys()
-
-
-@router.get("/repo/metadata/{name}", dependencies=[Operator], response_class=Response)
-def repo_metadata(fleet: Fleet, name: str) -> Response:
-    """Return a metadata file of the image repository."""
-    data = fleet.images.metadata(name)
-    if data is None:
-        raise HTTPException(404, f"no metadata file {name!r}")
-    return Response(data, media_type="application/json")
-
-
-@router.head("/repo/blobs/{sha256}", dependencies=[Operator], response_class=Response)
-def has_blob(fleet: Fleet, sha256: str) -> Response:
-    """Say whether a blob is here: 200 with its size, or 404."""
-    size = fleet.content.size(sha256)
-    if size is None:
-        return Response(status_code=404)
-    return Response(headers={"content-length": str(size)})
-
-
-@router.put("/repo/blobs/{sha256}", status_code=201, dependencies=[Operator])
-async def put_blob(request: Request, fleet: Fleet, sha256: str) -> dict[str, int]:
-    """Store a blob; the body must have the digest it is named by."""
-    pieces = _pieces(request.stream())
-    size = await anyio.to_thread.run_sync(lambda: fleet.content.put(sha256, pieces, limit=MAX_BLOB))
-    return {"size": size}
-
-
-@router.get("/repo/blobs/{sha256}", dependencies=[Operator], response_class=FileResponse)
-def get_blob(fleet: Fleet, sha256: str) -> FileResponse:
-    """Return a blob."""
-    if not fleet.content.has(sha256):
-        raise HTTPException(404, f"no blob {sha256}")
-    return FileResponse(fleet.content.path(sha256), media_type="application/octet-stream")
-
-
-@router.get("/repo/patches/{target}", dependencies=[Operator], response_class=Response)
-def get_patches(fleet: Fleet, target: str) -> Response:
-    """Return the patches that are offered to a blob."""
-    data = fleet.patches.file(offers_name(target))
-    if data is None:
-        raise HTTPException(404, f"no patches to {target}")
-    return Response(data, media_type="application/json")
-
-
-@router.post("/repo/patches/{target}", status_code=204, dependencies=[Operator])
-def offer_patches(fleet: Fleet, target: str, offered: schemas.OfferedPatches) -> None:
-    """Offer patches, which were put as blobs, in place of a blob."""
-    offers = [Offer(**offer.model_dump()) for offer in offered.offers]
-    fleet.patches.add(target, offered.target_size, offers)
-
-
-@router.post("/repo/publish", dependencies=[Operator])
-def publish(fleet: Fleet, push: schemas.Push) -> schemas.Published:
-    """Make metadata that the publisher has signed the current state of the repository."""
-    files = {name: text.encode() for name, text in push.metadata.items()}
-    result = fleet.images.publish(files)
-    return schemas.Published(releases=list(result.releases), snapshot=result.snapshot)
-
-
 def _plan(new: schemas.NewRollout) -> Plan:
     about = {"release", "group", "waves", "priority", "draft"}
     limits = new.model_dump(exclude=about, by_alias=True)
     limits["gates"] = [asdict(parse_gate(text)) for text in new.gates]
     policy = msgspec.convert(limits, Policy)
     return Plan(new.release, new.group, new.waves, policy, new.priority, new.draft)
-
-
-def _pieces(stream: AsyncIterator[bytes]) -> Iterator[bytes]:
-    """Yield the body in a worker thread as it arrives, so that no file is held in memory."""
-
-    async def following() -> bytes | None:
-        return await anext(stream, None)
-
-    while (piece := anyio.from_thread.run(following)) is not None:
-        yield piece

@@ -1,5 +1,6 @@
 """The main application: REST interface, pages and their files. Listens nowhere by itself."""
 
+import time
 from collections.abc import Callable
 
 import anyio.to_thread
@@ -8,11 +9,19 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 
+from edgepack_fleet.core.rates import Rates
 from edgepack_fleet.service import Service
-from edgepack_fleet.web import api, pages, problems
+from edgepack_fleet.web import admin, api, hooks, pages, problems, repo, stream
+from edgepack_fleet.web.description import describe
+from edgepack_fleet.web.guard import Guard
 from edgepack_fleet.web.limits import BodyLimit
+from edgepack_fleet.web.once import Once
+from edgepack_fleet.web.record import Record
 
 __all__ = ["main_app"]
+
+BURST = 1000
+"""Requests that a token may make at once: a large push."""
 
 
 def main_app(service: Service | None, device_url: str = "") -> FastAPI:
@@ -33,10 +42,22 @@ def main_app(service: Service | None, device_url: str = "") -> FastAPI:
     )
     app.state.service = service
     app.state.device_url = device_url
+    app.state.streams = set()
     app.include_router(api.router)
+    app.include_router(repo.router)
+    app.include_router(admin.router)
+    app.include_router(hooks.router)
+    app.include_router(stream.router)
     app.include_router(pages.router)
     app.mount("/static", StaticFiles(directory=pages.STATIC), name="static")
+    # The last one is the first to see a request.
+    if service is not None:
+        rates = Rates(service.settings.max_per_s, BURST, time.monotonic)
+        app.add_middleware(Record, audit=service.audit)
+        app.add_middleware(Once, answers=service.answers)
+        app.add_middleware(Guard, find=service.access.caller, rates=rates)
     app.add_middleware(BodyLimit)
+    app.openapi = lambda: describe(app)  # type: ignore[method-assign]
     problems.install(app)
     _answer_in_a_thread(app, pages.LoginNeededError, pages.to_login)
     _answer_in_a_thread(app, pages.PageError, pages.say)

@@ -106,10 +106,11 @@ def _service(request: Request) -> Service:
 
 
 def _viewer(request: Request) -> Role:
-    role = _service(request).access.session_role(request.cookies.get(COOKIE, ""))
-    if role is None:
+    caller = _service(request).access.session_caller(request.cookies.get(COOKIE, ""))
+    if caller is None:
         raise LoginNeededError
-    return role
+    request.state.caller = caller
+    return caller.role
 
 
 Fleet = Annotated[Service, Depends(_service)]
@@ -146,6 +147,7 @@ def login(
     value = fleet.access.open_session(token.strip())
     if value is None:
         return _page(request, "login", 403, after=after, wrong=True)
+    request.state.caller = fleet.access.session_caller(value)
     # Only a path of ours: not a link to another site, which `//host` would be.
     inside = after.startswith("/") and not after.startswith(("//", "/\\"))
     response = RedirectResponse(after if inside else "/", 303)

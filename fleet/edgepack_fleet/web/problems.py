@@ -1,6 +1,7 @@
 """Errors over HTTP: problem documents (RFC 9457). Says what our errors say, nothing about code."""
 
 import logging
+from http import HTTPStatus
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
@@ -12,29 +13,35 @@ from starlette.responses import JSONResponse, Response
 from edgepack.errors import EdgepackError, UsageError
 from edgepack_fleet.enrolment import RefusedError
 
-__all__ = ["install", "problem"]
+__all__ = ["answer_to", "install", "problem"]
 
 BY_REASON = {
     "unknown_device": 404,
     "unknown_group": 404,
     "unknown_release": 404,
     "unknown_rollout": 404,
+    "unknown_token": 404,
+    "unknown_webhook": 404,
+    "too_many_webhooks": 409,
     "wrong_state": 409,
     "superseded": 409,
     "devices_behind": 409,
     "exists": 409,
+    "idempotency_busy": 409,
+    "idempotency_mismatch": 422,
     "disk_full": 507,
 }
-TITLES = {
-    400: "Bad request",
-    401: "Unauthorized",
-    403: "Forbidden",
-    404: "Not found",
-    409: "Conflict",
-    413: "Too large",
-    422: "Not acceptable as it is",
-    507: "No room",
+REASONS = {
+    401: "unauthorized",
+    403: "forbidden",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "too_long",
+    416: "bad_range",
 }
+"""What the web framework refuses by itself."""
+
+MOST_ERRORS = 20
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +49,7 @@ log = logging.getLogger(__name__)
 def problem(status: int, detail: str, **facts: Any) -> JSONResponse:
     """Return a problem document; FACTS are added to it."""
     headers = {"WWW-Authenticate": "Bearer"} if status == 401 else None
-    body = {"type": "about:blank", "title": TITLES.get(status, "Error"), "status": status}
+    body = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status}
     return JSONResponse(
         body | {"detail": detail} | facts,
         status,
@@ -65,23 +72,35 @@ def _status(error: EdgepackError) -> int:
     return BY_REASON.get(error.reason, 400 if isinstance(error, UsageError) else 422)
 
 
-async def _ours(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, EdgepackError)
+def answer_to(error: EdgepackError) -> JSONResponse:
+    """Return the problem document that says ERROR."""
     facts = error.as_dict()
     return problem(_status(error), str(facts.pop("message")), **facts)
 
 
+async def _ours(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, EdgepackError)
+    return answer_to(error)
+
+
 async def _invalid(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"][1:])
-    detail = f"{where}: {first['msg']}" if where else str(first["msg"])
-    return problem(400, detail, code=2, reason="bad_request")
+    found = [
+        {"where": ".".join(str(part) for part in e["loc"]), "why": str(e["msg"])}
+        for e in error.errors()[:MOST_ERRORS]
+    ]
+    where = found[0]["where"].partition(".")[2]
+    detail = f"{where}: {found[0]['why']}" if where else found[0]["why"]
+    return problem(400, detail, code=2, reason="bad_request", errors=found)
 
 
 async def _http(_request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return problem(error.status_code, str(error.detail), code=2, reason="http")
+    reason = REASONS.get(error.status_code, "http")
+    answer = problem(error.status_code, str(error.detail), code=2, reason=reason)
+    # Which methods a route has, how to log in: the standard wants it said there, too.
+    answer.headers.update(error.headers or {})
+    return answer
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:

@@ -1,6 +1,6 @@
-"""The HTTP contract: what requests and answers look like. The only place that knows pydantic."""
+"""The HTTP contract: what requests and answers look like."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import Base64Bytes, BaseModel, ConfigDict, Field
 
@@ -16,6 +16,8 @@ __all__ = [
     "EnrolToken",
     "EnrolTokenCreated",
     "EnrolTokens",
+    "Event",
+    "Events",
     "Failure",
     "Group",
     "Groups",
@@ -27,7 +29,9 @@ __all__ = [
     "NewRollout",
     "OfferedPatch",
     "OfferedPatches",
+    "Page",
     "Part",
+    "Problem",
     "Published",
     "Push",
     "Rehearsal",
@@ -41,10 +45,12 @@ __all__ = [
     "Variant",
     "Wave",
     "Window",
+    "Wrong",
 ]
 
 GroupId = Annotated[str, Field(pattern=r"^[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?$")]
 TIME_OF_DAY = r"^([01][0-9]|2[0-3]):[0-5][0-9]$"
+T = TypeVar("T")
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -52,6 +58,34 @@ class Model(BaseModel):
     """Base: unknown fields are refused, so that a misspelt one does not pass unseen."""
 
     model_config = ConfigDict(extra="forbid")
+
+
+class Wrong(Model):
+    """What is wrong with one field."""
+
+    where: str = Field(description="`body` or `query`, and the path to the field")
+    why: str
+
+
+class Problem(BaseModel):
+    """Why something was refused (RFC 9457)."""
+
+    type: str = Field("about:blank", description="Always the same: `reason` tells them apart")
+    title: str
+    status: int
+    detail: str = Field(description="What happened, in one sentence")
+    code: int = Field(0, description="Exit code of the command line for it")
+    reason: str = Field("", description="A stable code, e.g. `unknown_device`")
+    why: str = ""
+    fix: str = Field("", description="What to do about it")
+    errors: list[Wrong] = Field([], description="Every field that is wrong")
+
+
+class Page(Model, Generic[T]):
+    """A part of a list."""
+
+    items: list[T]
+    next: str | None = Field(description="Cursor of the next page; null: this is the last one")
 
 
 class Job(Model):
@@ -92,10 +126,24 @@ class Device(Model):
     errors: int
 
 
-class Devices(Model):
-    """All devices."""
+class Devices(Page[Device]):
+    """A page of devices."""
 
-    devices: list[Device]
+
+class Event(Model):
+    """Something that happened once on a device."""
+
+    device: str
+    boot: str = Field(description="A number counts within one boot")
+    seq: int
+    received: float = Field(description="Unix seconds")
+    type: str
+    verified: bool = Field(description="Whether it was signed with the device's report key")
+    body: dict[str, Any] = Field(description="As the device said it")
+
+
+class Events(Page[Event]):
+    """A page of events."""
 
 
 class Authorities(Model):
@@ -155,10 +203,8 @@ class Group(Model):
     release: str | None = Field(description="What its newest rollout wants")
 
 
-class Groups(Model):
-    """All groups."""
-
-    groups: list[Group]
+class Groups(Page[Group]):
+    """A page of groups."""
 
 
 class Variant(Model):
@@ -184,10 +230,8 @@ class Release(Model):
     variants: list[Variant]
 
 
-class Releases(Model):
-    """All releases."""
-
-    releases: list[Release]
+class Releases(Page[Release]):
+    """A page of releases."""
 
 
 class Window(Model):
@@ -322,10 +366,8 @@ class Rollout(Model):
     updated: float
 
 
-class Rollouts(Model):
-    """All rollouts, newest first."""
-
-    rollouts: list[Rollout]
+class Rollouts(Page[Rollout]):
+    """A page of rollouts."""
 
 
 class NewEnrolToken(Model):
@@ -357,10 +399,8 @@ class EnrolToken(Model):
     used: int
 
 
-class EnrolTokens(Model):
-    """All enrolment tokens."""
-
-    tokens: list[EnrolToken]
+class EnrolTokens(Page[EnrolToken]):
+    """A page of enrolment tokens."""
 
 
 class Push(Model):

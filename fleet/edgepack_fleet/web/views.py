@@ -9,7 +9,13 @@ from sqlalchemy.orm import Session
 
 from edgepack.trust import TargetInfo
 from edgepack_fleet import store
-from edgepack_fleet.adapters.tables import DeviceRow, EnrolToken, GroupRow, JobRow, RolloutRow
+from edgepack_fleet.adapters.tables import (
+    DeviceRow,
+    EnrolToken,
+    EventRow,
+    JobRow,
+    RolloutRow,
+)
 from edgepack_fleet.core.model import FAILURES, LIVE, SERVING, Member
 from edgepack_fleet.core.progress import count_waves
 from edgepack_fleet.core.variants import Release, resolve
@@ -17,19 +23,29 @@ from edgepack_fleet.web import schemas
 
 __all__ = [
     "all_devices",
-    "all_groups",
     "all_rollouts",
-    "all_tokens",
     "device",
+    "devices",
+    "enrol_token",
+    "event",
+    "groups",
     "release",
     "rollout",
+    "rollouts",
 ]
+
+AT_ONCE = 1000
+"""Ids in one query; databases take a few thousand at most."""
 
 
 def all_devices(session: Session) -> list[schemas.Device]:
     """Return every device, by id."""
-    rows = session.scalars(select(DeviceRow).order_by(DeviceRow.id)).all()
-    jobs = _newest_jobs(session)
+    return devices(session, session.scalars(select(DeviceRow).order_by(DeviceRow.id)).all())
+
+
+def devices(session: Session, rows: Sequence[DeviceRow]) -> list[schemas.Device]:
+    """Return the devices of ROWS."""
+    jobs = _newest_jobs(session, [row.id for row in rows])
     wanted = _wanted(session)
     return [_device(row, jobs.get(row.id), wanted.get(row.group_id)) for row in rows]
 
@@ -37,14 +53,24 @@ def all_devices(session: Session) -> list[schemas.Device]:
 def device(session: Session, device_id: str) -> schemas.Device | None:
     """Return one device; None if there is none of that id."""
     row = session.get(DeviceRow, device_id)
-    if row is None:
-        return None
-    job = _newest_jobs(session, device_id).get(device_id)
-    return _device(row, job, _wanted(session).get(row.group_id))
+    return devices(session, [row])[0] if row else None
 
 
-def all_groups(session: Session) -> list[schemas.Group]:
-    """Return every group, by id."""
+def event(row: EventRow) -> schemas.Event:
+    """Return what happened on a device."""
+    return schemas.Event(
+        device=row.device_id,
+        boot=row.boot,
+        seq=row.seq,
+        received=row.received,
+        type=row.type,
+        verified=row.verified,
+        body=row.body,
+    )
+
+
+def groups(session: Session, ids: Sequence[str]) -> list[schemas.Group]:
+    """Return the groups of IDS."""
     counts = dict(_count(session, None))
     online = dict(_count(session, DeviceRow.online))
     wanted = _wanted(session)
@@ -55,7 +81,7 @@ def all_groups(session: Session) -> list[schemas.Group]:
             online=online.get(group, 0),
             release=wanted[group].release if group in wanted else None,
         )
-        for group in session.scalars(select(GroupRow.id).order_by(GroupRow.id))
+        for group in ids
     ]
 
 
@@ -71,7 +97,12 @@ def release(info: Release) -> schemas.Release:
 
 def all_rollouts(session: Session) -> list[schemas.Rollout]:
     """Return every rollout, newest first."""
-    rows = session.scalars(select(RolloutRow).order_by(RolloutRow.number.desc()))
+    rows = session.scalars(select(RolloutRow).order_by(RolloutRow.number.desc())).all()
+    return rollouts(session, rows)
+
+
+def rollouts(session: Session, rows: Sequence[RolloutRow]) -> list[schemas.Rollout]:
+    """Return the rollouts of ROWS."""
     return [_rollout(session, row) for row in rows]
 
 
@@ -81,20 +112,16 @@ def rollout(session: Session, rollout_id: str) -> schemas.Rollout | None:
     return _rollout(session, row) if row else None
 
 
-def all_tokens(session: Session) -> list[schemas.EnrolToken]:
-    """Return every enrolment token, newest first."""
-    rows = session.scalars(select(EnrolToken).order_by(EnrolToken.created.desc()))
-    return [
-        schemas.EnrolToken(
-            id=row.id,
-            group=row.group_id,
-            created=row.created,
-            expires=row.expires,
-            uses=row.uses,
-            used=row.used,
-        )
-        for row in rows
-    ]
+def enrol_token(row: EnrolToken) -> schemas.EnrolToken:
+    """Return an enrolment token without its secret."""
+    return schemas.EnrolToken(
+        id=row.id,
+        group=row.group_id,
+        created=row.created,
+        expires=row.expires,
+        uses=row.uses,
+        used=row.used,
+    )
 
 
 def _count(session: Session, condition: Any) -> Sequence[Any]:
@@ -116,14 +143,16 @@ def _desired(job: JobRow | None, number: int, wanted: RolloutRow | None) -> str 
     return wanted.release if wanted else None
 
 
-def _newest_jobs(session: Session, device_id: str | None = None) -> dict[str, tuple[JobRow, int]]:
-    """Return the newest job of every device, and the number of its rollout."""
+def _newest_jobs(session: Session, devices: Sequence[str]) -> dict[str, tuple[JobRow, int]]:
+    """Return the newest job of each of DEVICES, and the number of its rollout."""
     query = select(JobRow, RolloutRow.number).join(RolloutRow, RolloutRow.id == JobRow.rollout_id)
-    if device_id is not None:
-        query = query.where(JobRow.device_id == device_id)
-    # Later ones replace earlier ones in the dictionary.
-    rows = session.execute(query.order_by(RolloutRow.number))
-    return {job.device_id: (job, number) for job, number in rows}
+    found: dict[str, tuple[JobRow, int]] = {}
+    for begin in range(0, len(devices), AT_ONCE):
+        some = query.where(JobRow.device_id.in_(devices[begin : begin + AT_ONCE]))
+        # Later ones replace earlier ones in the dictionary.
+        for job, number in session.execute(some.order_by(RolloutRow.number)):
+            found[job.device_id] = (job, number)
+    return found
 
 
 def _device(
