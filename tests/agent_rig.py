@@ -347,6 +347,18 @@ class Site:
 
         return wait(f"the fleet to be told of {count} {kind}", probe)
 
+    def declined(self, rollout: str, reason: str) -> None:
+        """Wait until the device has declined ROLLOUT for REASON, which is no failure; end it."""
+
+        def probe() -> JobRow | None:
+            with self.service.database.read() as session:
+                query = select(JobRow).where(JobRow.rollout_id == rollout, JobRow.reason == reason)
+                return session.scalars(query).first()
+
+        wait(f"the device to decline: {reason}", probe, 60)
+        assert self.state(rollout) == "running"
+        self.service.rollouts.cancel(rollout)
+
     def events(self, kind: str) -> list[dict[str, Any]]:
         """Return the events of KIND that have arrived, in the order they happened."""
         with self.service.database.read() as session:

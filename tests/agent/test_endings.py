@@ -87,7 +87,7 @@ class Endings:
 
     def pinned(self) -> None:
         self.device.ask("pin")
-        self.bad("4.5.0", "pinned")
+        self.place.declined(self.place.roll_out("4.5.0"), "pinned")
         self.device.ask("unpin")
 
     def cancelled_while_deferred(self) -> None:
@@ -110,7 +110,7 @@ class Endings:
         self.reaches("probation")
         with pytest.raises(EdgepackError, match="cancelled_locally"):
             self.device.ask("rollback")
-        assert self.place.ended(rollout) == "paused"
+        self.place.declined(rollout, "cancelled_locally")
 
     def refused_from_a_file(self) -> None:
         with self.worse.open("rb") as file, pytest.raises(EdgepackError) as found:

@@ -29,7 +29,7 @@ HERE = Path(__file__).parent
 STATIC = HERE / "static"
 COOKIE = "edgepack_session"
 EVENTS = 30
-ACTIONS = frozenset({"pause", "resume", "cancel"})
+ACTIONS = frozenset({"start", "approve", "pause", "resume", "cancel", "revert"})
 POLICY = (
     "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -239,7 +239,7 @@ def rollout(request: Request, fleet: Fleet, role: Viewer, rollout_id: str) -> Re
 def change_rollout(
     request: Request, fleet: Fleet, role: Viewer, rollout_id: str, action: str
 ) -> Response:
-    """Pause, resume or cancel a rollout."""
+    """Start, approve, pause, resume, cancel or revert a rollout."""
     # The cookie is not sent along from other sites; the origin says so a second time.
     origin = urlsplit(request.headers.get("origin", "")).netloc
     if origin != request.url.netloc or ROLES.index(role) < ROLES.index("operator"):
@@ -247,7 +247,7 @@ def change_rollout(
     if action not in ACTIONS:
         raise PageError(404, "There is no such action")
     try:
-        getattr(fleet.rollouts, action)(rollout_id)
+        getattr(fleet.rollouts, action)(rollout_id, by=role)
     except EdgepackError as error:
         return _rollout_page(request, fleet, role, rollout_id, error=error)
     fleet.poke()
