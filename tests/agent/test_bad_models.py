@@ -80,5 +80,5 @@ def test_the_way_back_by_command_loses_no_request(scene: Scene) -> None:
             with pytest.raises(EdgepackError, match="cancelled_locally"):
                 device.ask("rollback")
             hammer.all_by(good)
-            assert place.ended(rollout) == "paused"
+            place.declined(rollout, "cancelled_locally")
     assert hammer.failures == []
