@@ -243,6 +243,25 @@ def test_access_tokens_and_what_was_done_with_them(place: Place) -> None:
     assert "wrong_state" in place.run("audit", "list", "--refused").stdout
 
 
+def test_webhooks_by_commands(place: Place) -> None:
+    nowhere = f"http://127.0.0.1:{free_port()}/"
+    made = place.run("webhooks", "create", nowhere, "--type", "edgepack.rollout.state")
+    assert made.stdout.startswith("whsec_")
+    webhook = made.stderr.partition(" ")[0]
+    assert place.run("webhooks", "test", webhook).code == 0
+
+    def tried() -> list[Any]:
+        found = place.ask("webhooks", "show", webhook)["deliveries"]
+        return [d for d in found if d["tries"]]
+
+    assert wait("the first try", tried)[0]["state"] == "pending"
+    assert "ConnectError" in place.run("webhooks", "list").stdout
+    assert made.stdout.strip() not in place.run("webhooks", "list", "--json").stdout
+    assert place.run("webhooks", "delete", webhook).stdout == f"{webhook} is deleted\n"
+    clear(place.run("webhooks", "show", webhook), 2, webhook)
+    clear(place.run("webhooks", "create", "http://example.org"), 2, "https")
+
+
 def test_a_second_fleet_of_the_same_data_isrefused(place: Place) -> None:
     again = place.spawn("serve", "--listen", "127.0.0.1:0", "--device-listen", "127.0.0.1:0")
     clear(again, 2, "another fleet serves", str(place.process.pid if place.process else ""))
