@@ -318,5 +318,14 @@ def test_a_busy_model_answers_504_then_503_and_stops_beating(tmp_path: Path) -> 
             other.close()
         while not heard.silent_for(4.0):
             pass
-        heard.runner.stop(5)
+        heard.runner.stop(15)  # it gives who waits 4 s, and cannot know that they have gone
         assert heard.last()["code"] == 0, "a hung model does not keep the process alive"
+
+
+def test_a_drain_waits_for_no_model_that_hangs(tmp_path: Path) -> None:
+    path = "/v2/models/counting/infer"
+    with listen() as tcp, Heard(counting_slot(tmp_path / "slot"), [tcp]) as heard:
+        heard.accepting()
+        assert once(tcp.getsockname(), "POST", path, count_to(FOREVER, timeout=100_000))[0] == 504
+        heard.tell("drain")
+        heard.wait("drained")

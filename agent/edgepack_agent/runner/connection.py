@@ -137,6 +137,8 @@ class Connection:
         """Bytes of the next request, or of this one's body, that have come already."""
         self._begun = self._whole = False
         """Whether the body of this request was read, to some part or to its end."""
+        self.over = False
+        """Whether the client has its last answer, though the thread is still with the model."""
         self._going = False
         self.free_since: float | None = time.monotonic()
         """Since when it asks for nothing that is known; None: it does, or it has to go."""
@@ -172,6 +174,7 @@ class Connection:
         with contextlib.suppress(OSError):
             self._sock.send(data, socket.MSG_DONTWAIT)
         self.cut_off()
+        self.over = True
 
     def _shut(self, how: int) -> None:
         with contextlib.suppress(OSError):

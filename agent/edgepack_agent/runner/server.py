@@ -83,6 +83,8 @@ class Server:
             now = time.monotonic()
             for connection in list(self._connections):
                 connection.expire(now)
+                if connection.over:  # a drain waits for answers, not for a model that hangs
+                    self._connections.discard(connection)
 
     def _take(self, listener: socket.socket) -> None:
         try:
