@@ -40,6 +40,8 @@ from edgepack_agent.runner.samples import (
     send_shown,
 )
 from edgepack_agent.runner.shadow import why_not
+from edgepack_fleet.core.gates import parse_gate
+from edgepack_fleet.replaying import made_of
 from fleet_rig import wait
 from fuzz import damaged
 from slots import Client, Heard, digits_manifest, digits_slot, listen, raw, rewrite_manifest
@@ -395,11 +397,12 @@ class Field:
     def _ask(self) -> None:
         try:
             while not self._stop.is_set():
-                with Client(self._address) as client:
-                    for image in TEST.inputs[:10]:
+                for image in TEST.inputs[:10]:
+                    # Each time anew: a runner that hands over ends its connections.
+                    with Client(self._address) as client:
                         self.digests.add(client.infer(1 - image)[1]["edgepack-bundle"])
-                        self.answers += 1
-                        self._stop.wait(0.01)
+                    self.answers += 1
+                    self._stop.wait(0.01)
         except (OSError, http.client.HTTPException, AssertionError) as error:
             self.failures.append(error)
 
@@ -431,6 +434,24 @@ def test_a_model_that_passes_its_exam_and_fails_in_the_field_never_answers(place
     told = place.job(rollout).detail["shadow"]
     assert told["agreement"] == 1.0
     assert device.serving() == "digits@3.1.0"
+
+
+@pytest.mark.mosquitto
+def test_a_model_that_is_worse_in_the_field_is_taken_back_by_its_rollout(place: Site) -> None:
+    """The device lets it pass, the gate of the rollout does not; nobody has to do anything."""
+    device = place.running_1()
+    place.publish("3.0.0", dazzled=True)
+    gates = (parse_gate("agreement>=0.95"),)
+    with Field(device) as field:
+        rollout = place.roll_out("3.0.0", shadow_s=1, gates=gates, on_breach="revert")
+        assert place.ended(rollout, 120) == "reverted"
+        device.comes_to_serve("digits@1.0.0")
+    assert field.failures == []
+    assert len(field.digests) == 2, "it answered for a while"
+    with place.service.database.read() as session:
+        made = made_of(session, rollout)
+    assert [one.sentence for one in made if "agreement is 0" in one.sentence]
+    assert {one.same for one in made if not one.by} == {True}, "made once more, each is the same"
 
 
 @pytest.mark.mosquitto
