@@ -276,6 +276,9 @@ class Client:
     def close(self) -> None:
         self._http.close()
 
+    def fileno(self) -> int:
+        return self._http.sock.fileno()
+
     def send(self, method: str, path: str, body: bytes) -> None:
         """Ask without waiting for the answer."""
         self._http.request(method, path, body)

@@ -27,6 +27,7 @@ from edgepack_agent.runner.api import Api
 from edgepack_agent.runner.engine import Engine
 from edgepack_agent.runner.grpc_api import _Service
 from edgepack_agent.runner.model import LoadedModel
+from edgepack_agent.runner.setup import Setup
 from edgepack_agent.runner.slot import open_slot
 from edgepack_agent.runner.statistics import Statistics
 from fleet_rig import free_port, wait
@@ -179,7 +180,8 @@ def test_a_call_that_may_wait_no_longer_is_not_answered(stub: Any) -> None:
 
 def test_a_cancelled_call_takes_no_turn(tmp_path: Path) -> None:
     counts, engine, gate = Statistics(), Engine(), threading.Event()
-    model = LoadedModel(open_slot(digits_slot(tmp_path / "slot")), 1, counts, lambda: None)
+    slot = open_slot(digits_slot(tmp_path / "slot"))
+    model = LoadedModel(slot, Setup(threads=1), counts, lambda: None)
     infer = _Service(Api(model, engine, counts), model).handlers()["ModelInfer"].unary_unary
 
     async def cancel_while_it_waits() -> None:
