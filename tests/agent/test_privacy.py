@@ -252,3 +252,9 @@ def test_what_cameras_see_is_named(tmp_path: Path, more: str, topics: set[str]) 
     told = json.loads(done.stdout)["events"]["leaves"]
     found = {topic.rpartition("/")[2] for topic in told if "/camera/" in topic} - {"status"}
     assert found == topics
+
+
+def test_what_a_comparison_of_models_tells_is_named() -> None:
+    keys = fleet("off", None).keys["up/job/update"]
+    told = {key.rpartition(".")[2] for key in keys if key.startswith("detail.shadow.")}
+    assert told == {"samples", "agreement", "p95_ratio", "dropped", "reason"}

@@ -21,6 +21,7 @@ from edgepack.messages import (
     Report,
     Telemetry,
 )
+from edgepack_agent.core import shadow as compared
 from edgepack_agent.core.announcement import NOTHING, Names, Sights, discovery, messages, sighting
 from edgepack_agent.core.sightings import Seen, Sighting
 from edgepack_agent.core.telemetry import Level, Tally
@@ -84,6 +85,7 @@ _CHECKS = (
 )  # fmt: skip
 """Details of an update that has ended, or waits."""
 _PATCHES = ("target", "codec", "bytes", "whole", "reason", "why")
+_COMPARED = tuple(compared.Seen(reason="too_few").plain())
 _DRIFT = ("psi", "p", "n")
 _KEYS = {
     "up/conn": _names(Conn),
@@ -97,6 +99,7 @@ _KEYS = {
         *_names(JobUpdate),
         *(f"detail.{name}" for name in _CHECKS),
         *(f"detail.patches.{name}" for name in _PATCHES),
+        *(f"detail.shadow.{name}" for name in _COMPARED),
     ),
     "up/meta": _names(MetaRequest),
     "up/blob": _names(BlobRequest),
@@ -184,7 +187,7 @@ def signed() -> tuple[str, ...]:
 def never() -> tuple[str, ...]:
     """Return what no level sends."""
     return (
-        "pictures, frames, tensors, single answers (to the site's broker: what `cameras` says)",
+        "pictures, frames, tensors, single answers (to the site's broker: what `events` says)",
         "addresses and passwords of cameras",
         "keys, the API's token",
     )
