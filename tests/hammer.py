@@ -3,7 +3,8 @@
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -14,7 +15,25 @@ from slots import Client
 TEST = digits_data()[1].head(8)
 
 
-class Hammer:
+class Beside:
+    """Threads beside a test, each at its WORK until `_stop` is set."""
+
+    def __init__(self, work: Sequence[Callable[[], None]]) -> None:
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=each) for each in work]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(60)
+
+
+class Hammer(Beside):
     """Threads that ask, half on kept connections, half on a new one each time.
 
     Args:
@@ -29,29 +48,16 @@ class Hammer:
         pause_s: float = 0.0,
         keeps: Sequence[bool] = (True, True, False, False),
     ) -> None:
+        super().__init__(
+            [partial(self._ask, address, keep) for address in addresses for keep in keeps]
+        )
         self._pause_s = pause_s
         self._digests: Counter[str] = Counter()
         self.first: dict[str, float] = {}
         """When each digest answered first, monotonic seconds; may be cleared."""
         self.total = 0
         self.failures: list[BaseException] = []
-        self._stop = threading.Event()
         self._lock = threading.Lock()
-        self._threads = [
-            threading.Thread(target=self._ask, args=(address, keep))
-            for address in addresses
-            for keep in keeps
-        ]
-
-    def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(60)
 
     def forget(self) -> None:
         with self._lock:

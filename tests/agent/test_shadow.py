@@ -44,6 +44,7 @@ from edgepack_fleet.core.gates import parse_gate
 from edgepack_fleet.replaying import made_of
 from fleet_rig import wait
 from fuzz import damaged
+from hammer import Beside
 from slots import Client, Heard, digits_manifest, digits_slot, listen, raw, rewrite_manifest
 
 TEST = digits_data()[1].head(40)
@@ -375,24 +376,15 @@ def place(tmp_path: Path) -> Iterator[Site]:
         yield found
 
 
-class Field:
+class Field(Beside):
     """What a device meets after dark: bright pictures, again and again."""
 
     def __init__(self, device: Device) -> None:
+        super().__init__([self._ask])
         self._address = device.api[0]
         self.digests: set[str] = set()
         self.answers = 0
         self.failures: list[BaseException] = []
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._ask)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
 
     def _ask(self) -> None:
         try:

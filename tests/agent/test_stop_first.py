@@ -1,15 +1,13 @@
 """Boxes without memory for two models: the old one ends before the new one is loaded."""
 
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Self
 
 import pytest
 
 from agent_rig import Device, Site, runners, site
 from fleet_rig import wait
-from hammer import Hammer
+from hammer import Beside, Hammer
 
 pytestmark = pytest.mark.mosquitto
 
@@ -20,23 +18,14 @@ def place(tmp_path: Path) -> Iterator[Site]:
         yield found
 
 
-class Census:
+class Census(Beside):
     """Counts the runner processes of a device, again and again."""
 
     def __init__(self, device: Device) -> None:
+        super().__init__([self._count])
         self._device = device
         self.pids: set[int] = set()
         self.most = 0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._count)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
 
     def _count(self) -> None:
         while not self._stop.wait(0.005):
