@@ -42,6 +42,11 @@ class Caller:
     name: str
     role: Role
 
+    @property
+    def known_as(self) -> str:
+        """Return who it is for the record; a bootstrap token is nobody's: its role says more."""
+        return self.role if self.name == BOOTSTRAP else self.name
+
 
 def fleet_secret(data: Path, *, create: bool) -> bytes:
     """Return the secret of the data directory, making it on first use if CREATE.

@@ -17,7 +17,7 @@ from edgepack_fleet.replaying import made_of
 from edgepack_fleet.rollouts import Plan, unknown_rollout
 from edgepack_fleet.service import Service
 from edgepack_fleet.web import lists, queries, schemas, views
-from edgepack_fleet.web.guard import PREFIX, Admin, Operator, Viewer, service_of
+from edgepack_fleet.web.guard import PREFIX, Admin, Operator, Viewer, Who, service_of
 
 __all__ = ["router"]
 
@@ -63,12 +63,10 @@ def show_device(fleet: Fleet, device: str) -> schemas.Device:
     return found
 
 
-@router.post("/devices/{device}/revoke")
-def revoke_device(
-    fleet: Fleet, device: str, role: Annotated[Role, Operator]
-) -> schemas.RevokedDevice:
+@router.post("/devices/{device}/revoke", dependencies=[Operator])
+def revoke_device(fleet: Fleet, device: str, who: Who) -> schemas.RevokedDevice:
     """Revoke a device for good: it is refused at once, and its open session is ended."""
-    done = fleet.revocation.revoke(device, by=role)
+    done = fleet.revocation.revoke(device, by=who)
     fleet.poke()
     return schemas.RevokedDevice(device=done.device, revoked=done.at, session=done.session)
 
@@ -143,12 +141,10 @@ def list_rollouts(
         return lists.rollouts(db, asked)
 
 
-@router.post("/rollouts", status_code=201)
-def create_rollout(
-    fleet: Fleet, new: schemas.NewRollout, role: Annotated[Role, Operator]
-) -> schemas.Rollout:
+@router.post("/rollouts", status_code=201, dependencies=[Operator])
+def create_rollout(fleet: Fleet, new: schemas.NewRollout, who: Who) -> schemas.Rollout:
     """Start a rollout, or make a draft of one."""
-    rollout = fleet.rollouts.plan(_plan(new), by=role)
+    rollout = fleet.rollouts.plan(_plan(new), by=who)
     fleet.poke()
     return show_rollout(fleet, rollout)
 
@@ -179,50 +175,50 @@ def show_decisions(fleet: Fleet, rollout: str) -> schemas.Decisions:
     return schemas.Decisions(decisions=[schemas.Decision(**asdict(one)) for one in made])
 
 
-@router.post("/rollouts/{rollout}/start")
-def start_rollout(fleet: Fleet, rollout: str, role: Annotated[Role, Operator]) -> schemas.Rollout:
+@router.post("/rollouts/{rollout}/start", dependencies=[Operator])
+def start_rollout(fleet: Fleet, rollout: str, who: Who) -> schemas.Rollout:
     """Start a draft."""
-    fleet.rollouts.start(rollout, by=role)
+    fleet.rollouts.start(rollout, by=who)
     fleet.poke()
     return show_rollout(fleet, rollout)
 
 
-@router.post("/rollouts/{rollout}/approve")
-def approve_rollout(fleet: Fleet, rollout: str, role: Annotated[Role, Operator]) -> schemas.Rollout:
+@router.post("/rollouts/{rollout}/approve", dependencies=[Operator])
+def approve_rollout(fleet: Fleet, rollout: str, who: Who) -> schemas.Rollout:
     """Let a rollout begin that waits for approval."""
-    fleet.rollouts.approve(rollout, by=role)
+    fleet.rollouts.approve(rollout, by=who)
     fleet.poke()
     return show_rollout(fleet, rollout)
 
 
-@router.post("/rollouts/{rollout}/pause")
-def pause_rollout(fleet: Fleet, rollout: str, role: Annotated[Role, Operator]) -> schemas.Rollout:
+@router.post("/rollouts/{rollout}/pause", dependencies=[Operator])
+def pause_rollout(fleet: Fleet, rollout: str, who: Who) -> schemas.Rollout:
     """Assign nothing more until somebody resumes."""
-    fleet.rollouts.pause(rollout, by=role)
+    fleet.rollouts.pause(rollout, by=who)
     fleet.poke()
     return show_rollout(fleet, rollout)
 
 
-@router.post("/rollouts/{rollout}/resume")
-def resume_rollout(fleet: Fleet, rollout: str, role: Annotated[Role, Operator]) -> schemas.Rollout:
+@router.post("/rollouts/{rollout}/resume", dependencies=[Operator])
+def resume_rollout(fleet: Fleet, rollout: str, who: Who) -> schemas.Rollout:
     """Go on; the failures and breaches so far are accepted."""
-    fleet.rollouts.resume(rollout, by=role)
+    fleet.rollouts.resume(rollout, by=who)
     fleet.poke()
     return show_rollout(fleet, rollout)
 
 
-@router.post("/rollouts/{rollout}/cancel")
-def cancel_rollout(fleet: Fleet, rollout: str, role: Annotated[Role, Operator]) -> schemas.Rollout:
+@router.post("/rollouts/{rollout}/cancel", dependencies=[Operator])
+def cancel_rollout(fleet: Fleet, rollout: str, who: Who) -> schemas.Rollout:
     """End it; devices that have not finished are told to stop."""
-    fleet.rollouts.cancel(rollout, by=role)
+    fleet.rollouts.cancel(rollout, by=who)
     fleet.poke()
     return show_rollout(fleet, rollout)
 
 
-@router.post("/rollouts/{rollout}/revert")
-def revert_rollout(fleet: Fleet, rollout: str, role: Annotated[Role, Operator]) -> schemas.Rollout:
+@router.post("/rollouts/{rollout}/revert", dependencies=[Operator])
+def revert_rollout(fleet: Fleet, rollout: str, who: Who) -> schemas.Rollout:
     """Give every device that has the release what it had before."""
-    fleet.rollouts.revert(rollout, by=role)
+    fleet.rollouts.revert(rollout, by=who)
     fleet.poke()
     return show_rollout(fleet, rollout)
 

@@ -25,10 +25,12 @@ __all__ = [
     "Guard",
     "Operator",
     "Viewer",
+    "Who",
     "at_least",
     "caller_of",
     "given_token",
     "service_of",
+    "who_asks",
 ]
 
 PREFIX = "/api/v1"
@@ -98,6 +100,12 @@ def at_least(role: Role) -> Callable[..., Role]:
     return check
 
 
+def who_asks(request: Request) -> str:
+    """Return who asks, for the record; comes after a role was looked at."""
+    caller = caller_of(request.scope)
+    return caller.known_as if caller else ""
+
+
 def service_of(request: Request) -> Any:
     """Return the running fleet."""
     return request.app.state.service
@@ -106,3 +114,4 @@ def service_of(request: Request) -> Any:
 Viewer: Any = Depends(at_least("viewer"))
 Operator: Any = Depends(at_least("operator"))
 Admin: Any = Depends(at_least("admin"))
+Who = Annotated[str, Depends(who_asks)]

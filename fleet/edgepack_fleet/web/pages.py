@@ -247,7 +247,7 @@ def change_rollout(
     if action not in ACTIONS:
         raise PageError(404, "There is no such action")
     try:
-        getattr(fleet.rollouts, action)(rollout_id, by=role)
+        getattr(fleet.rollouts, action)(rollout_id, by=request.state.caller.known_as)
     except EdgepackError as error:
         return _rollout_page(request, fleet, role, rollout_id, error=error)
     fleet.poke()
