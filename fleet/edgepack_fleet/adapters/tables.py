@@ -53,6 +53,8 @@ class GroupRow(Base):
 
     id: Mapped[str] = mapped_column(Id, primary_key=True)
     created: Mapped[float]
+    filter: Mapped[str] = mapped_column(default="")
+    """Which devices are in it; empty: those that were put into it."""
 
 
 class DeviceRow(Base):
@@ -96,6 +98,11 @@ class DeviceRow(Base):
     """Whether it runs what a person installed at the device."""
     measured_job: Mapped[str] = mapped_column(default="")
     """Id of the job whose model is measured now; empty: none."""
+    tags: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    """Text by key; given by people."""
+    name: Mapped[str] = mapped_column(default="")
+    """What people call it."""
+    notes: Mapped[str] = mapped_column(default="")
 
 
 class RolloutRow(Base):
@@ -283,6 +290,10 @@ class EnrolToken(Base):
     expires: Mapped[float]
     uses: Mapped[int]
     used: Mapped[int] = mapped_column(default=0)
+    tags: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    """What every device gets that enrols with it."""
+    approval_s: Mapped[float | None]
+    """Seconds in which a person must accept each device; None: nobody has to."""
 
 
 class AuditRow(Base):

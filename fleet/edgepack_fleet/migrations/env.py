@@ -2,7 +2,11 @@
 
 from alembic import context
 
+from edgepack_fleet.adapters import device_tables
 from edgepack_fleet.adapters.tables import Base
+
+PARTS = (device_tables,)
+"""Modules that add their tables to those of `tables`."""
 
 context.configure(
     connection=context.config.attributes["connection"],
