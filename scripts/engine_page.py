@@ -8,6 +8,7 @@ from itertools import product
 from typing import get_args
 
 from edgepack.messages import Shadow
+from edgepack_agent.core import events as ev
 from edgepack_agent.core import state as s
 from edgepack_agent.core.deadlines import MAX_TRIES, TOO_LATE, deadline
 from edgepack_agent.core.machine import (
@@ -255,7 +256,7 @@ def _arrows() -> list[tuple[str, str, str]]:
     return list(found)
 
 
-def _name(event: s.Event) -> str:
+def _name(event: ev.Event) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", " ", type(event).__name__).lower()
 
 
@@ -277,26 +278,26 @@ def _states(phase: s.Phase) -> Iterator[s.State]:
     yield replace(begun, job=replace(JOB, shadow=Shadow()))
 
 
-def _events(phase: s.Phase) -> Iterator[s.Event]:
+def _events(phase: s.Phase) -> Iterator[ev.Event]:
     """Yield every event, in each form that a rule tells apart."""
-    made: dict[type, list[s.Event]] = {
-        s.JobSeen: [s.JobSeen(JOB), s.JobSeen(replace(JOB, id="job-3", target="models/3"))],
-        s.JobTaken: [s.JobTaken("job-2")],
-        s.JobGone: [s.JobGone("job-2")],
-        s.OutcomeTaken: [s.OutcomeTaken("job-2")],
-        s.InstallAsked: [s.InstallAsked(replace(JOB, local=True), MODEL)],
-        s.RollbackAsked: [s.RollbackAsked(replace(JOB, local=True))],
-        s.Approved: [s.Approved(MODEL)],
-        s.Failed: [s.Failed("FAILED", "disk_full")],
-        s.Checked: [s.Checked(golden=True), s.Checked(golden=False)],
-        s.Shadowed: [s.Shadowed(good=True), s.Shadowed(good=False)],
-        s.Judged: [s.Judged(good=True), s.Judged(good=False)],
-        s.TimerFired: [s.TimerFired(phase)],
-        s.Troubled: [s.Troubled("storage")],
-        s.Held: [s.Held(s.Hold("lock"))],
-        s.PinAsked: [s.PinAsked("why")],
+    made: dict[type, list[ev.Event]] = {
+        ev.JobSeen: [ev.JobSeen(JOB), ev.JobSeen(replace(JOB, id="job-3", target="models/3"))],
+        ev.JobTaken: [ev.JobTaken("job-2")],
+        ev.JobGone: [ev.JobGone("job-2")],
+        ev.OutcomeTaken: [ev.OutcomeTaken("job-2")],
+        ev.InstallAsked: [ev.InstallAsked(replace(JOB, local=True), MODEL)],
+        ev.RollbackAsked: [ev.RollbackAsked(replace(JOB, local=True))],
+        ev.Approved: [ev.Approved(MODEL)],
+        ev.Failed: [ev.Failed("FAILED", "disk_full")],
+        ev.Checked: [ev.Checked(golden=True), ev.Checked(golden=False)],
+        ev.Shadowed: [ev.Shadowed(good=True), ev.Shadowed(good=False)],
+        ev.Judged: [ev.Judged(good=True), ev.Judged(good=False)],
+        ev.TimerFired: [ev.TimerFired(phase)],
+        ev.Troubled: [ev.Troubled("storage")],
+        ev.Held: [ev.Held(s.Hold("lock"))],
+        ev.PinAsked: [ev.PinAsked("why")],
     }
-    for kind in get_args(s.Event):
+    for kind in get_args(ev.Event):
         if kind.__name__ == "Stood":
             yield from (kind(OLD.digest, True, stop=True, back=b) for b in (True, False))
         else:

@@ -12,17 +12,16 @@ from edgepack_agent.adapters.carrier import write_export
 from edgepack_agent.adapters.control import Asked
 from edgepack_agent.core.choice import Wish
 from edgepack_agent.core.deferral import MAX_LOCK_S, Lock, Moment, Rules, hold
-from edgepack_agent.core.state import (
+from edgepack_agent.core.events import (
     CancelAsked,
     Event,
     Failed,
     Held,
-    Outcome,
     PinAsked,
     RollbackAsked,
-    State,
     Troubled,
 )
+from edgepack_agent.core.state import Outcome, State
 from edgepack_agent.engine import PROBATION_S, Engine, local_job, local_name
 from edgepack_agent.parts import Parts
 from edgepack_agent.status import describe, failure

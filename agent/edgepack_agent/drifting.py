@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from edgepack_agent.core.drift import Alarm, Drift, Rule
-from edgepack_agent.core.state import Publish, Slot
+from edgepack_agent.core.effects import Publish
+from edgepack_agent.core.state import Slot
 from edgepack_targets.pipeline.baseline import Baseline
 
 __all__ = ["Drifting"]

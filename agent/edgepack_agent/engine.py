@@ -4,7 +4,8 @@ import secrets
 from collections.abc import Callable
 from typing import Protocol
 
-from edgepack_agent.core.state import Event, Job, Model, State
+from edgepack_agent.core.events import Event
+from edgepack_agent.core.state import Job, Model, State
 
 __all__ = ["PROBATION_S", "Engine", "local_job", "local_name"]
 

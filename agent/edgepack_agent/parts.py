@@ -48,8 +48,9 @@ from edgepack_agent.adapters.worker import Worker
 from edgepack_agent.config import Config, TransferConfig, address
 from edgepack_agent.core.deferral import Power
 from edgepack_agent.core.delta import Report
+from edgepack_agent.core.events import Event
 from edgepack_agent.core.pace import Limits
-from edgepack_agent.core.state import Event, Model, Stamp
+from edgepack_agent.core.state import Model, Stamp
 from edgepack_agent.drifting import Drifting
 from edgepack_agent.serving import Serving, open_sockets
 

@@ -13,8 +13,10 @@ from edgepack_agent.adapters.install import as_event
 from edgepack_agent.core.age import left
 from edgepack_agent.core.deadlines import backoff, deadline
 from edgepack_agent.core.deferral import Moment, Rules, hold, recheck_s
+from edgepack_agent.core.effects import Recheck
+from edgepack_agent.core.events import Clear, Event, Held, Retry, TimerFired
 from edgepack_agent.core.phases import telling
-from edgepack_agent.core.state import Clear, Event, Held, Hold, Recheck, Retry, State, TimerFired
+from edgepack_agent.core.state import Hold, State
 from edgepack_agent.engine import Engine
 from edgepack_agent.parts import Parts
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from edgepack.messages import Shadow
 from edgepack_agent.core import health
+from edgepack_agent.core.effects import Mirror
+from edgepack_agent.core.events import Event, Failed
 from edgepack_agent.core.shadow import Seen, judge, missing, read_seen
-from edgepack_agent.core.state import Event, Failed, Mirror
 from edgepack_agent.engine import Engine
 from edgepack_agent.serving import Serving
 

@@ -21,20 +21,15 @@ from edgepack_agent.adapters.mqtt import Heard, LinkChanged
 from edgepack_agent.adapters.worker import Done
 from edgepack_agent.console import Console
 from edgepack_agent.core.age import aged
-from edgepack_agent.core.machine import transition
-from edgepack_agent.core.state import (
+from edgepack_agent.core.effects import (
     Approve,
-    Booted,
     Check,
     Confirm,
-    Confirmed,
     Consider,
     Download,
     Drain,
     Effect,
-    Event,
     Halt,
-    InstallAsked,
     Load,
     Log,
     Mirror,
@@ -42,15 +37,14 @@ from edgepack_agent.core.state import (
     Recheck,
     Retire,
     Revert,
-    Reverted,
-    Slot,
     Stage,
-    State,
-    Stood,
     Switch,
     Tell,
     TryLater,
 )
+from edgepack_agent.core.events import Booted, Confirmed, Event, InstallAsked, Reverted, Stood
+from edgepack_agent.core.machine import transition
+from edgepack_agent.core.state import Slot, State
 from edgepack_agent.parts import Parts
 from edgepack_agent.patience import Patience
 from edgepack_agent.serving import Spoke

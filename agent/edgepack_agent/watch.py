@@ -9,20 +9,18 @@ from typing import Any
 
 from edgepack.errors import EdgepackError
 from edgepack_agent.core import health
-from edgepack_agent.core.reasons import kind_of
-from edgepack_agent.core.state import (
+from edgepack_agent.core.effects import Drain, Mirror, Publish
+from edgepack_agent.core.events import (
     Accepting,
     Checked,
     Died,
-    Drain,
     Failed,
     Judged,
     Loaded,
-    Mirror,
-    Publish,
     RollbackAsked,
     Troubled,
 )
+from edgepack_agent.core.reasons import kind_of
 from edgepack_agent.engine import Engine, local_job
 from edgepack_agent.parts import Parts
 from edgepack_agent.serving import Seat, Spoke

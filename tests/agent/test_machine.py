@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from edgepack.messages import Shadow
+from edgepack_agent.core import effects as fx
+from edgepack_agent.core import events as ev
 from edgepack_agent.core import state as s
 from edgepack_agent.core.deadlines import MAX_TRIES, TOO_LATE, deadline
 from edgepack_agent.core.machine import MAX_BOOTS, PHASES, TABLE, transition
@@ -60,49 +62,50 @@ STATES = st.builds(
     tries=st.integers(0, 5),
     steps=st.integers(0, 30),
     shadow=st.sampled_from([{}, {"samples": 20}]),
+    exam=st.sampled_from([{}, {"score": 0.95, "min_score": 0.9}]),
 )
 EVENTS = st.one_of(
     st.sampled_from([
-        s.Booted(), s.CancelAsked(), s.Unreachable(), s.Retry(), s.Downloaded(), s.Damaged(),
-        s.Staged(), s.Loaded(), s.Accepting(), s.Confirmed(), s.Reverted(), s.JobGone(), s.Clear(),
-        s.Died(),
+        ev.Booted(), ev.CancelAsked(), ev.Unreachable(), ev.Retry(), ev.Downloaded(), ev.Damaged(),
+        ev.Staged(), ev.Loaded(), ev.Accepting(), ev.Confirmed(), ev.Reverted(), ev.JobGone(),
+        ev.Clear(), ev.Died(),
     ]),
-    st.builds(s.JobSeen, JOBS),
-    st.builds(s.JobTaken, st.sampled_from(["job-1", "job-2"])),
-    st.builds(s.JobGone, st.sampled_from(["job-1", "job-2"])),
-    st.builds(s.OutcomeTaken, st.sampled_from(["job-1", "job-2"])),
-    st.builds(s.InstallAsked, JOBS, MODELS),
-    st.builds(s.RollbackAsked, JOBS),
-    st.builds(s.Approved, MODELS),
-    st.builds(s.Failed, st.sampled_from(["FAILED", "REJECTED"]), st.just("why")),
-    st.builds(s.Checked, st.booleans(), st.none() | st.floats(0, 1)),
-    st.builds(s.Judged, st.booleans(), st.just("why")),
-    st.builds(s.Shadowed, st.booleans(), st.just("why"), st.just({"samples": 20})),
-    st.builds(s.TimerFired, st.sampled_from(PHASES), st.booleans()),
-    st.builds(s.Held, HOLDS),
-    st.builds(s.Troubled, st.just("storage")),
-    st.builds(s.PinAsked, st.sampled_from(["", "exhibition"])),
+    st.builds(ev.JobSeen, JOBS),
+    st.builds(ev.JobTaken, st.sampled_from(["job-1", "job-2"])),
+    st.builds(ev.JobGone, st.sampled_from(["job-1", "job-2"])),
+    st.builds(ev.OutcomeTaken, st.sampled_from(["job-1", "job-2"])),
+    st.builds(ev.InstallAsked, JOBS, MODELS),
+    st.builds(ev.RollbackAsked, JOBS),
+    st.builds(ev.Approved, MODELS),
+    st.builds(ev.Failed, st.sampled_from(["FAILED", "REJECTED"]), st.just("why")),
+    st.builds(ev.Checked, st.booleans(), st.none() | st.floats(0, 1)),
+    st.builds(ev.Judged, st.booleans(), st.just("why")),
+    st.builds(ev.Shadowed, st.booleans(), st.just("why"), st.just({"samples": 20})),
+    st.builds(ev.TimerFired, st.sampled_from(PHASES), st.booleans()),
+    st.builds(ev.Held, HOLDS),
+    st.builds(ev.Troubled, st.just("storage")),
+    st.builds(ev.PinAsked, st.sampled_from(["", "exhibition"])),
 )  # fmt: skip
 
 
 @settings(max_examples=600)
 @given(STATES, EVENTS)
-def test_the_table_is_total_and_stays_in_its_phases(state: s.State, event: s.Event) -> None:
+def test_the_table_is_total_and_stays_in_its_phases(state: s.State, event: ev.Event) -> None:
     after, effects = transition(state, event)
     assert after.phase in PHASES
     assert isinstance(effects, tuple)
     if (state.phase, type(event)) not in TABLE:
         assert after == state
-        assert all(isinstance(effect, s.Log) for effect in effects)
+        assert all(isinstance(effect, fx.Log) for effect in effects)
 
 
 @settings(max_examples=300)
 @given(STATES, EVENTS)
-def test_only_a_good_verdict_changes_what_is_current(state: s.State, event: s.Event) -> None:
+def test_only_a_good_verdict_changes_what_is_current(state: s.State, event: ev.Event) -> None:
     after, _ = transition(state, event)
     if after.current != state.current:
         assert state.phase == "probation"
-        assert event == s.Judged(True, "why")
+        assert event == ev.Judged(True, "why")
         assert after.current == state.candidate
 
 
@@ -112,7 +115,7 @@ def test_every_phase_but_idle_has_a_deadline_and_a_way_on() -> None:
         state = s.State(phase=phase, current=slot, job=job(1), candidate=slot)
         assert (deadline(state) is None) == (phase == "idle")
         if phase != "idle":
-            after, effects = transition(state, s.TimerFired(phase))
+            after, effects = transition(state, ev.TimerFired(phase))
             assert after.phase != phase or effects, f"{phase} would last for ever"
 
 
@@ -121,11 +124,11 @@ def test_every_phase_but_idle_has_a_deadline_and_a_way_on() -> None:
 def test_a_deadline_of_another_phase_means_nothing(state: s.State) -> None:
     for phase in PHASES:
         if phase != state.phase:
-            assert transition(state, s.TimerFired(phase)) == (state, ())
+            assert transition(state, ev.TimerFired(phase)) == (state, ())
 
 
-def walk(state: s.State, *events: s.Event) -> tuple[s.State, list[s.Effect]]:
-    effects: list[s.Effect] = []
+def walk(state: s.State, *events: ev.Event) -> tuple[s.State, list[fx.Effect]]:
+    effects: list[fx.Effect] = []
     for event in events:
         state, more = transition(state, event)
         effects += more
@@ -133,15 +136,15 @@ def walk(state: s.State, *events: s.Event) -> tuple[s.State, list[s.Effect]]:
 
 
 GOOD = (
-    s.Downloaded(), s.Staged(), s.Loaded(), s.Checked(golden=True, score=0.95), s.Accepting(),
-    s.Judged(good=True), s.Confirmed(),
+    ev.Downloaded(), ev.Staged(), ev.Loaded(), ev.Checked(golden=True, score=0.95, min_score=0.9),
+    ev.Accepting(), ev.Judged(good=True), ev.Confirmed(),
 )  # fmt: skip
 RUNS_1 = s.State(current=s.Slot("a", model(1)))
 
 
-def begun(version: int = 2) -> tuple[s.Event, ...]:
-    taken = s.JobTaken(f"job-{version}")
-    return s.JobSeen(job(version)), taken, s.Clear(), s.Approved(model(version))
+def begun(version: int = 2) -> tuple[ev.Event, ...]:
+    taken = ev.JobTaken(f"job-{version}")
+    return ev.JobSeen(job(version)), taken, ev.Clear(), ev.Approved(model(version))
 
 
 def test_a_good_model_is_committed_reported_and_the_old_one_kept() -> None:
@@ -149,35 +152,37 @@ def test_a_good_model_is_committed_reported_and_the_old_one_kept() -> None:
     assert state.phase == "idle"
     assert state.current == s.Slot("b", model(2))
     assert state.previous == s.Slot("a", model(1))
-    assert state.outcome == s.Outcome("job-2", "SUCCEEDED")
-    kinds = [type(e) for e in effects if not isinstance(e, s.Tell | s.Consider)]
+    exam = {"score": 0.95, "min_score": 0.9}
+    assert state.outcome == s.Outcome("job-2", "SUCCEEDED", "", {"exam": exam})
+    kinds = [type(e) for e in effects if not isinstance(e, fx.Tell | fx.Consider)]
     assert kinds == [
-        s.Approve, s.Download, s.Stage, s.Load, s.Check, s.Switch, s.Drain, s.Publish, s.Confirm,
+        fx.Approve, fx.Download, fx.Stage, fx.Load, fx.Check, fx.Switch, fx.Drain, fx.Publish,
+        fx.Confirm,
     ]  # fmt: skip
-    assert walk(state, s.OutcomeTaken("job-2"))[0].outcome is None
+    assert walk(state, ev.OutcomeTaken("job-2"))[0].outcome is None
 
 
 @pytest.mark.parametrize(
     ("checked", "reason"),
     [
-        (s.Checked(golden=False, score=1.0), "golden_mismatch"),
-        (s.Checked(golden=True, score=0.89), "acceptance_below_limit"),
-        (s.Checked(golden=True, score=None), "acceptance_below_limit"),
+        (ev.Checked(golden=False, score=1.0), "golden_mismatch"),
+        (ev.Checked(golden=True, score=0.89), "acceptance_below_limit"),
+        (ev.Checked(golden=True, score=None), "acceptance_below_limit"),
     ],
 )
-def test_a_model_that_fails_its_proof_never_answers(checked: s.Checked, reason: str) -> None:
-    state, effects = walk(RUNS_1, *begun(), *GOOD[:3], checked, s.Reverted())
+def test_a_model_that_fails_its_proof_never_answers(checked: ev.Checked, reason: str) -> None:
+    state, effects = walk(RUNS_1, *begun(), *GOOD[:3], checked, ev.Reverted())
     assert state.current == RUNS_1.current
     assert state.outcome
     assert (state.outcome.status, state.outcome.reason) == ("REJECTED", reason)
-    assert not any(isinstance(effect, s.Switch) for effect in effects)
-    assert s.Revert(s.Slot("b", model(2))) in effects
+    assert not any(isinstance(effect, fx.Switch) for effect in effects)
+    assert fx.Revert(s.Slot("b", model(2))) in effects
 
 
 def test_a_model_that_fails_in_probation_is_rolled_back_and_said_so() -> None:
-    state, effects = walk(RUNS_1, *begun(), *GOOD[:5], s.Judged(good=False, reason="error_rate"))
+    state, effects = walk(RUNS_1, *begun(), *GOOD[:5], ev.Judged(good=False, reason="error_rate"))
     assert state.phase == "rolling_back"
-    (event,) = [effect for effect in effects if isinstance(effect, s.Publish)]
+    (event,) = [effect for effect in effects if isinstance(effect, fx.Publish)]
     assert (event.type, event.bundle, event.reason) == ("rolled_back", "digits@1.0.0", "error_rate")
     assert event.detail["release"] == "digits@2.0.0"
 
@@ -185,9 +190,9 @@ def test_a_model_that_fails_in_probation_is_rolled_back_and_said_so() -> None:
 def test_a_candidate_that_restarts_the_device_is_given_up() -> None:
     state, _ = walk(RUNS_1, *begun(), *GOOD[:5])
     for _ in range(MAX_BOOTS):
-        state, _ = walk(state, s.Booted(), *GOOD[2:5])
+        state, _ = walk(state, ev.Booted(), *GOOD[2:5])
         assert state.phase == "probation"
-    state, _ = walk(state, s.Booted(), s.Reverted())
+    state, _ = walk(state, ev.Booted(), ev.Reverted())
     assert state.current == RUNS_1.current
     assert state.outcome
     assert state.outcome.reason == "restart_loop"
@@ -196,10 +201,10 @@ def test_a_candidate_that_restarts_the_device_is_given_up() -> None:
 @pytest.mark.parametrize("proven", [2, 3, 4, 5])
 def test_a_candidate_that_dies_once_is_loaded_again_and_twice_is_given_up(proven: int) -> None:
     state, _ = walk(RUNS_1, *begun(), *GOOD[:proven])
-    state, effects = walk(state, s.Died({"code": -9}))
+    state, effects = walk(state, ev.Died({"code": -9}))
     assert state.phase == "staged"
-    assert s.Load(s.Slot("b", model(2))) in effects
-    state, _ = walk(state, s.Died({"code": -9}), s.Reverted())
+    assert fx.Load(s.Slot("b", model(2))) in effects
+    state, _ = walk(state, ev.Died({"code": -9}), ev.Reverted())
     assert state.current == RUNS_1.current
     assert state.outcome
     assert (state.outcome.status, state.outcome.reason) == ("FAILED", "runner_exited")
@@ -207,38 +212,42 @@ def test_a_candidate_that_dies_once_is_loaded_again_and_twice_is_given_up(proven
 
 
 def test_what_ended_here_is_not_begun_again() -> None:
-    state, _ = walk(RUNS_1, *begun(), s.Failed("FAILED", "disk_full"), s.Reverted())
-    again, effects = walk(state, s.JobSeen(job(2)))
+    state, _ = walk(RUNS_1, *begun(), ev.Failed("FAILED", "disk_full"), ev.Reverted())
+    again, effects = walk(state, ev.JobSeen(job(2)))
     assert again.phase == "idle"
-    assert effects == [s.Tell(state.outcome, "idle")]  # type: ignore[arg-type]
-    heard, _ = walk(state, s.OutcomeTaken("job-2"), s.JobSeen(job(2)))
+    assert effects == [fx.Tell(state.outcome, "idle")]  # type: ignore[arg-type]
+    heard, _ = walk(state, ev.OutcomeTaken("job-2"), ev.JobSeen(job(2)))
     assert heard.phase == "idle"
 
 
 @pytest.mark.parametrize("count", range(1, 7))
 def test_the_fleet_can_cancel_at_any_time(count: int) -> None:
-    state, _ = walk(RUNS_1, *begun(), *GOOD[: count - 1], s.JobGone())
+    state, _ = walk(RUNS_1, *begun(), *GOOD[: count - 1], ev.JobGone())
     assert state.phase == "rolling_back"
-    state, _ = walk(state, s.Reverted())
+    state, _ = walk(state, ev.Reverted())
     assert (state.phase, state.current, state.outcome) == ("idle", RUNS_1.current, None)
 
 
 def test_a_person_goes_back_and_the_fleet_is_told_of_the_override() -> None:
-    state, _ = walk(RUNS_1, *begun(), *GOOD, s.OutcomeTaken("job-2"))
-    state, effects = walk(state, s.RollbackAsked(job(1, local=True)), *GOOD[2:])
+    state, _ = walk(RUNS_1, *begun(), *GOOD, ev.OutcomeTaken("job-2"))
+    state, effects = walk(state, ev.RollbackAsked(job(1, local=True)), *GOOD[2:])
     assert (state.current, state.previous) == (s.Slot("a", model(1)), s.Slot("b", model(2)))
-    assert not any(isinstance(effect, (s.Stage, s.Download, s.Tell)) for effect in effects)
-    (event,) = [effect for effect in effects if isinstance(effect, s.Publish)]
+    assert not any(isinstance(effect, (fx.Stage, fx.Download, fx.Tell)) for effect in effects)
+    (event,) = [effect for effect in effects if isinstance(effect, fx.Publish)]
     assert event.detail == {"override": True}
 
 
 def test_a_failed_way_back_keeps_the_previous_slot() -> None:
-    state, _ = walk(RUNS_1, *begun(), *GOOD, s.OutcomeTaken("job-2"))
+    state, _ = walk(RUNS_1, *begun(), *GOOD, ev.OutcomeTaken("job-2"))
     state, effects = walk(
-        state, s.RollbackAsked(job(1, local=True)), s.Failed("REJECTED", "digest_mismatch")
+        state, ev.RollbackAsked(job(1, local=True)), ev.Failed("REJECTED", "digest_mismatch")
     )
-    assert s.Revert(None) in effects
+    assert fx.Revert(None) in effects
     assert state.previous == s.Slot("a", model(1))
+
+
+BROUGHT = (ev.Judged, ev.Approved, ev.InstallAsked)
+"""Events that only a step itself brings."""
 
 
 class Device(RuleBasedStateMachine):
@@ -248,33 +257,33 @@ class Device(RuleBasedStateMachine):
         super().__init__()
         self.state = s.State()
         self.disk: dict[str, s.Model] = {}
-        self.todo: list[s.Effect] = []
+        self.todo: list[fx.Effect] = []
         self.serving: s.Slot | None = None
         self.candidate: s.Slot | None = None
         self.answers: set[str] = set()
         self.versions = 0
 
-    def on(self, event: s.Event) -> None:
+    def on(self, event: ev.Event) -> None:
         self.state, effects = transition(self.state, event)
         self.todo += effects
 
-    def do(self, effect: s.Effect) -> None:
+    def do(self, effect: fx.Effect) -> None:
         match effect:
-            case s.Stage(slot):
+            case fx.Stage(slot):
                 assert slot != self.state.current
                 assert self.state.current is None or slot.name != self.state.current.name
                 self.disk[slot.name] = slot.model
-            case s.Load(slot):
+            case fx.Load(slot):
                 self.candidate = slot
-            case s.Mirror():
+            case fx.Mirror():
                 assert "candidate" not in self.answers
-            case s.Switch():
+            case fx.Switch():
                 self.answers.add("candidate")
-            case s.Drain():
+            case fx.Drain():
                 self.answers.discard("serving")
-            case s.Confirm(slot):
+            case fx.Confirm(slot):
                 self.serving, self.candidate, self.answers = slot, None, {"serving"}
-            case s.Revert(discard):
+            case fx.Revert(discard):
                 self.candidate = None
                 self.answers = {"serving"} if self.serving else set()
                 if discard:
@@ -293,7 +302,7 @@ class Device(RuleBasedStateMachine):
         self.todo, self.candidate = [], None
         self.serving = self.state.current
         self.answers = {"serving"} if self.serving else set()
-        self.on(s.Booted())
+        self.on(ev.Booted())
 
     @rule(data=st.data())
     def half_of_the_effects_and_power_cut(self, data: Any) -> None:
@@ -316,38 +325,40 @@ class Device(RuleBasedStateMachine):
     def a_job_comes(self, shadow: Shadow | None) -> None:
         self.do_all()
         self.versions += 1
-        self.on(s.JobSeen(job(self.versions, shadow=shadow)))
-        self.on(s.JobTaken(f"job-{self.versions}"))
-        self.on(s.Clear())
+        self.on(ev.JobSeen(job(self.versions, shadow=shadow)))
+        self.on(ev.JobTaken(f"job-{self.versions}"))
+        self.on(ev.Clear())
 
     @precondition(lambda self: self.state.phase == "idle" and self.state.previous)
     @rule()
     def a_person_goes_back(self) -> None:
         self.do_all()
-        self.on(s.RollbackAsked(s.Job("local", "x", "y", local=True)))
+        self.on(ev.RollbackAsked(s.Job("local", "x", "y", local=True)))
 
     @rule(good=st.booleans())
     def the_step_ends(self, good: bool) -> None:
         self.do_all()
-        steps: dict[str, s.Event] = {
-            "deferred": s.Clear(),
-            "checking": s.Approved(model(self.versions)),
-            "downloading": s.Downloaded(),
-            "verifying": s.Staged() if good else s.Damaged(),
-            "staged": s.Loaded(),
-            "self_test": s.Checked(golden=True, score=1.0 if good else 0.1),
-            "shadow": s.Shadowed(good, "shadow_disagrees", {"samples": 20}),
-            "switching": s.Accepting(),
-            "probation": s.Judged(good, "error_rate"),
-            "committed": s.Confirmed(),
-            "rolling_back": s.Reverted(),
-            "idle": s.OutcomeTaken(f"job-{self.versions}"),
+        steps: dict[str, ev.Event] = {
+            "deferred": ev.Clear(),
+            "checking": ev.Approved(model(self.versions)),
+            "downloading": ev.Downloaded(),
+            "verifying": ev.Staged() if good else ev.Damaged(),
+            "staged": ev.Loaded(),
+            "self_test": ev.Checked(golden=True, score=1.0 if good else 0.1),
+            "shadow": ev.Shadowed(good, "shadow_disagrees", {"samples": 20}),
+            "switching": ev.Accepting(),
+            "probation": ev.Judged(good, "error_rate"),
+            "committed": ev.Confirmed(),
+            "rolling_back": ev.Reverted(),
+            "idle": ev.OutcomeTaken(f"job-{self.versions}"),
         }
         if self.state.phase in steps:
             self.on(steps[self.state.phase])
 
-    @rule(event=EVENTS.filter(lambda e: not isinstance(e, (s.Judged, s.Approved, s.InstallAsked))))
-    def something_out_of_order(self, event: s.Event) -> None:
+    @rule(
+        event=EVENTS.filter(lambda e: not isinstance(e, (ev.Judged, ev.Approved, ev.InstallAsked)))
+    )
+    def something_out_of_order(self, event: ev.Event) -> None:
         self.do_all()
         if (self.state.phase, type(event)) not in TABLE:
             self.on(event)
@@ -357,9 +368,9 @@ class Device(RuleBasedStateMachine):
         self.do_all()
         self.on(
             {
-                "timer": s.TimerFired(self.state.phase),
-                "cancel": s.JobGone(),
-                "failure": s.Failed("FAILED", "x"),
+                "timer": ev.TimerFired(self.state.phase),
+                "cancel": ev.JobGone(),
+                "failure": ev.Failed("FAILED", "x"),
             }[reason]
         )
 
@@ -397,8 +408,8 @@ class Device(RuleBasedStateMachine):
                 break
             self.the_step_ends(good=True)
             if self.state.phase == "offered":
-                self.on(s.JobTaken(self.state.job.id if self.state.job else ""))
-                self.on(s.Clear())
+                self.on(ev.JobTaken(self.state.job.id if self.state.job else ""))
+                self.on(ev.Clear())
         self.do_all()
         assert self.state.phase == "idle"
         assert self.state.current in (old, wanted) or (
@@ -413,29 +424,29 @@ TestDevice = Device.TestCase
 def test_states_survive_the_journal_unchanged() -> None:
     import msgspec
 
-    state, _ = walk(RUNS_1, *begun(), *GOOD[:3], s.Checked(golden=True, score=0.1))
+    state, _ = walk(RUNS_1, *begun(), *GOOD[:3], ev.Checked(golden=True, score=0.1))
     state = replace(state, outcome=s.Outcome("j", "FAILED", "x", {"score": 0.1}))
     assert msgspec.json.decode(msgspec.json.encode(state), type=s.State) == state
 
 
 # -- waiting for a better moment, trouble that passes, pins
 
-LOCKED = s.Held(s.Hold("lock", 5e9, "exhibition"))
-OFFERED = (s.JobSeen(job(2)), s.JobTaken("job-2"))
+LOCKED = ev.Held(s.Hold("lock", 5e9, "exhibition"))
+OFFERED = (ev.JobSeen(job(2)), ev.JobTaken("job-2"))
 
 
 def test_a_bad_moment_defers_and_the_fleet_is_told_why_and_until_when() -> None:
     state, effects = walk(RUNS_1, *OFFERED, LOCKED)
     assert state.phase == "deferred"
     told = s.Outcome("job-2", "IN_PROGRESS", "lock", {"until": 5e9, "message": "exhibition"})
-    assert s.Tell(told, "deferred") in effects
-    assert s.Recheck(LOCKED.hold) in effects
+    assert fx.Tell(told, "deferred") in effects
+    assert fx.Recheck(LOCKED.hold) in effects
     same, effects = walk(state, LOCKED)
     assert same == state, "nothing is written while it goes on"
-    assert effects == [s.Recheck(LOCKED.hold)]
-    state, effects = walk(state, s.Clear())
+    assert effects == [fx.Recheck(LOCKED.hold)]
+    state, effects = walk(state, ev.Clear())
     assert state.phase == "checking"
-    assert s.Approve(job(2)) in effects
+    assert fx.Approve(job(2)) in effects
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
@@ -443,9 +454,9 @@ def test_a_moment_that_turns_bad_stops_what_is_under_way(count: int) -> None:
     before = (*begun(), *GOOD)[: 3 + count]
     state, effects = walk(RUNS_1, *before, LOCKED)
     assert state.phase == "deferred"
-    assert effects.index(s.Halt()) < effects.index(s.Recheck(LOCKED.hold))
-    assert not any(isinstance(effect, s.Revert) for effect in effects), "what came is kept"
-    state, _ = walk(state, s.Clear(), s.Approved(model(2)), *GOOD, s.OutcomeTaken("job-2"))
+    assert effects.index(fx.Halt()) < effects.index(fx.Recheck(LOCKED.hold))
+    assert not any(isinstance(effect, fx.Revert) for effect in effects), "what came is kept"
+    state, _ = walk(state, ev.Clear(), ev.Approved(model(2)), *GOOD, ev.OutcomeTaken("job-2"))
     assert state.current == s.Slot("b", model(2))
 
 
@@ -457,50 +468,50 @@ def test_what_has_begun_to_load_goes_through(count: int) -> None:
 
 def test_deferral_ends_by_its_deadline_by_cancel_and_by_a_newer_job() -> None:
     waiting, _ = walk(RUNS_1, *OFFERED, LOCKED)
-    late, _ = walk(waiting, s.TimerFired("deferred", total=True), s.Reverted())
+    late, _ = walk(waiting, ev.TimerFired("deferred", total=True), ev.Reverted())
     assert late.outcome
     assert (late.outcome.status, late.outcome.reason) == ("FAILED", "deferred_too_long")
     assert "lock" in late.outcome.detail["message"]
-    for end in (s.JobGone(), s.CancelAsked(), s.JobSeen(job(3))):
-        state, _ = walk(waiting, end, s.Reverted())
+    for end in (ev.JobGone(), ev.CancelAsked(), ev.JobSeen(job(3))):
+        state, _ = walk(waiting, end, ev.Reverted())
         assert (state.phase, state.current, state.hold) == ("idle", RUNS_1.current, None)
 
 
 def test_trouble_that_may_pass_is_tried_again_a_few_times() -> None:
     state, _ = walk(RUNS_1, *begun())
     for _ in range(MAX_TRIES):
-        state, effects = walk(state, s.Troubled("storage"))
-        assert (state.phase, effects) == ("downloading", [s.TryLater()])
-        state, effects = walk(state, s.Retry())
-        assert effects == [s.Download(model(2))]
-    state, _ = walk(state, s.Troubled("storage"), s.Reverted())
+        state, effects = walk(state, ev.Troubled("storage"))
+        assert (state.phase, effects) == ("downloading", [fx.TryLater()])
+        state, effects = walk(state, ev.Retry())
+        assert effects == [fx.Download(model(2))]
+    state, _ = walk(state, ev.Troubled("storage"), ev.Reverted())
     assert state.outcome
     assert (state.outcome.status, state.outcome.reason) == ("FAILED", "storage")
     assert state.tries == 0
 
 
 def test_a_job_that_takes_too_long_in_all_ends_but_not_one_that_is_judged() -> None:
-    state, _ = walk(RUNS_1, *begun(), s.TimerFired("downloading", total=True), s.Reverted())
+    state, _ = walk(RUNS_1, *begun(), ev.TimerFired("downloading", total=True), ev.Reverted())
     assert state.outcome
     assert (state.outcome.status, state.outcome.reason) == ("FAILED", "job_timeout")
 
 
 def test_a_pinned_device_rejects_jobs_until_it_is_not() -> None:
-    pinned, _ = walk(RUNS_1, s.PinAsked("exhibition"))
-    state, effects = walk(pinned, s.JobSeen(job(2)))
+    pinned, _ = walk(RUNS_1, ev.PinAsked("exhibition"))
+    state, effects = walk(pinned, ev.JobSeen(job(2)))
     no = s.Outcome("job-2", "REJECTED", "pinned", {"message": "exhibition"})
     assert (state.phase, state.outcome, state.pinned) == ("idle", no, "exhibition")
-    assert s.Tell(no, "idle") in effects
-    state, _ = walk(state, s.OutcomeTaken("job-2"), s.PinAsked(""), s.JobSeen(job(3)))
+    assert fx.Tell(no, "idle") in effects
+    state, _ = walk(state, ev.OutcomeTaken("job-2"), ev.PinAsked(""), ev.JobSeen(job(3)))
     assert state.phase == "offered"
 
 
 @pytest.mark.parametrize("count", range(1, 8))
 def test_a_pin_ends_what_is_under_way(count: int) -> None:
     state, _ = walk(RUNS_1, *begun(), *GOOD[: count - 1])
-    state, _ = walk(state, s.PinAsked("exhibition"))
+    state, _ = walk(state, ev.PinAsked("exhibition"))
     if count < 7:
-        state, _ = walk(state, s.Reverted())
+        state, _ = walk(state, ev.Reverted())
         assert state.outcome
         assert (state.outcome.status, state.outcome.reason) == ("REJECTED", "pinned")
         assert state.current == RUNS_1.current
@@ -510,7 +521,7 @@ def test_a_pin_ends_what_is_under_way(count: int) -> None:
 def test_a_job_that_goes_round_in_circles_is_ended() -> None:
     state, _ = walk(RUNS_1, *begun())
     state = replace(state, steps=MAX_STEPS)
-    state, _ = walk(state, s.Downloaded(), s.Reverted())
+    state, _ = walk(state, ev.Downloaded(), ev.Reverted())
     assert state.outcome
     assert state.outcome.reason == "restart_loop"
     assert state.current == RUNS_1.current
@@ -518,11 +529,11 @@ def test_a_job_that_goes_round_in_circles_is_ended() -> None:
 
 def test_a_failed_download_does_not_cost_the_way_back() -> None:
     """Both use the same slot, and nothing of the new model is in it yet."""
-    two, _ = walk(RUNS_1, *begun(), *GOOD, s.OutcomeTaken("job-2"))
+    two, _ = walk(RUNS_1, *begun(), *GOOD, ev.OutcomeTaken("job-2"))
     assert two.previous == s.Slot("a", model(1))
-    state, effects = walk(two, *begun(3), s.Failed("FAILED", "disk_full"))
+    state, effects = walk(two, *begun(3), ev.Failed("FAILED", "disk_full"))
     assert state.candidate == s.Slot("a", model(3))
-    assert s.Revert(None) in effects
+    assert fx.Revert(None) in effects
     assert state.previous == s.Slot("a", model(1))
 
 
@@ -530,50 +541,50 @@ RUNS_2 = s.State(current=s.Slot("b", model(2)), previous=s.Slot("a", model(1)))
 
 
 def test_a_revocation_is_told_once_and_costs_nothing_if_the_model_may_stay() -> None:
-    said = s.Stood(model(2).digest, revoked=True)
+    said = ev.Stood(model(2).digest, revoked=True)
     state, effects = walk(RUNS_2, said)
     (told,) = effects
-    assert isinstance(told, s.Publish)
+    assert isinstance(told, fx.Publish)
     assert (told.type, told.detail) == ("revoked", {"policy": "keep"})
     assert walk(state, said) == (state, [])
     assert (state.current, state.previous) == (RUNS_2.current, RUNS_2.previous)
 
 
 def test_a_model_that_must_stop_gives_way_to_the_one_before_if_that_is_allowed() -> None:
-    said = s.Stood(model(2).digest, revoked=True, stop=True, back=True)
+    said = ev.Stood(model(2).digest, revoked=True, stop=True, back=True)
     state, effects = walk(RUNS_2, said)
-    assert s.Retire(s.Slot("b", model(2))) in effects
-    assert s.Load(s.Slot("a", model(1))) in effects
+    assert fx.Retire(s.Slot("b", model(2))) in effects
+    assert fx.Load(s.Slot("a", model(1))) in effects
     assert state.current is None
     state, _ = walk(state, *GOOD[2:])
     assert (state.current, state.previous) == (s.Slot("a", model(1)), None)
 
 
 def test_a_model_that_must_stop_leaves_nothing_if_nothing_is_allowed() -> None:
-    said = s.Stood(model(2).digest, revoked=True, stop=True, back=False)
+    said = ev.Stood(model(2).digest, revoked=True, stop=True, back=False)
     state, effects = walk(RUNS_2, said)
-    assert s.Retire(s.Slot("b", model(2))) in effects
+    assert fx.Retire(s.Slot("b", model(2))) in effects
     assert (state.phase, state.current, state.previous) == ("idle", None, None)
     assert walk(state, *begun(3), *GOOD)[0].current == s.Slot("a", model(3))
 
 
 def test_what_is_said_of_another_model_or_during_an_update_changes_nothing() -> None:
-    late = s.Stood(model(1).digest, revoked=True, stop=True)
+    late = ev.Stood(model(1).digest, revoked=True, stop=True)
     assert walk(RUNS_2, late) == (RUNS_2, [])
     busy, _ = walk(RUNS_2, *begun(3))
-    assert walk(busy, s.Stood(model(2).digest, revoked=True, stop=True)) == (busy, [])
+    assert walk(busy, ev.Stood(model(2).digest, revoked=True, stop=True)) == (busy, [])
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(EVENTS, max_size=60))
-def test_whatever_happens_a_job_writes_little_and_commits_once(events: list[s.Event]) -> None:
+def test_whatever_happens_a_job_writes_little_and_commits_once(events: list[ev.Event]) -> None:
     state, commits, stores = RUNS_1, 0, 0
     for event in (*begun(), *events):
         after, effects = transition(state, event)
         if after.job is None or state.job is None or after.job.id != state.job.id:
             commits = stores = 0
-        commits += sum(isinstance(e, s.Confirm) for e in effects if state.phase != "committed")
-        moment = isinstance(event, s.Held | s.Clear | s.PinAsked | s.OutcomeTaken)
+        commits += sum(isinstance(e, fx.Confirm) for e in effects if state.phase != "committed")
+        moment = isinstance(event, ev.Held | ev.Clear | ev.PinAsked | ev.OutcomeTaken)
         fetching = state.phase in {"deferred", "checking", "offered"}
         stores += after != state and not moment and not fetching
         assert commits <= 1
@@ -592,21 +603,21 @@ def test_every_reason_that_ends_a_phase_is_in_the_table_of_reasons() -> None:
 
 
 def test_a_list_that_is_damaged_while_it_is_checked_is_asked_for_again() -> None:
-    state, _ = walk(RUNS_1, s.JobSeen(job(2)), s.JobTaken("job-2"), s.Clear())
+    state, _ = walk(RUNS_1, ev.JobSeen(job(2)), ev.JobTaken("job-2"), ev.Clear())
     for _ in range(MAX_TRIES):
-        state, effects = transition(state, s.Damaged())
-        assert (state.phase, effects) == ("checking", (s.TryLater(),))
-    state, _ = transition(state, s.Damaged())
+        state, effects = transition(state, ev.Damaged())
+        assert (state.phase, effects) == ("checking", (fx.TryLater(),))
+    state, _ = transition(state, ev.Damaged())
     assert state.result
     assert state.result.reason == "damaged_blob"
 
 
 def test_a_person_can_decline_what_is_only_offered() -> None:
-    state, effects = walk(RUNS_1, s.JobSeen(job(2)), s.CancelAsked())
+    state, effects = walk(RUNS_1, ev.JobSeen(job(2)), ev.CancelAsked())
     assert state.phase == "idle"
     assert state.outcome == s.Outcome("job-2", "FAILED", "cancelled_locally")
-    assert s.Tell(state.outcome, "idle") in effects
-    assert transition(state, s.JobSeen(job(2)))[0].phase == "idle", "it does not come back"
+    assert fx.Tell(state.outcome, "idle") in effects
+    assert transition(state, ev.JobSeen(job(2)))[0].phase == "idle", "it does not come back"
 
 
 # -- the comparison with the current model
@@ -614,7 +625,7 @@ def test_a_person_can_decline_what_is_only_offered() -> None:
 SHADOW = Shadow(seconds=5, min_agreement=0.9)
 SEEN = {"samples": 40, "agreement": 0.5, "p95_ratio": 1.1, "dropped": 2}
 COMPARED = (
-    s.JobSeen(job(2, shadow=SHADOW)), s.JobTaken("job-2"), s.Clear(), s.Approved(model(2)),
+    ev.JobSeen(job(2, shadow=SHADOW)), ev.JobTaken("job-2"), ev.Clear(), ev.Approved(model(2)),
     *GOOD[:4],
 )  # fmt: skip
 
@@ -622,41 +633,47 @@ COMPARED = (
 def test_a_candidate_is_compared_before_it_answers_and_the_fleet_hears_of_it_in_the_end() -> None:
     state, effects = walk(RUNS_1, *COMPARED)
     assert state.phase == "shadow"
-    assert effects[-1] == s.Mirror(SHADOW)
-    assert not any(isinstance(effect, s.Switch) for effect in effects)
-    state, effects = walk(state, s.Shadowed(True, "", SEEN), *GOOD[4:])
-    assert s.Switch() in effects
+    assert effects[-1] == fx.Mirror(SHADOW)
+    assert not any(isinstance(effect, fx.Switch) for effect in effects)
+    state, effects = walk(state, ev.Shadowed(True, "", SEEN), *GOOD[4:])
+    assert fx.Switch() in effects
     assert state.current == s.Slot("b", model(2))
-    assert state.outcome == s.Outcome("job-2", "SUCCEEDED", "", {"shadow": SEEN})
+    proven = {"exam": {"score": 0.95, "min_score": 0.9}, "shadow": SEEN}
+    assert state.outcome == s.Outcome("job-2", "SUCCEEDED", "", proven)
     assert state.shadow == {}, "nothing of it is left for the next job"
 
 
 def test_a_candidate_that_disagrees_never_answers() -> None:
     state, effects = walk(
-        RUNS_1, *COMPARED, s.Shadowed(False, "shadow_disagrees", SEEN), s.Reverted()
+        RUNS_1, *COMPARED, ev.Shadowed(False, "shadow_disagrees", SEEN), ev.Reverted()
     )
-    assert not any(isinstance(effect, s.Switch) for effect in effects)
+    assert not any(isinstance(effect, fx.Switch) for effect in effects)
     assert state.current == RUNS_1.current
-    assert state.outcome == s.Outcome("job-2", "FAILED", "shadow_disagrees", {"shadow": SEEN})
-    (told,) = [effect for effect in effects if isinstance(effect, s.Publish)]
+    assert state.outcome == s.Outcome(
+        "job-2",
+        "FAILED",
+        "shadow_disagrees",
+        {"exam": {"score": 0.95, "min_score": 0.9}, "shadow": SEEN},
+    )
+    (told,) = [effect for effect in effects if isinstance(effect, fx.Publish)]
     assert (told.type, told.detail["shadow"]) == ("failed", SEEN)
 
 
 def test_without_being_asked_nothing_is_compared_nor_what_a_person_installs() -> None:
     state, _ = walk(RUNS_1, *begun(), *GOOD[:4])
     assert state.phase == "switching"
-    state, _ = walk(RUNS_1, s.InstallAsked(job(2, local=True), model(2)), *GOOD[:4])
+    state, _ = walk(RUNS_1, ev.InstallAsked(job(2, local=True), model(2)), *GOOD[:4])
     assert state.phase == "switching"
 
 
-@pytest.mark.parametrize("cut", [s.Booted(), s.Died()])
+@pytest.mark.parametrize("cut", [ev.Booted(), ev.Died()])
 def test_a_comparison_that_is_cut_short_begins_again_and_one_that_is_over_does_not(
-    cut: s.Event,
+    cut: ev.Event,
 ) -> None:
     begun_again, _ = walk(RUNS_1, *COMPARED, cut)
     assert (begun_again.phase, begun_again.shadow) == ("staged", {})
     assert walk(begun_again, *GOOD[2:4])[0].phase == "shadow"
-    over, _ = walk(RUNS_1, *COMPARED, s.Shadowed(True, "", SEEN), s.Accepting(), cut)
+    over, _ = walk(RUNS_1, *COMPARED, ev.Shadowed(True, "", SEEN), ev.Accepting(), cut)
     over, _ = walk(over, *GOOD[2:4])
     assert (over.phase, over.shadow) == ("switching", SEEN)
 
@@ -664,17 +681,17 @@ def test_a_comparison_that_is_cut_short_begins_again_and_one_that_is_over_does_n
 @pytest.mark.parametrize(
     ("event", "reason"),
     [
-        (s.TimerFired("shadow"), "no_verdict"),
-        (s.TimerFired("shadow", total=True), "job_timeout"),
-        (s.CancelAsked(), "cancelled_locally"),
-        (s.Failed("FAILED", "no_heartbeat"), "no_heartbeat"),
-        (s.PinAsked("exhibition"), "pinned"),
+        (ev.TimerFired("shadow"), "no_verdict"),
+        (ev.TimerFired("shadow", total=True), "job_timeout"),
+        (ev.CancelAsked(), "cancelled_locally"),
+        (ev.Failed("FAILED", "no_heartbeat"), "no_heartbeat"),
+        (ev.PinAsked("exhibition"), "pinned"),
     ],
 )
-def test_a_comparison_has_every_end_that_an_update_has(event: s.Event, reason: str) -> None:
+def test_a_comparison_has_every_end_that_an_update_has(event: ev.Event, reason: str) -> None:
     state, effects = walk(RUNS_1, *COMPARED, event)
     assert state.result
     assert state.result.reason == reason
-    assert s.Revert(s.Slot("b", model(2))) in effects
-    gone, _ = walk(RUNS_1, *COMPARED, s.JobGone(), s.Reverted())
+    assert fx.Revert(s.Slot("b", model(2))) in effects
+    gone, _ = walk(RUNS_1, *COMPARED, ev.JobGone(), ev.Reverted())
     assert (gone.phase, gone.current) == ("idle", RUNS_1.current)

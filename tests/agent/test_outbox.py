@@ -29,7 +29,7 @@ from edgepack_agent.adapters.outbox import (
     Outbox,
 )
 from edgepack_agent.adapters.reports import Reports
-from edgepack_agent.core.state import Publish
+from edgepack_agent.core.effects import Publish
 from edgepack_agent.core.telemetry import MAX_NAMES, Tally, add_rows
 from edgepack_agent.runner.statistics import (
     CONFIDENCE_EDGES,

@@ -21,17 +21,10 @@ from edgepack.topics import BLOCK_SIZE
 from edgepack_agent.adapters.download import DiskFullError, Downloads
 from edgepack_agent.adapters.journal import Journal
 from edgepack_agent.adapters.slots import DamagedBlobError, Slots
+from edgepack_agent.core.effects import Revert
+from edgepack_agent.core.events import Booted, Reverted
 from edgepack_agent.core.machine import transition
-from edgepack_agent.core.state import (
-    Booted,
-    Job,
-    Model,
-    Outcome,
-    Revert,
-    Reverted,
-    Slot,
-    State,
-)
+from edgepack_agent.core.state import Job, Model, Outcome, Slot, State
 from edgepack_agent.runner.slot import open_slot
 
 HERE = Path(__file__).parents[1]

@@ -22,9 +22,9 @@ from edgepack.signed import REPORT
 from edgepack_agent.adapters.outbox import Outbox
 from edgepack_agent.adapters.reports import Reports
 from edgepack_agent.core.announcement import Names
+from edgepack_agent.core.effects import Publish
 from edgepack_agent.core.privacy import example, fleet
 from edgepack_agent.core.privacy import site as told_to_site
-from edgepack_agent.core.state import Publish
 from edgepack_agent.core.telemetry import Level
 from fleet_rig import Device as Played
 from fleet_rig import enrol, house, wait

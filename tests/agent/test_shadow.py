@@ -27,8 +27,8 @@ from edgepack.bundle import open_bundle, write_bundle
 from edgepack.errors import IntegrityError
 from edgepack.messages import Shadow
 from edgepack_agent.adapters.jobs import Desk
+from edgepack_agent.core.events import JobSeen
 from edgepack_agent.core.shadow import Seen, judge, read_seen
-from edgepack_agent.core.state import JobSeen
 from edgepack_agent.runner.interface import DecodedImage, EncodedImage
 from edgepack_agent.runner.samples import (
     MAX_BODY,

@@ -25,26 +25,21 @@ from edgepack_agent.adapters.route import Route
 from edgepack_agent.adapters.slots import DamagedBlobError, Slots, read_image
 from edgepack_agent.adapters.trust import DirectoryChannel, TrustClient
 from edgepack_agent.core.choice import Wish, choose
-from edgepack_agent.core.reasons import kind_of
-from edgepack_agent.core.state import (
+from edgepack_agent.core.events import (
     Approved,
     Damaged,
     Downloaded,
     Event,
-    Exam,
     Failed,
     Held,
-    Hold,
     InstallAsked,
-    Job,
-    Model,
-    Slot,
     Staged,
-    Status,
     Stood,
     Troubled,
     Unreachable,
 )
+from edgepack_agent.core.reasons import kind_of
+from edgepack_agent.core.state import Exam, Hold, Job, Model, Slot, Status
 
 if TYPE_CHECKING:
     from edgepack.bundle import Bundle

@@ -14,17 +14,9 @@ from typing import Any
 
 from edgepack import messages
 from edgepack.errors import IntegrityError
+from edgepack_agent.core.events import Event, JobGone, JobSeen, JobTaken, OutcomeTaken
 from edgepack_agent.core.machine import PHASES
-from edgepack_agent.core.state import (
-    Event,
-    Job,
-    JobGone,
-    JobSeen,
-    JobTaken,
-    Outcome,
-    OutcomeTaken,
-    Phase,
-)
+from edgepack_agent.core.state import Job, Outcome, Phase
 
 __all__ = ["Desk"]
 

@@ -14,7 +14,8 @@ import msgspec
 from edgepack.errors import IntegrityError
 from edgepack.messages import Ack, Inventory, decode, encode_batch
 from edgepack_agent.adapters.outbox import Outbox
-from edgepack_agent.core.state import Publish, Slot
+from edgepack_agent.core.effects import Publish
+from edgepack_agent.core.state import Slot
 from edgepack_agent.core.telemetry import Level, Tally
 
 __all__ = ["Reports"]

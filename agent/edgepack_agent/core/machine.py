@@ -17,8 +17,8 @@ from dataclasses import replace
 from typing import Any, get_args
 
 from edgepack_agent.core.deadlines import MAX_TRIES, TOO_LATE
-from edgepack_agent.core.phases import NEEDS, Step, compared, enter, fail, fresh, telling
-from edgepack_agent.core.state import (
+from edgepack_agent.core.effects import Consider, Halt, Log, Publish, Recheck, Retire, TryLater
+from edgepack_agent.core.events import (
     Accepting,
     Approved,
     Booted,
@@ -26,42 +26,32 @@ from edgepack_agent.core.state import (
     Checked,
     Clear,
     Confirmed,
-    Consider,
     Damaged,
     Died,
     Downloaded,
     Event,
     Failed,
-    Halt,
     Held,
     InstallAsked,
-    Job,
     JobGone,
     JobSeen,
     JobTaken,
     Judged,
     Loaded,
-    Log,
-    Outcome,
     OutcomeTaken,
-    Phase,
     PinAsked,
-    Publish,
-    Recheck,
-    Retire,
     Retry,
     Reverted,
     RollbackAsked,
     Shadowed,
-    Slot,
     Staged,
-    State,
     Stood,
     TimerFired,
     Troubled,
-    TryLater,
     Unreachable,
 )
+from edgepack_agent.core.phases import NEEDS, Step, enter, fail, fresh, proven, telling
+from edgepack_agent.core.state import Job, Outcome, Phase, Slot, State
 
 __all__ = [
     "MAX_BOOTS",
@@ -265,6 +255,8 @@ def _loaded(state: State, _event: Loaded) -> Step:
 
 
 def _checked(state: State, event: Checked) -> Step:
+    if event.score is not None:
+        state = replace(state, exam={"score": event.score, "min_score": event.min_score})
     if not event.golden:
         return fail(state, "REJECTED", "golden_mismatch", event.detail)
     exam = state.candidate.model.exam if state.candidate else None
@@ -295,7 +287,7 @@ def _judged(state: State, event: Judged) -> Step:
 
 
 def _confirmed(state: State, _event: Confirmed) -> Step:
-    done = Outcome(state.job.id, "SUCCEEDED", "", compared(state)) if state.job else None
+    done = Outcome(state.job.id, "SUCCEEDED", "", proven(state)) if state.job else None
     return _finish(state, done)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from edgepack_agent.core.state import (
+from edgepack_agent.core.effects import (
     Approve,
     Check,
     Confirm,
@@ -17,20 +17,16 @@ from edgepack_agent.core.state import (
     Effect,
     Load,
     Mirror,
-    Outcome,
-    Phase,
     Publish,
     Recheck,
     Revert,
-    Slot,
     Stage,
-    State,
-    Status,
     Switch,
     Tell,
 )
+from edgepack_agent.core.state import Outcome, Phase, Slot, State, Status
 
-__all__ = ["MAX_STEPS", "NEEDS", "Step", "compared", "enter", "fail", "fresh", "telling"]
+__all__ = ["MAX_STEPS", "NEEDS", "Step", "enter", "fail", "fresh", "proven", "telling"]
 
 Step = tuple[State, tuple[Effect, ...]]
 MAX_STEPS = 28
@@ -54,14 +50,15 @@ def telling(state: State) -> tuple[Tell, ...]:
         return ()
     hold = state.hold if state.phase == "deferred" else None
     if hold is None:
-        return (Tell(Outcome(state.job.id, "IN_PROGRESS", "", compared(state)), state.phase),)
+        return (Tell(Outcome(state.job.id, "IN_PROGRESS", "", proven(state)), state.phase),)
     detail = {"until": hold.until, "message": hold.text}
     return (Tell(Outcome(state.job.id, "IN_PROGRESS", hold.reason, detail), state.phase),)
 
 
-def compared(state: State) -> dict[str, Any]:
-    """Return what the fleet is told of the comparison of both models; nothing: there was none."""
-    return {"shadow": state.shadow} if state.shadow else {}
+def proven(state: State) -> dict[str, Any]:
+    """Return what the fleet is told of the exam and of the comparison of both models."""
+    facts = {"exam": state.exam, "shadow": state.shadow}
+    return {name: fact for name, fact in facts.items() if fact}
 
 
 def _needs_patience(state: State) -> tuple[Effect, ...]:
@@ -156,5 +153,5 @@ def fresh(state: State) -> State:
 def fail(state: State, status: Status, reason: str, detail: dict[str, Any] | None = None) -> Step:
     """Give STATE's job up: there is one way out, whatever went wrong."""
     job = state.job.id if state.job else ""
-    told = compared(state) | (detail or {})
+    told = proven(state) | (detail or {})
     return enter("rolling_back", state, result=Outcome(job, status, reason, told))

@@ -81,7 +81,7 @@ _FLEET = {
 _CHECKS = (
     "release", "message", "code", "until", "inferences", "errors", "rss_mb", "p95_ms", "before_ms",
     "limit", "score", "min_score", "samples", "passed", "golden.share", "golden.cosine",
-    "golden.passed",
+    "golden.passed", "exam.score", "exam.min_score",
 )  # fmt: skip
 """Details of an update that has ended, or waits."""
 _PATCHES = ("target", "codec", "bytes", "whole", "reason", "why")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgepack.messages import Shadow
-from edgepack_agent.core.state import Shadowed
+from edgepack_agent.core.events import Shadowed
 
 __all__ = ["Seen", "judge", "missing", "read_seen"]
 
