@@ -338,9 +338,9 @@ def refused(device: Device, client_id: str | None = None) -> bool:
 
 
 @contextlib.contextmanager
-def fleet_database(directory: Path, *devices: str) -> Iterator[Database]:
-    """Yield a database in DIRECTORY that knows DEVICES, all of one group."""
-    found = Database.in_directory(directory)
+def fleet_database(where: Path | str, *devices: str) -> Iterator[Database]:
+    """Yield a database, in a directory or of a URL, that knows DEVICES, all of one group."""
+    found = Database(where) if isinstance(where, str) else Database.in_directory(where)
     found.migrate()
     with found.write() as session:
         session.add(GroupRow(id="lab", created=0.0))

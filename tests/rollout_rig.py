@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -94,8 +93,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 @pytest.fixture
-def bench(published: World, tmp_path: Path) -> Iterator[Bench]:
-    database = Database.in_directory(tmp_path)
-    database.migrate()
+def bench(published: World, database_url: str) -> Iterator[Bench]:
+    database = Database(database_url)
     yield Bench(published, database)
     database.close()

@@ -9,7 +9,7 @@ batch, which is acknowledged all the same, because the device would send it agai
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -21,7 +21,7 @@ from edgepack import messages, topics
 from edgepack.errors import IntegrityError
 from edgepack.signed import SIGNED_KINDS, public_key, read_report
 from edgepack_fleet import jobrows, measuring
-from edgepack_fleet.adapters.database import Database
+from edgepack_fleet.adapters.database import Database, is_passing
 from edgepack_fleet.adapters.mqtt import Incoming
 from edgepack_fleet.adapters.tables import (
     DeviceRow,
@@ -64,6 +64,8 @@ class _Turn:
     session: Session
     now: float
     link: Callable[[str, str], str]
+    devices: Mapping[str, DeviceRow]
+    """Those that speak in it; nobody else writes about them meanwhile."""
     verified: bool = False
     """Whether the message at hand is signed by its device."""
     careful: bool = False
@@ -124,7 +126,9 @@ class Uplink:
         """
         try:
             return self._save(batch)
-        except Exception as error:  # noqa: BLE001  it must not stop the other messages
+        except Exception as error:  # it must not stop the other messages
+            if is_passing(error):
+                raise
             log.warning("%d messages could not be saved at once: %s", len(batch), type(error))
         return [answer for message in batch for answer in self._alone(message)]
 
@@ -137,24 +141,29 @@ class Uplink:
         Raises:
             SQLAlchemyError: the database does not work; nothing is saved.
         """
-        with self._database.write() as session:
-            turn = _Turn(session, self._clock(), self._link, careful=True)
-            self._take(turn, Incoming(topics.up(device, kind), payload, retained=True))
+        message = Incoming(topics.up(device, kind), payload, retained=True)
+        with self._database.write_beside() as session:
+            devices = _locked(session, [message])
+            turn = _Turn(session, self._clock(), self._link, devices, careful=True)
+            self._take(turn, message)
         self.refused.update(turn.refused)
         return next(iter(turn.refused), "")
 
     def _alone(self, message: Incoming) -> list[Answer]:
         try:
             return self._save([message], careful=True)
-        except Exception:
+        except Exception as error:
+            if is_passing(error):
+                raise
             self._check_database()
             log.exception("a message on %s could not be saved", message.topic)
             self.refused["not_saved"] += 1
             return []
 
-    def _save(self, batch: Iterable[Incoming], *, careful: bool = False) -> list[Answer]:
-        with self._database.write() as session:
-            turn = _Turn(session, self._clock(), self._link, careful=careful)
+    def _save(self, batch: Sequence[Incoming], *, careful: bool = False) -> list[Answer]:
+        with self._database.write_beside() as session:
+            devices = _locked(session, batch)
+            turn = _Turn(session, self._clock(), self._link, devices, careful=careful)
             for message in batch:
                 self._take(turn, message)
             for (device, boot), stream in turn.acks.items():
@@ -169,7 +178,7 @@ class Uplink:
         if uplink is None or handler is None:
             turn.refused["unknown_topic"] += 1
             return
-        device = turn.session.get(DeviceRow, uplink.device)
+        device = turn.devices.get(uplink.device)
         if device is None:
             turn.refused["unknown_device"] += 1
             return
@@ -202,8 +211,16 @@ class Uplink:
         turn.say(device.id, "cert/accepted", self._renewals.over_mqtt(device, request))
 
     def _check_database(self) -> None:
-        with self._database.write() as session:
+        with self._database.write_beside() as session:
             session.scalar(select(DeviceRow.id).limit(1))
+
+
+def _locked(session: Session, batch: Iterable[Incoming]) -> dict[str, DeviceRow]:
+    """Return the devices that speak in BATCH, locked, always in the same order."""
+    said = (topics.parse_up(message.topic) for message in batch)
+    names = {uplink.device for uplink in said if uplink is not None}
+    query = select(DeviceRow).where(DeviceRow.id.in_(names)).order_by(DeviceRow.id)
+    return {row.id: row for row in session.scalars(query.with_for_update())}
 
 
 class _Token(msgspec.Struct):
@@ -279,7 +296,9 @@ def _keep(turn: _Turn, row: TelemetryRow | EventRow) -> bool:
     try:
         with turn.session.begin_nested():
             turn.session.add(row)
-    except Exception:  # whatever it is, it must not stop the other rows
+    except Exception as error:  # whatever it is, it must not stop the other rows
+        if is_passing(error):
+            raise
         log.exception("a row of %s could not be saved", row.device_id)
         turn.refused["not_saved"] += 1
         return False

@@ -1,5 +1,6 @@
 """A fleet without a broker, and a client of its REST interface and pages."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,10 +8,55 @@ import httpx
 import pytest
 
 from edgepack_fleet.adapters.broker import Address
+from edgepack_fleet.adapters.database import Database
 from edgepack_fleet.service import Service, Settings
 from edgepack_fleet.web.app import main_app
 from fleet_rig import talking_to
+from pg_rig import Postgres, find_server, postgres
 from rest_rig import LISTENER, Now
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if metafunc.definition.get_closest_marker("both_databases"):
+        for fixture in {"database_url", "empty_database_url"} & set(metafunc.fixturenames):
+            metafunc.parametrize(fixture, ["sqlite", "postgresql"], indirect=True)
+
+
+@pytest.fixture(scope="session")
+def pg() -> Iterator[Postgres]:
+    """A PostgreSQL server for all tests."""
+    if find_server() is None and os.environ.get("EDGEPACK_REQUIRE_POSTGRESQL") != "1":
+        pytest.skip("PostgreSQL is not installed (apt-get install postgresql)")
+    with postgres() as found:
+        yield found
+
+
+@pytest.fixture
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of a database of the newest schema: SQLite, or what the test is run over."""
+    if getattr(request, "param", "sqlite") == "sqlite":
+        url = f"sqlite:///{tmp_path / 'fleet.db'}"
+        database = Database(url)
+        database.migrate()
+        database.close()
+        yield url
+    else:
+        server: Postgres = request.getfixturevalue("pg")
+        url = server.create(migrated=True)
+        yield url
+        server.drop(url)
+
+
+@pytest.fixture
+def empty_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of a database without tables."""
+    if getattr(request, "param", "sqlite") == "sqlite":
+        yield f"sqlite:///{tmp_path / 'fleet.db'}"
+    else:
+        server: Postgres = request.getfixturevalue("pg")
+        url = server.create()
+        yield url
+        server.drop(url)
 
 
 @pytest.fixture
@@ -19,9 +65,9 @@ def now() -> Now:
 
 
 @pytest.fixture
-def fleet(tmp_path: Path, now: Now) -> Iterator[Service]:
+def fleet(tmp_path: Path, now: Now, database_url: str) -> Iterator[Service]:
     """A service that is not started: it has a database and repositories, and no broker."""
-    service = Service(Settings(tmp_path / "fleet", Address("127.0.0.1", 1)), now)
+    service = Service(Settings(tmp_path / "fleet", Address("127.0.0.1", 1), database_url), now)
     yield service
     service.database.close()
 

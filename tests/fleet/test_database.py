@@ -1,37 +1,25 @@
 """The schema's history and the transactions of the default database."""
 
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from alembic.autogenerate import compare_metadata
-from alembic.migration import MigrationContext
-from sqlalchemy import inspect, select
+from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 
 from edgepack.errors import UnsupportedError, UsageError
 from edgepack_fleet.adapters.database import Database
-from edgepack_fleet.adapters.tables import Base, DeviceRow, GroupRow
+from edgepack_fleet.adapters.tables import DeviceRow, GroupRow
+
+pytestmark = pytest.mark.both_databases
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Database:
-    found = Database.in_directory(tmp_path)
-    found.migrate()
-    return found
-
-
-def test_the_migrations_lead_to_the_tables_and_back(tmp_path: Path) -> None:
-    database = Database.in_directory(tmp_path)
-    for _ in range(2):
-        database.migrate()
-        with database.engine.connect() as connection:
-            context = MigrationContext.configure(connection, opts={"compare_type": True})
-            assert compare_metadata(context, Base.metadata) == []
-        database.migrate()  # a second start changes nothing
-        database.migrate("base")
-        assert inspect(database.engine).get_table_names() == ["alembic_version"]
-    database.close()
+def database(database_url: str) -> Iterator[Database]:
+    found = Database(database_url)
+    yield found
+    found.close()
 
 
 def test_a_transaction_is_whole_or_not_at_all(database: Database) -> None:
@@ -45,7 +33,6 @@ def test_a_transaction_is_whole_or_not_at_all(database: Database) -> None:
         half()
     with database.read() as session:
         assert session.scalars(select(GroupRow)).all() == []
-    database.close()
 
 
 def test_writers_wait_for_each_other_instead_of_failing(database: Database) -> None:
@@ -64,7 +51,6 @@ def test_writers_wait_for_each_other_instead_of_failing(database: Database) -> N
         thread.join()
     with database.read() as session:
         assert session.get_one(GroupRow, "counter").created == 80
-    database.close()
 
 
 def test_readers_see_one_state_while_somebody_writes(database: Database) -> None:
@@ -73,7 +59,6 @@ def test_readers_see_one_state_while_somebody_writes(database: Database) -> None
         writer.flush()
         with database.read() as reader:
             assert reader.get(GroupRow, "new") is None
-    database.close()
 
 
 def test_references_are_checked(database: Database) -> None:
@@ -83,7 +68,6 @@ def test_references_are_checked(database: Database) -> None:
                 id="d", group_id="nowhere", enrolled=0.0, certificate_serial="1", inventory={}
             )
         )
-    database.close()
 
 
 def test_what_is_no_database_is_said_clearly(tmp_path: Path) -> None:
@@ -96,8 +80,8 @@ def test_what_is_no_database_is_said_clearly(tmp_path: Path) -> None:
 
 
 def test_a_missing_driver_is_named() -> None:
-    with pytest.raises(UnsupportedError, match="postgresql"):
-        Database("postgresql+psycopg://localhost/fleet")
+    with pytest.raises(UnsupportedError, match="mysql"):
+        Database("mysql+pymysql://localhost/fleet")
 
 
 def test_a_newer_schema_is_refused(database: Database) -> None:
@@ -106,4 +90,3 @@ def test_a_newer_schema_is_refused(database: Database) -> None:
     with pytest.raises(UsageError) as caught:
         database.migrate()
     assert "9999" in caught.value.why
-    database.close()

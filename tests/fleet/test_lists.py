@@ -18,6 +18,8 @@ from edgepack_fleet.service import Service
 from fleet_rig import enrol, publisher
 from rest_rig import auth, problem
 
+pytestmark = pytest.mark.both_databases
+
 API = "/api/v1"
 
 

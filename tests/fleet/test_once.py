@@ -16,6 +16,8 @@ from edgepack_fleet.web.app import main_app
 from fleet_rig import talking_to
 from rest_rig import LISTENER, Now, auth, problem
 
+pytestmark = pytest.mark.both_databases
+
 GROUPS, TOKENS = "/api/v1/groups", "/api/v1/tokens"
 
 

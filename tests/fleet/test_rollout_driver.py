@@ -7,6 +7,8 @@ from edgepack.errors import UsageError
 from edgepack_fleet.adapters.tables import DeviceRow, OutboxRow, RolloutRow
 from rollout_rig import Bench, bench, published
 
+pytestmark = pytest.mark.both_databases
+
 __all__ = ["bench", "published"]
 
 

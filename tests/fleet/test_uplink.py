@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -24,10 +23,12 @@ from edgepack_fleet.adapters.tables import (
 from edgepack_fleet.uplink import Answer, Uplink
 from fleet_rig import fleet_database
 
+pytestmark = pytest.mark.both_databases
+
 
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    with fleet_database(tmp_path, "cam", "other") as found:
+def database(database_url: str) -> Iterator[Database]:
+    with fleet_database(database_url, "cam", "other") as found:
         yield found
 
 
@@ -207,14 +208,25 @@ def test_what_is_not_taken_is_counted_and_stops_nobody(
     assert device(database).inferences == 1
 
 
+def refuse(database: Database, what: str, when: str) -> None:
+    """Let the database refuse WHAT (`INSERT ON telemetry`) WHEN."""
+    refusal = "BEGIN SELECT RAISE(ABORT, 'no'); END"
+    if database.is_shared:
+        refusal = "EXECUTE FUNCTION no()"
+        with database.engine.begin() as connection:
+            body = "BEGIN RAISE EXCEPTION 'no'; END"
+            connection.exec_driver_sql(
+                f"CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS $${body}$$"
+            )
+    trigger = f"CREATE TRIGGER refuse BEFORE {what} FOR EACH ROW WHEN ({when}) {refusal}"
+    with database.engine.begin() as connection:
+        connection.exec_driver_sql(trigger)
+
+
 def test_a_message_the_database_refuses_is_dropped_alone(
     uplink: Uplink, database: Database
 ) -> None:
-    with database.engine.begin() as connection:
-        connection.exec_driver_sql(
-            "CREATE TRIGGER refuse BEFORE UPDATE ON devices WHEN NEW.conn = 'bad' "
-            "BEGIN SELECT RAISE(ABORT, 'no'); END"
-        )
+    refuse(database, "UPDATE ON devices", "NEW.conn = 'bad'")
     bad = said("conn", messages.Conn(online=True, conn="bad"))
     good = said("tele", messages.encode_batch([row(0, inferences=4)]))
     (ack,) = acks(uplink.ingest([bad, good]))
@@ -226,11 +238,7 @@ def test_a_message_the_database_refuses_is_dropped_alone(
 def test_a_row_the_database_refuses_does_not_come_back_with_its_batch(
     uplink: Uplink, database: Database
 ) -> None:
-    with database.engine.begin() as connection:
-        connection.exec_driver_sql(
-            "CREATE TRIGGER refuse BEFORE INSERT ON telemetry WHEN NEW.seq = 1 "
-            "BEGIN SELECT RAISE(ABORT, 'no'); END"
-        )
+    refuse(database, "INSERT ON telemetry", "NEW.seq = 1")
     batch = said("tele", messages.encode_batch([row(n, inferences=4) for n in range(3)]))
     (ack,) = acks(uplink.ingest([batch]))
     assert (ack.upto, ack.missing) == (2, ())

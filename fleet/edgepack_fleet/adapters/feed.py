@@ -92,6 +92,7 @@ class Feed:
             {"time": now, "type": kind, "subject": subject, "data": data}
             for kind, subject, data in found
         ]
+        self._database.number_in_order(session)
         numbered = insert(ChangeRow).returning(ChangeRow.id, sort_by_parameter_order=True)
         numbers = session.scalars(numbered, rows).all()
         for follower in self._followers:
