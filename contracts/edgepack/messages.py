@@ -22,6 +22,7 @@ __all__ = [
     "CertRequest",
     "Challenge",
     "Conn",
+    "EnrollPending",
     "EnrollReply",
     "EnrollRequest",
     "Event",
@@ -388,6 +389,18 @@ class EnrollReply(Message, frozen=True, kw_only=True):
     broker_port: int
     director_root: str
     """The director's root metadata, as text."""
+
+
+class EnrollPending(Message, frozen=True, kw_only=True):
+    """A person must accept the device first (status 202): ask the same again later."""
+
+    applicant: Id
+    fingerprint: Text
+    """SHA-256 of the device's public key (PEM), in hex: for that person to compare."""
+    deadline: float
+    """Unix seconds of the fleet's clock; the request is over then."""
+    retry_s: int = 15
+    """Seconds after which to ask again."""
 
 
 M = TypeVar("M")

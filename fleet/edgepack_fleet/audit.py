@@ -22,6 +22,7 @@ PLAIN = (str, bool, int, float)
 TOKENS = re.compile(r"(epf_|ep1\.|whsec_)[\w+/=-]+")
 TOLD = (
     "id", "name", "role", "group", "release", "waves", "uses", "ttl_s", "force", "kind",
+    "filter", "purge",
 )  # fmt: skip
 """Fields of a request that say what is changed; none of them is ever secret."""
 

@@ -1,7 +1,8 @@
 """How a stranger becomes a device: one-time tokens, and the exchange of one for a certificate.
 
-A token counts as used only when a certificate was issued for it, in one transaction; whoever asks
-again with the same token and the same key gets the same answer, so that a lost one costs nothing.
+A token counts as used only when a certificate was issued for it, or a person is asked about the
+device, in one transaction; whoever asks again with the same token and the same key gets the same
+answer, so that a lost one costs nothing, even after the token's time is over.
 The name of an existing device cannot be taken over: the fleet chooses, and only takes a free one.
 """
 
@@ -10,8 +11,8 @@ import hashlib
 import hmac
 import json
 import secrets
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import msgspec
@@ -20,23 +21,36 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from edgepack.errors import UsageError
-from edgepack.messages import EnrollReply, EnrollRequest
+from edgepack.keys import key_id
+from edgepack.messages import EnrollPending, EnrollReply, EnrollRequest
 from edgepack.signed import public_key, public_pem
 from edgepack.topics import DEVICE_ID
 from edgepack_fleet.adapters.broker import Address
 from edgepack_fleet.adapters.certificates import csr_key
 from edgepack_fleet.adapters.database import Database
 from edgepack_fleet.adapters.pki import FLEET, Issued, Pki
-from edgepack_fleet.adapters.tables import DeviceRow, EnrolToken, GroupRow
+from edgepack_fleet.adapters.tables import DeviceRow, EnrolToken
+from edgepack_fleet.admission import NEW_TOKEN, Terms, admit, spend
+from edgepack_fleet.core import tags
+from edgepack_fleet.membership import static_group
+from edgepack_fleet.refusal import RefusedError
 
-__all__ = ["Enrolment", "NewToken", "RefusedError", "token_text"]
+__all__ = ["Enrolment", "NewToken", "Offer", "token_text"]
 
 
-class RefusedError(UsageError):
-    """The token does not let anybody in; `reason` says why."""
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What a token lets in, and on which terms."""
 
-    default_reason = "token_invalid"
+    group: str
+    ttl_s: float
+    """Seconds the token is good."""
+    uses: int = 1
+    """Devices it lets in."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """What each of them is tagged with."""
+    approval_s: float | None = None
+    """Seconds in which a person must accept each of them; None: nobody has to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,56 +101,51 @@ class Enrolment:
         self._broker, self._clock = broker, clock
 
     def create_token(self, group: str, ttl_s: float, uses: int) -> NewToken:
-        """Return a new token for USES devices of GROUP, good for TTL_S seconds.
+        """Return a new token for USES devices of GROUP, good for TTL_S seconds; see `offer`."""
+        return self.offer(Offer(group, ttl_s, uses))
+
+    def offer(self, new: Offer) -> NewToken:
+        """Return a token for what is on offer.
 
         Raises:
-            UsageError: there is no such group.
+            UsageError: there is no such group, it is a filter, or a tag cannot be kept.
         """
         now = self._clock()
-        token = NewToken(secrets.token_hex(4), secrets.token_urlsafe(32), group, now + ttl_s, uses)
+        secret = secrets.token_urlsafe(32)
+        token = NewToken(secrets.token_hex(4), secret, new.group, now + new.ttl_s, new.uses)
         with self._database.write() as session:
-            if session.get(GroupRow, group) is None:
-                raise UsageError(
-                    f"no group {group!r}",
-                    fix=f"edgepack fleet groups create {group}",
-                    reason="unknown_group",
-                )
+            static_group(session, new.group)
             session.add(
                 EnrolToken(
                     id=token.id,
                     digest=_digest(token.secret),
-                    group_id=group,
+                    group_id=new.group,
                     created=now,
                     expires=token.expires,
-                    uses=uses,
+                    uses=new.uses,
+                    tags=tags.checked(new.tags),
+                    approval_s=new.approval_s,
                 )
             )
         return token
 
-    def enroll(self, request: EnrollRequest) -> EnrollReply:
-        """Return identity, broker and director's root for a new device.
+    def enroll(self, request: EnrollRequest) -> EnrollReply | EnrollPending:
+        """Return identity, broker and director's root for a new device, or that it must wait.
 
         Raises:
-            RefusedError: the token is unknown, expired or used up.
+            RefusedError: the token is unknown, expired or used up, or the device not wanted.
             IntegrityError: the certificate request cannot be accepted.
         """
         now = self._clock()
         key = csr_key(request.csr)
-        report_key = public_pem(public_key(request.report_key)) if request.report_key else ""
         with self._database.write() as session:
-            token = self._find(session, request.secret, now)
+            token = self._find(session, request.secret)
             device = _enrolled_with(session, token, key)
             if device is None:
-                if token.used >= token.uses:
-                    raise RefusedError(
-                        "the token has been used already", fix=_NEW_TOKEN, reason="token_used"
-                    )
-                name = _free_name(session, request.name)
-                issued = self._pki.issue(request.csr, name, datetime.fromtimestamp(now, UTC))
-                device = _device(issued, token, request, now)
-                device.report_key = report_key
-                session.add(device)
-                token.used += 1
+                terms = _terms(session, token, request, key_id(key), now)
+                if isinstance(terms, EnrollPending):
+                    return terms
+                device = self._let_in(session, token, request, terms, now)
         broker = self._broker()
         return EnrollReply(
             device=device.id,
@@ -148,17 +157,38 @@ class Enrolment:
             director_root=self._root().decode(),
         )
 
-    def _find(self, session: Session, secret: str, now: float) -> EnrolToken:
+    def _let_in(
+        self,
+        session: Session,
+        token: EnrolToken,
+        request: EnrollRequest,
+        terms: Terms,
+        now: float,
+    ) -> DeviceRow:
+        report_key = public_pem(public_key(request.report_key)) if request.report_key else ""
+        name = _free_name(session, terms.name)
+        issued = self._pki.issue(request.csr, name, datetime.fromtimestamp(now, UTC))
+        device = _device(issued, token, request, terms, now)
+        device.report_key = report_key
+        session.add(device)
+        terms.settle(device.id)
+        return device
+
+    def _find(self, session: Session, secret: str) -> EnrolToken:
         digest = _digest(secret)
         token = session.scalar(select(EnrolToken).where(EnrolToken.digest == digest))
         if token is None or not hmac.compare_digest(token.digest, digest):
-            raise RefusedError("the token is not valid here", fix=_NEW_TOKEN)
-        if now >= token.expires:
-            raise RefusedError("the token has expired", fix=_NEW_TOKEN, reason="token_expired")
+            raise RefusedError("the token is not valid here", fix=NEW_TOKEN)
         return token
 
 
-_NEW_TOKEN = "edgepack fleet tokens create --group GROUP"  # noqa: S105  a command
+def _terms(
+    session: Session, token: EnrolToken, request: EnrollRequest, fingerprint: str, now: float
+) -> Terms | EnrollPending:
+    if token.approval_s is not None:
+        return admit(session, token, request, fingerprint, now)
+    spend(token, now)
+    return Terms(request.name, token.group_id, token.tags)
 
 
 def _digest(secret: str) -> str:
@@ -177,10 +207,13 @@ def _enrolled_with(
     return None
 
 
-def _device(issued: Issued, token: EnrolToken, request: EnrollRequest, now: float) -> DeviceRow:
+def _device(
+    issued: Issued, token: EnrolToken, request: EnrollRequest, terms: Terms, now: float
+) -> DeviceRow:
     return DeviceRow(
         id=issued.device,
-        group_id=token.group_id,
+        group_id=terms.group,
+        tags=dict(terms.tags),
         enrolled=now,
         certificate_serial=issued.serial,
         certificate=issued.pem,

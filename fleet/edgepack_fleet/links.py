@@ -11,7 +11,7 @@ from functools import lru_cache
 from edgepack.errors import IntegrityError
 from edgepack.oci import read_oci_manifest
 from edgepack.offers import Offers
-from edgepack_fleet.enrolment import RefusedError
+from edgepack_fleet.refusal import RefusedError
 
 __all__ = ["LINK_S", "Belongings", "Links"]
 

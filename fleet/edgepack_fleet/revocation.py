@@ -16,7 +16,6 @@ from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from edgepack import topics
-from edgepack.errors import UsageError
 from edgepack_fleet import jobrows
 from edgepack_fleet.adapters.broker import Address
 from edgepack_fleet.adapters.certificates import serial_of
@@ -25,6 +24,7 @@ from edgepack_fleet.adapters.fence import Outcome, end_session
 from edgepack_fleet.adapters.pki import Pki
 from edgepack_fleet.adapters.tables import DeviceRow, EventRow, JobRow, OutboxRow
 from edgepack_fleet.core import jobs
+from edgepack_fleet.membership import unknown_device
 
 __all__ = ["Revocation", "Revoked"]
 
@@ -94,11 +94,7 @@ class Revocation:
         with self._database.write() as session:
             row = session.get(DeviceRow, device)
             if row is None:
-                raise UsageError(
-                    f"no device {device!r}",
-                    fix="edgepack fleet devices list",
-                    reason="unknown_device",
-                )
+                raise unknown_device(device)
             if row.revoked is None:
                 row.revoked, row.online = now, False
                 _end_work(session, device, now)

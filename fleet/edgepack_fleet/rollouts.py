@@ -36,6 +36,7 @@ from edgepack_fleet.core.rehearsal import Part, rehearse
 from edgepack_fleet.core.rollout import breaches, decide
 from edgepack_fleet.core.variants import Release, resolve
 from edgepack_fleet.core.waves import parse_waves
+from edgepack_fleet.membership import unknown_group
 
 __all__ = ["Plan", "Rollouts", "unknown_rollout"]
 
@@ -99,7 +100,7 @@ class Rollouts:
         now = self._clock()
         with self._database.write() as session:
             if session.get(GroupRow, plan.group) is None:
-                raise _unknown_group(session, plan.group)
+                raise unknown_group(session, plan.group)
             number = (session.scalar(select(func.max(RolloutRow.number))) or 0) + 1
             row = _row(plan, found, number, now)
             session.add(row)
@@ -119,7 +120,7 @@ class Rollouts:
         found, now = self.release(plan.release), self._clock()
         with self._database.read() as session:
             if session.get(GroupRow, plan.group) is None:
-                raise _unknown_group(session, plan.group)
+                raise unknown_group(session, plan.group)
             number = (session.scalar(select(func.max(RolloutRow.number))) or 0) + 1
             row = _row(plan, found, number, now)
             members = store.members_of(session, row, now, now=now)
@@ -316,16 +317,6 @@ def unknown_rollout(rollout: str) -> UsageError:
     """Return the error for a rollout that does not exist."""
     return UsageError(
         f"no rollout {rollout!r}", fix="edgepack fleet rollouts list", reason="unknown_rollout"
-    )
-
-
-def _unknown_group(session: Session, group: str) -> UsageError:
-    known = ", ".join(session.scalars(select(GroupRow.id).order_by(GroupRow.id)))
-    return UsageError(
-        f"no group {group!r}",
-        why=f"there are: {known}" if known else "there is none yet",
-        fix=f"edgepack fleet groups create {group}",
-        reason="unknown_group",
     )
 
 

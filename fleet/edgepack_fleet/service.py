@@ -33,6 +33,7 @@ from edgepack_fleet.adapters.patches import Patches
 from edgepack_fleet.adapters.pki import FLEET, Pki
 from edgepack_fleet.adapters.posting import Poster
 from edgepack_fleet.adapters.tables import JobRow, OutboxRow, RolloutRow
+from edgepack_fleet.admission import Admission
 from edgepack_fleet.audit import Audit
 from edgepack_fleet.authorities import Authorities
 from edgepack_fleet.core.model import HANDING_OUT
@@ -40,6 +41,7 @@ from edgepack_fleet.core.variants import Release
 from edgepack_fleet.enrolment import Enrolment
 from edgepack_fleet.idempotency import Answers
 from edgepack_fleet.links import Belongings, Links
+from edgepack_fleet.organising import Organiser
 from edgepack_fleet.renewals import GRACE_DAYS, Renewals
 from edgepack_fleet.revocation import Revocation
 from edgepack_fleet.rollouts import Rollouts
@@ -116,6 +118,8 @@ class Service:
         self.enrolment = Enrolment(
             self.database, self.pki, self.director.root, self._public_broker, clock
         )
+        self.admission = Admission(self.database, clock)
+        self.organiser = Organiser(self.database, clock)
         self.revocation = Revocation(self.database, self.pki, settings.broker, clock)
         secret = fleet_secret(data, create=True)
         self.audit = Audit(self.database, clock)
@@ -286,6 +290,7 @@ class Service:
                     refreshed = now
                     self.feed.trim()
                     self.webhooks.tidy()
+                    self.admission.tidy()
                     self.images.keep_fresh()
                     self.director.keep_fresh()
                     self._renew_certificates()

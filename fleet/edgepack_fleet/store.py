@@ -1,11 +1,10 @@
 """Between rows and what they mean: rollouts, releases, devices, members. Decides nothing.
 
-The rollout with the higher priority goes first on a device, then the newer one. What goes first
-has the device once it has given it a job, or while it serves the device's group.
+Which rollout goes first on a device is said in `core.precedence`.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -30,10 +29,13 @@ from edgepack_fleet.core.model import (
     Rollout,
     RolloutState,
 )
+from edgepack_fleet.core.precedence import Claim, follows
 from edgepack_fleet.core.variants import Release, resolve
 from edgepack_fleet.core.waves import parse_waves
+from edgepack_fleet.membership import in_group, memberships
 
 __all__ = [
+    "claim_of",
     "device_of",
     "jobs_of",
     "members_of",
@@ -42,6 +44,9 @@ __all__ = [
     "rollout_of",
     "targets_as_json",
 ]
+
+FEW = 500
+"""Ids that a query names; of more, all rows are read."""
 
 
 def device_of(row: DeviceRow) -> Device:
@@ -110,11 +115,24 @@ def members_of(
         everybody: Also those that another rollout has taken on.
     """
     jobs = jobs_of(session, row.id)
-    devices = session.scalars(select(DeviceRow).where(DeviceRow.revoked.is_(None))).all()
-    inside = [d for d in devices if d.group_id == row.group_id or d.id in jobs]
-    taken = {} if everybody else _taken(session, row, inside)
-    facts = _Facts(row, heard_since, release_of(row), taken, _boxed(session, row, now))
-    return [_member(device, facts, jobs.get(device.id)) for device in inside]
+    covered = {d.id: d for d in in_group(session, row.group_id) if d.revoked is None}
+    away = [device for device in jobs if device not in covered]
+    devices = sorted([*covered.values(), *_devices(session, away)], key=lambda d: d.id)
+    taken = {} if everybody else _taken(session, row, devices)
+    boxed = _boxed(session, row, now)
+    facts = _Facts(row, heard_since, release_of(row), frozenset(covered), taken, boxed)
+    return [_member(device, facts, jobs.get(device.id)) for device in devices]
+
+
+def _devices(session: Session, ids: Sequence[str]) -> Sequence[DeviceRow]:
+    """Return those devices of IDS that are not revoked."""
+    if not ids:
+        return ()
+    wanted = frozenset(ids)
+    alive = select(DeviceRow).where(DeviceRow.revoked.is_(None))
+    if len(wanted) <= FEW:
+        return session.scalars(alive.where(DeviceRow.id.in_(wanted))).all()
+    return [row for row in session.scalars(alive) if row.id in wanted]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,27 +142,33 @@ class _Facts:
     row: RolloutRow
     heard_since: float
     release: Release
+    covered: frozenset[str]
+    """The devices of its group."""
     taken: Mapping[str, str]
     boxed: Mapping[str, float] = field(default_factory=dict)
 
 
-def _taken(session: Session, row: RolloutRow, devices: Iterable[DeviceRow]) -> dict[str, str]:
+def claim_of(row: RolloutRow) -> Claim:
+    """Return what the rollout of ROW would have a device do."""
+    return Claim(row.id, row.group_id, rank(row), row.state in SERVING, row.release)
+
+
+def _taken(session: Session, row: RolloutRow, devices: Sequence[DeviceRow]) -> dict[str, str]:
     """Return the devices that a rollout which goes before ROW has, and that one's id."""
-    spoken = select(JobRow.device_id, RolloutRow.id).join(
-        RolloutRow, RolloutRow.id == JobRow.rollout_id
+    claims = [claim_of(other) for other in session.scalars(select(RolloutRow).where(_before(row)))]
+    if not claims:
+        return {}
+    spoken = (
+        select(JobRow.device_id, JobRow.rollout_id, JobRow.status)
+        .join(RolloutRow, RolloutRow.id == JobRow.rollout_id)
+        .where(_before(row), JobRow.status != "CANCELED")
     )
-    found = spoken.where(_before(row), JobRow.status != "CANCELED")
-    rows = session.execute(found.order_by(RolloutRow.priority, RolloutRow.number))
-    taken: dict[str, str] = dict(rows.all())
-    served = select(RolloutRow.id).where(
-        _before(row), RolloutRow.state.in_(SERVING), RolloutRow.group_id == row.group_id
-    )
-    first = session.scalars(
-        served.order_by(RolloutRow.priority.desc(), RolloutRow.number.desc()).limit(1)
-    ).first()
-    if first is not None:
-        taken |= {d.id: first for d in devices if d.group_id == row.group_id}
-    return taken
+    jobs: dict[str, dict[str, str]] = defaultdict(dict)
+    for device, rollout, status in session.execute(spoken.order_by(JobRow.attempt)):
+        jobs[device][rollout] = status
+    groups = memberships(session, devices, {claim.group for claim in claims})
+    first = {d.id: follows(groups[d.id], jobs.get(d.id, {}), claims) for d in devices}
+    return {device: claim.rollout for device, claim in first.items() if claim is not None}
 
 
 def _before(row: RolloutRow) -> ColumnElement[bool]:
@@ -185,7 +209,7 @@ def _member(row: DeviceRow, facts: _Facts, job: JobRow | None) -> Member:
         boxed_until=facts.boxed.get(row.id, 0.0),
         override=row.override,
         taken_by=facts.taken.get(row.id, ""),
-        left=row.group_id != facts.row.group_id,
+        left=row.id not in facts.covered,
     )
     if job is not None:
         return _with_job(member, facts, job)

@@ -19,18 +19,40 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from edgepack.durable import write_file
-from edgepack.errors import IntegrityError, UnreachableError, UsageError
-from edgepack.messages import EnrollReply, EnrollRequest, Inventory, decode, encode
+from edgepack.errors import EdgepackError, IntegrityError, UnreachableError, UsageError
+from edgepack.keys import key_id
+from edgepack.messages import (
+    EnrollPending,
+    EnrollReply,
+    EnrollRequest,
+    Inventory,
+    decode,
+    encode,
+)
 from edgepack.signed import public_pem
 from edgepack_agent.adapters.credentials import check_certificate, request_pem
 from edgepack_agent.adapters.identity import load_identity, refuse_second, write_identity
 from edgepack_agent.adapters.keys import new_key, private_pem
 from edgepack_agent.adapters.listener import Listener, listener_at, trusting
 
-__all__ = ["Token", "enroll", "read_root", "read_token"]
+__all__ = ["PendingError", "Token", "enroll", "fingerprint", "read_root", "read_token"]
 
 PREFIX = "ep1."
 SPLIT = b"\n#\n"
+
+
+class PendingError(UnreachableError):
+    """A person must accept this device first; the same request again will tell."""
+
+    default_reason = "approval_pending"
+
+    def __init__(self, said: EnrollPending) -> None:
+        super().__init__(
+            "this device waits to be accepted",
+            why=f"the fleet knows it as {said.applicant}; its key is {said.fingerprint[:16]}...",
+            fix=f"edgepack fleet devices accept {said.applicant}, then enrol again with this token",
+        )
+        self.said = said
 
 
 class Token(msgspec.Struct, frozen=True):
@@ -76,6 +98,9 @@ def enroll(
 ) -> str:
     """Enrol this device and write its identity to DIRECTORY.
 
+    Where a person must accept it first, the keys are kept, and the next call with the same token
+    asks the same.
+
     Args:
         token: From the fleet's operator.
         directory: Must not exist yet.
@@ -90,6 +115,7 @@ def enroll(
     Raises:
         UsageError: enrolled already, or the fleet does not take the token.
         IntegrityError: the CA or the root is not the one vouched for.
+        PendingError: a person must accept this device first.
         UnreachableError: the fleet does not answer.
     """
     refuse_second(directory)
@@ -130,39 +156,63 @@ def enroll(
 
 def _ask(fleet: Listener, trusted: ssl.SSLContext, request: bytes) -> EnrollReply:
     try:
-        answer = fleet.call(trusted, "POST", "/enroll", request)
+        answer, ready = fleet.exchange(trusted, "POST", "/enroll", request)
     except UnreachableError:
         # The answer may have got lost: the fleet gives it again to whoever has the same key.
-        answer = fleet.call(trusted, "POST", "/enroll", request)
+        answer, ready = fleet.exchange(trusted, "POST", "/enroll", request)
+    if not ready:
+        raise PendingError(decode(answer, EnrollPending))
     return decode(answer, EnrollReply)
+
+
+def fingerprint(directory: Path) -> str:
+    """Return the fingerprint of the key that this device will enrol with; make the key.
+
+    It is the SHA-256 of the public key as PEM, in hex. What was made here is kept until the
+    device has enrolled, whatever token it comes with.
+
+    Raises:
+        UsageError: enrolled already, or the key cannot be kept.
+    """
+    refuse_second(directory)
+    return key_id(_kept_keys(_prepared(directory))[0].public_key())
 
 
 @contextlib.contextmanager
 def _keys(
     directory: Path, token: Token
 ) -> Iterator[tuple[ec.EllipticCurvePrivateKey, ec.EllipticCurvePrivateKey]]:
-    """Yield the two keys of this device for TOKEN; kept beside DIRECTORY while nobody answers.
+    """Yield the two keys of this device for TOKEN; kept beside DIRECTORY until the fleet decided.
 
     A second try with the same token then has the same key, and gets what the first one missed.
     """
+    prepared = _prepared(directory)
     name = hashlib.sha256(token.secret.encode()).hexdigest()[:16]
-    path = directory.with_name(f".{directory.name}.{name}")
-    try:
-        if path.exists():
-            keys = [new_key(pem) for pem in path.read_bytes().split(SPLIT)]
-        else:
-            keys = [new_key(), new_key()]
-            write_file(path, SPLIT.join(private_pem(key) for key in keys), 0o600)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"cannot use {path}", why=str(error), reason="unwritable") from error
+    path = prepared if prepared.exists() else directory.with_name(f".{directory.name}.{name}")
+    keys = _kept_keys(path)
     try:
         yield keys[0], keys[1]
-    except UnreachableError:
-        raise
-    except BaseException:
-        path.unlink(missing_ok=True)
+    except EdgepackError as error:
+        if not isinstance(error, UnreachableError) and path != prepared:
+            path.unlink(missing_ok=True)
         raise
     path.unlink(missing_ok=True)
+
+
+def _prepared(directory: Path) -> Path:
+    return directory.with_name(f".{directory.name}.prepared")
+
+
+def _kept_keys(path: Path) -> list[ec.EllipticCurvePrivateKey]:
+    """Return the keys in PATH; make them if there are none."""
+    try:
+        if path.exists():
+            return [new_key(pem) for pem in path.read_bytes().split(SPLIT)]
+        keys = [new_key(), new_key()]
+        write_file(path, SPLIT.join(private_pem(key) for key in keys), 0o600)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot use {path}", why=str(error), reason="unwritable") from error
+    return keys
 
 
 def _fetch_ca(fleet: Listener, expected: str) -> str:

@@ -29,7 +29,20 @@ class Listener:
     def call(
         self, context: ssl.SSLContext, method: str, path: str, body: bytes | None = None
     ) -> bytes:
-        """Return the answer to METHOD on PATH.
+        """Return the answer to METHOD on PATH; raises like `exchange`.
+
+        Raises:
+            UnreachableError: it has no answer yet, too.
+        """
+        data, ready = self.exchange(context, method, path, body)
+        if not ready:
+            raise UnreachableError(f"{self.url} has no answer yet")
+        return data
+
+    def exchange(
+        self, context: ssl.SSLContext, method: str, path: str, body: bytes | None = None
+    ) -> tuple[bytes, bool]:
+        """Return the answer to METHOD on PATH, and whether it is more than that we must wait.
 
         Raises:
             IntegrityError: its certificate is of none of the authorities (reason `wrong_ca`).
@@ -54,9 +67,9 @@ class Listener:
             ) from error
         finally:
             connection.close()
-        if response.status != http.HTTPStatus.OK:
+        if response.status not in {http.HTTPStatus.OK, http.HTTPStatus.ACCEPTED}:
             raise self._refused(response.status, data)
-        return data
+        return data, response.status == http.HTTPStatus.OK
 
     def wrong_ca(self, why: str) -> IntegrityError:
         """Return the error for a listener that is not of the fleet we know."""

@@ -7,12 +7,10 @@ from typing import Annotated
 import msgspec
 from fastapi import APIRouter, Depends, Query, Request
 
-from edgepack.errors import UsageError
 from edgepack_fleet.access import Role
-from edgepack_fleet.adapters.tables import GroupRow
 from edgepack_fleet.core.gates import parse_gate
 from edgepack_fleet.core.model import Policy
-from edgepack_fleet.enrolment import token_text
+from edgepack_fleet.enrolment import Offer, token_text
 from edgepack_fleet.replaying import made_of
 from edgepack_fleet.rollouts import Plan, unknown_rollout
 from edgepack_fleet.service import Service
@@ -55,12 +53,7 @@ def list_devices(fleet: Fleet, asked: Annotated[queries.DeviceQuery, Query()]) -
 def show_device(fleet: Fleet, device: str) -> schemas.Device:
     """Show one device."""
     with fleet.database.read() as db:
-        found = views.device(db, device)
-    if found is None:
-        raise UsageError(
-            f"no device {device!r}", fix="edgepack fleet devices list", reason="unknown_device"
-        )
-    return found
+        return views.known_device(db, device)
 
 
 @router.post("/devices/{device}/revoke", dependencies=[Operator])
@@ -97,11 +90,8 @@ def list_groups(fleet: Fleet, asked: Annotated[queries.GroupQuery, Query()]) -> 
 
 @router.post("/groups", status_code=201, dependencies=[Operator])
 def create_group(fleet: Fleet, new: schemas.NewGroup) -> schemas.Group:
-    """Create a group."""
-    with fleet.database.write() as db:
-        if db.get(GroupRow, new.id) is not None:
-            raise UsageError(f"there is a group {new.id!r} already", reason="exists")
-        db.add(GroupRow(id=new.id, created=fleet.now()))
+    """Create a group: of the devices put into it, or of those that fit a filter."""
+    fleet.organiser.create_group(new.id, new.filter)
     return show_group(fleet, new.id)
 
 
@@ -109,13 +99,7 @@ def create_group(fleet: Fleet, new: schemas.NewGroup) -> schemas.Group:
 def show_group(fleet: Fleet, group: str) -> schemas.Group:
     """Show one group."""
     with fleet.database.read() as db:
-        known = db.get(GroupRow, group) is not None
-        found = views.groups(db, [group])
-    if not known:
-        raise UsageError(
-            f"no group {group!r}", fix="edgepack fleet groups list", reason="unknown_group"
-        )
-    return found[0]
+        return views.known_group(db, group)
 
 
 @router.get("/releases", dependencies=[Viewer])
@@ -253,7 +237,7 @@ def create_token(
     request: Request, fleet: Fleet, new: schemas.NewEnrolToken
 ) -> schemas.EnrolTokenCreated:
     """Create an enrolment token; it is shown this once."""
-    token = fleet.enrolment.create_token(new.group, new.ttl_s, new.uses)
+    token = fleet.enrolment.offer(Offer(**new.model_dump()))
     text = token_text(token, request.app.state.device_url, fleet.pki.ca_sha256)
     return schemas.EnrolTokenCreated(
         id=token.id, token=text, group=token.group, expires=token.expires, uses=token.uses

@@ -11,7 +11,7 @@ from starlette.staticfiles import StaticFiles
 
 from edgepack_fleet.core.rates import Rates
 from edgepack_fleet.service import Service
-from edgepack_fleet.web import admin, api, hooks, pages, problems, repo, stream
+from edgepack_fleet.web import admin, api, hooks, joining, organise, pages, problems, repo, stream
 from edgepack_fleet.web.description import describe
 from edgepack_fleet.web.guard import Guard
 from edgepack_fleet.web.limits import BodyLimit
@@ -44,6 +44,8 @@ def main_app(service: Service | None, device_url: str = "") -> FastAPI:
     app.state.device_url = device_url
     app.state.streams = set()
     app.include_router(api.router)
+    app.include_router(organise.router)
+    app.include_router(joining.router)
     app.include_router(repo.router)
     app.include_router(admin.router)
     app.include_router(hooks.router)

@@ -7,7 +7,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from edgepack import messages
-from edgepack.messages import CertRequest, EnrollRequest
+from edgepack.messages import CertRequest, EnrollPending, EnrollReply, EnrollRequest
 from edgepack_fleet.service import Service
 from edgepack_fleet.web.blobs import blob_response
 from edgepack_fleet.web.problems import install, problem
@@ -48,7 +48,7 @@ def device_app(service: Service) -> Starlette:
         wanted = messages.decode(body, EnrollRequest)
         reply = await run_in_threadpool(service.enrolment.enroll, wanted)
         service.poke()
-        return Response(messages.encode(reply), media_type="application/json")
+        return _enrolled(reply)
 
     async def blob(request: Request) -> Response:
         sha256 = request.path_params["sha256"]
@@ -67,6 +67,14 @@ def device_app(service: Service) -> Starlette:
     )
     install(app)
     return app
+
+
+def _enrolled(reply: EnrollReply | EnrollPending) -> Response:
+    """Return the answer to who has enrolled, or has to wait for a person (202)."""
+    body, status, headers = messages.encode(reply), 200, {}
+    if isinstance(reply, EnrollPending):
+        status, headers = 202, {"Retry-After": str(reply.retry_s)}
+    return Response(body, status, headers, media_type="application/json")
 
 
 async def _body(request: Request) -> bytes | None:

@@ -1,6 +1,7 @@
 """The lists of the REST interface: which rows, in which order. How a row is shown is in `views`."""
 
 from collections.abc import Sequence
+from functools import partial
 
 from sqlalchemy import ColumnElement, exists, func, select
 from sqlalchemy.orm import Session, aliased
@@ -13,8 +14,10 @@ from edgepack_fleet.adapters.tables import (
     JobRow,
     RolloutRow,
 )
+from edgepack_fleet.core.filters import All, parse_filter
 from edgepack_fleet.core.model import FAILURES
 from edgepack_fleet.core.variants import Release
+from edgepack_fleet.membership import fitting, put_into
 from edgepack_fleet.web import paging, queries, schemas, views
 
 __all__ = ["devices", "enrol_tokens", "events", "groups", "releases", "rollouts"]
@@ -36,9 +39,15 @@ TOKENS: paging.Order = {"created": (EnrolToken.created, EnrolToken.id)}
 
 
 def devices(session: Session, asked: queries.DeviceQuery) -> schemas.Devices:
-    """Return the devices that are ASKED for."""
+    """Return the devices that are ASKED for.
+
+    Raises:
+        FilterError: the filter cannot be read.
+    """
+    group = session.get(GroupRow, asked.group) if asked.group is not None else None
+    by_list = asked.group is not None and not (group and group.filter)
     filters = [
-        (asked.group is not None, DeviceRow.group_id == asked.group),
+        (by_list, put_into(asked.group or "")),
         (asked.release is not None, DeviceRow.bundle == asked.release),
         (asked.online is not None, DeviceRow.online.is_(asked.online)),
         (asked.attention is True, _attention()),
@@ -46,7 +55,10 @@ def devices(session: Session, asked: queries.DeviceQuery) -> schemas.Devices:
         (asked.revoked is True, DeviceRow.revoked.is_not(None)),
         (asked.revoked is False, DeviceRow.revoked.is_(None)),
     ]
-    rows, after = paging.of_rows(session, DeviceRow, filters, DEVICES, asked)
+    texts = [text for text in (asked.filter, group and group.filter) if text]
+    wanted = All(tuple(parse_filter(text) for text in texts))
+    keep = partial(fitting, session, wanted) if texts else None
+    rows, after = paging.of_rows(session, DeviceRow, filters, DEVICES, asked, keep)
     return schemas.Devices(items=views.devices(session, rows), next=after)
 
 

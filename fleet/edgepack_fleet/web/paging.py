@@ -18,6 +18,9 @@ __all__ = ["Order", "of_rows", "of_sequence"]
 Order = Mapping[str, Sequence[InstrumentedAttribute[Any]]]
 """Columns by the name a list is sorted by; the last ones of each are unique together."""
 R = TypeVar("R")
+Keep = Callable[[Sequence[R]], Sequence[R]]
+SCANNED = 2000
+"""Rows that are read at once to find those that are wanted."""
 
 
 def of_rows(
@@ -26,6 +29,7 @@ def of_rows(
     filters: Sequence[tuple[bool, ColumnElement[bool]]],
     order: Order,
     asked: ListQuery,
+    keep: Keep[R] | None = None,
 ) -> tuple[Sequence[R], str | None]:
     """Return the page of rows that is ASKED for, and the cursor of the next; None: the last.
 
@@ -35,6 +39,7 @@ def of_rows(
         filters: Conditions, and whether each is asked for.
         order: How it may be sorted.
         asked: Sort, cursor and limit.
+        keep: Returns those of some rows that are wanted, where no condition can say it.
 
     Raises:
         UsageError: the cursor is of another list (`bad_cursor`).
@@ -42,18 +47,26 @@ def of_rows(
     query = select(kind).where(*(condition for wanted, condition in filters if wanted))
     down = asked.sort.startswith("-")
     columns = order[asked.sort.removeprefix("-")]
-    if asked.cursor is not None:
-        kinds = [column.type.python_type for column in columns]
-        after = cursors.unpack(asked.cursor, asked.sort, kinds)
-        here = tuple_(*columns)
-        query = query.where(here < after if down else here > after)
     query = query.order_by(*(c.desc() if down else c.asc() for c in columns))
-    rows = session.scalars(query.limit(asked.limit + 1)).all()
-    if len(rows) <= asked.limit:
-        return rows, None
-    rows = rows[: asked.limit]
-    key = tuple(getattr(rows[-1], column.key) for column in columns)
-    return rows, cursors.pack(asked.sort, key)
+    after: cursors.Key | None = None
+    if asked.cursor is not None:
+        after = cursors.unpack(asked.cursor, asked.sort, [c.type.python_type for c in columns])
+    size = asked.limit + 1 if keep is None else SCANNED
+    rows: list[R] = []
+    while len(rows) <= asked.limit:
+        here = tuple_(*columns)
+        some = query if after is None else query.where(here < after if down else here > after)
+        found = session.scalars(some.limit(size)).all()
+        rows += found if keep is None else keep(found)
+        if len(found) < size:
+            break
+        after = _key(found[-1], columns)
+    page = rows[: asked.limit]
+    return page, cursors.pack(asked.sort, _key(page[-1], columns)) if page != rows else None
+
+
+def _key(row: object, columns: Sequence[InstrumentedAttribute[Any]]) -> cursors.Key:
+    return tuple(getattr(row, column.key) for column in columns)
 
 
 def of_sequence(

@@ -11,12 +11,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from edgepack.errors import EdgepackError, UsageError
-from edgepack_fleet.enrolment import RefusedError
+from edgepack_fleet.refusal import RefusedError
 
 __all__ = ["answer_to", "install", "problem"]
 
 BY_REASON = {
+    "unknown_applicant": 404,
     "unknown_device": 404,
+    "unknown_entry": 404,
     "unknown_group": 404,
     "unknown_release": 404,
     "unknown_rollout": 404,
@@ -27,6 +29,10 @@ BY_REASON = {
     "superseded": 409,
     "devices_behind": 409,
     "exists": 409,
+    "filter_group": 409,
+    "group_in_use": 409,
+    "home_group": 409,
+    "not_a_filter": 409,
     "idempotency_busy": 409,
     "idempotency_mismatch": 422,
     "disk_full": 507,

@@ -6,10 +6,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = [
     "AccessQuery",
+    "ApplicantQuery",
     "AuditQuery",
     "DeliveryQuery",
     "DeviceQuery",
     "EventQuery",
+    "ExpectedQuery",
     "GroupQuery",
     "ListQuery",
     "ReleaseQuery",
@@ -20,6 +22,7 @@ __all__ = [
 ]
 
 from edgepack_fleet.access import Role
+from edgepack_fleet.core.filters import LONGEST
 
 Name = Annotated[str, Field(max_length=200)]
 Moment = Annotated[float, Field(ge=0, le=1e12, description="Unix seconds")]
@@ -46,6 +49,9 @@ class DeviceQuery(ListQuery):
     release: Name | None = Field(None, description="`name@version` it reports")
     attention: bool | None = Field(None, description="Whether its newest update has failed")
     revoked: bool | None = None
+    filter: str | None = Field(
+        None, max_length=LONGEST, description="e.g. `tag.site=berlin and inventory.ram_mb>=2048`"
+    )
 
 
 class RolloutQuery(ListQuery):
@@ -71,6 +77,22 @@ class GroupQuery(ListQuery):
     """Which groups."""
 
     sort: Literal["id", "-id"] = "id"
+
+
+class ApplicantQuery(ListQuery):
+    """Which applicants."""
+
+    sort: Literal["created", "-created"] = "-created"
+    state: Literal["pending", "accepted", "rejected", "expired", "enrolled"] | None = None
+    group: Name | None = None
+
+
+class ExpectedQuery(ListQuery):
+    """Which devices that are known beforehand."""
+
+    sort: Literal["created", "-created"] = "created"
+    group: Name | None = None
+    used: bool | None = Field(None, description="Whether the device has come")
 
 
 class TokenQuery(ListQuery):

@@ -6,6 +6,7 @@ from pydantic import Base64Bytes, BaseModel, ConfigDict, Field
 
 from edgepack.offers import MAX_OFFERS
 from edgepack_fleet.access import Role
+from edgepack_fleet.core.filters import LONGEST
 
 __all__ = [
     "Authorities",
@@ -106,9 +107,14 @@ class Device(Model):
 
     id: str
     group: str
-    groups: list[str]
+    groups: list[str] = Field(description="All it is in; `group` is the one it enrolled into")
+    name: str = Field(description="What people call it")
+    notes: str
+    tags: dict[str, str]
     online: bool
-    desired: str | None = Field(description="`name@version` its group's newest rollout wants")
+    desired: str | None = Field(
+        description="`name@version` that the rollout it follows wants; see docs/reference/rollouts"
+    )
     bundle: str | None = Field(description="`name@version` it reports")
     digest: str | None
     target: str | None = Field(description="Runtime of the active variant, else its preferred one")
@@ -192,15 +198,17 @@ class NewGroup(Model):
     """A group to create."""
 
     id: GroupId
+    filter: str = Field("", max_length=LONGEST, description="Which devices; empty: those put in")
 
 
 class Group(Model):
     """A group and how many devices are in it."""
 
     id: str
+    filter: str | None = Field(description="Which devices are in it; null: those put into it")
     devices: int
     online: int
-    release: str | None = Field(description="What its newest rollout wants")
+    release: str | None = Field(description="What the rollout that goes first in it wants")
 
 
 class Groups(Page[Group]):
@@ -376,6 +384,10 @@ class NewEnrolToken(Model):
     group: str = Field(max_length=64)
     ttl_s: float = Field(3600.0, ge=1, le=30 * 86400)
     uses: int = Field(1, ge=1, le=10_000)
+    tags: dict[str, str] = Field({}, max_length=64, description="Of every device that uses it")
+    approval_s: float | None = Field(
+        None, ge=60, le=30 * 86400, description="Seconds in which a person must accept each device"
+    )
 
 
 class EnrolTokenCreated(Model):
@@ -397,6 +409,8 @@ class EnrolToken(Model):
     expires: float
     uses: int
     used: int
+    tags: dict[str, str]
+    approval_s: float | None = Field(description="null: nobody has to accept its devices")
 
 
 class EnrolTokens(Page[EnrolToken]):

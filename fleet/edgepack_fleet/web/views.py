@@ -1,10 +1,9 @@
 """From the database to what the HTTP contract shows; used by routes and pages alike. Reads only."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from cryptography import x509
-from sqlalchemy import func, select
+from sqlalchemy import case, func, select
 from sqlalchemy.orm import Session
 
 from edgepack.trust import TargetInfo
@@ -13,12 +12,15 @@ from edgepack_fleet.adapters.tables import (
     DeviceRow,
     EnrolToken,
     EventRow,
+    GroupRow,
     JobRow,
     RolloutRow,
 )
-from edgepack_fleet.core.model import FAILURES, LIVE, SERVING, Member
+from edgepack_fleet.core.model import FAILURES, LIVE, Member
+from edgepack_fleet.core.precedence import Claim, follows
 from edgepack_fleet.core.progress import count_waves
 from edgepack_fleet.core.variants import Release, resolve
+from edgepack_fleet.membership import in_group, memberships, put_into, unknown_device, unknown_group
 from edgepack_fleet.web import schemas
 
 __all__ = [
@@ -29,6 +31,8 @@ __all__ = [
     "enrol_token",
     "event",
     "groups",
+    "known_device",
+    "known_group",
     "release",
     "rollout",
     "rollouts",
@@ -45,15 +49,40 @@ def all_devices(session: Session) -> list[schemas.Device]:
 
 def devices(session: Session, rows: Sequence[DeviceRow]) -> list[schemas.Device]:
     """Return the devices of ROWS."""
-    jobs = _newest_jobs(session, [row.id for row in rows])
-    wanted = _wanted(session)
-    return [_device(row, jobs.get(row.id), wanted.get(row.group_id)) for row in rows]
+    jobs = _jobs(session, [row.id for row in rows])
+    claims = _claims(session)
+    groups = memberships(session, rows)
+    return [_device(row, groups[row.id], jobs.get(row.id, []), claims) for row in rows]
 
 
 def device(session: Session, device_id: str) -> schemas.Device | None:
     """Return one device; None if there is none of that id."""
     row = session.get(DeviceRow, device_id)
     return devices(session, [row])[0] if row else None
+
+
+def known_device(session: Session, device_id: str) -> schemas.Device:
+    """Return one device.
+
+    Raises:
+        UsageError: there is none of that id.
+    """
+    found = device(session, device_id)
+    if found is None:
+        raise unknown_device(device_id)
+    return found
+
+
+def known_group(session: Session, group: str) -> schemas.Group:
+    """Return one group.
+
+    Raises:
+        UsageError: there is none of that id.
+    """
+    found = groups(session, [group])
+    if not found:
+        raise unknown_group(session, group)
+    return found[0]
 
 
 def event(row: EventRow) -> schemas.Event:
@@ -71,18 +100,9 @@ def event(row: EventRow) -> schemas.Event:
 
 def groups(session: Session, ids: Sequence[str]) -> list[schemas.Group]:
     """Return the groups of IDS."""
-    counts = dict(_count(session, None))
-    online = dict(_count(session, DeviceRow.online))
-    wanted = _wanted(session)
-    return [
-        schemas.Group(
-            id=group,
-            devices=counts.get(group, 0),
-            online=online.get(group, 0),
-            release=wanted[group].release if group in wanted else None,
-        )
-        for group in ids
-    ]
+    claims = _claims(session)
+    rows = {row.id: row for row in session.scalars(select(GroupRow).where(GroupRow.id.in_(ids)))}
+    return [_group(session, rows[group], claims) for group in ids if group in rows]
 
 
 def release(info: Release) -> schemas.Release:
@@ -121,50 +141,76 @@ def enrol_token(row: EnrolToken) -> schemas.EnrolToken:
         expires=row.expires,
         uses=row.uses,
         used=row.used,
+        tags=row.tags,
+        approval_s=row.approval_s,
     )
 
 
-def _count(session: Session, condition: Any) -> Sequence[Any]:
-    query = select(DeviceRow.group_id, func.count()).group_by(DeviceRow.group_id)
-    return session.execute(query if condition is None else query.where(condition)).all()
+def _group(session: Session, row: GroupRow, claims: Sequence[Claim]) -> schemas.Group:
+    devices, online = _size(session, row)
+    wanted = follows({row.id}, {}, claims)
+    return schemas.Group(
+        id=row.id,
+        filter=row.filter or None,
+        devices=devices,
+        online=online,
+        release=wanted.release if wanted else None,
+    )
 
 
-def _wanted(session: Session) -> dict[str, RolloutRow]:
-    """Return the newest rollout of every group that serves."""
-    query = select(RolloutRow).where(RolloutRow.state.in_(SERVING)).order_by(RolloutRow.number)
-    return {row.group_id: row for row in session.scalars(query)}
+def _size(session: Session, row: GroupRow) -> tuple[int, int]:
+    """Return how many devices are in a group, and how many of them are online."""
+    if row.filter:
+        inside = in_group(session, row.id)
+        return len(inside), sum(device.online for device in inside)
+    online = func.coalesce(func.sum(case((DeviceRow.online, 1), else_=0)), 0)
+    counted = session.execute(select(func.count(), online).where(put_into(row.id))).one()
+    return int(counted[0]), int(counted[1])
 
 
-def _desired(job: JobRow | None, number: int, wanted: RolloutRow | None) -> str | None:
-    """Return what a device shall run: what it was given last, or what its group has since."""
-    standing = job is not None and job.status not in FAILURES | {"CANCELED"}
-    if job is not None and standing and (wanted is None or number > wanted.number):
-        return job.release
-    return wanted.release if wanted else None
+def _claims(session: Session) -> list[Claim]:
+    """Return what every rollout would have a device do."""
+    return [store.claim_of(row) for row in session.scalars(select(RolloutRow))]
 
 
-def _newest_jobs(session: Session, devices: Sequence[str]) -> dict[str, tuple[JobRow, int]]:
-    """Return the newest job of each of DEVICES, and the number of its rollout."""
-    query = select(JobRow, RolloutRow.number).join(RolloutRow, RolloutRow.id == JobRow.rollout_id)
-    found: dict[str, tuple[JobRow, int]] = {}
+def _desired(groups: frozenset[str], jobs: Sequence[JobRow], claims: Sequence[Claim]) -> str | None:
+    """Return what a device shall run: what the rollout it follows gave it, or will give it.
+
+    A device that follows none keeps what it was given last. JOBS are its own, the newest last.
+    """
+    newest = {job.rollout_id: job for job in jobs}
+    standing = {r: j for r, j in newest.items() if j.status not in FAILURES | {"CANCELED"}}
+    first = follows(groups, {rollout: job.status for rollout, job in standing.items()}, claims)
+    if first is None:
+        return next((job.release for job in reversed(standing.values())), None)
+    given = standing.get(first.rollout)
+    return given.release if given else first.release
+
+
+def _jobs(session: Session, devices: Sequence[str]) -> dict[str, list[JobRow]]:
+    """Return the jobs of each of DEVICES, those of the newest rollout last."""
+    query = select(JobRow).join(RolloutRow, RolloutRow.id == JobRow.rollout_id)
+    found: dict[str, list[JobRow]] = {}
     for begin in range(0, len(devices), AT_ONCE):
         some = query.where(JobRow.device_id.in_(devices[begin : begin + AT_ONCE]))
-        # Later ones replace earlier ones in the dictionary.
-        for job, number in session.execute(some.order_by(RolloutRow.number)):
-            found[job.device_id] = (job, number)
+        for job in session.scalars(some.order_by(RolloutRow.number, JobRow.attempt)):
+            found.setdefault(job.device_id, []).append(job)
     return found
 
 
 def _device(
-    row: DeviceRow, newest: tuple[JobRow, int] | None, wanted: RolloutRow | None
+    row: DeviceRow, groups: frozenset[str], jobs: Sequence[JobRow], claims: Sequence[Claim]
 ) -> schemas.Device:
-    job, number = newest or (None, 0)
+    job = jobs[-1] if jobs else None
     return schemas.Device(
         id=row.id,
         group=row.group_id,
-        groups=[row.group_id],
+        groups=sorted(groups),
+        name=row.name,
+        notes=row.notes,
+        tags=row.tags,
         online=row.online,
-        desired=_desired(job, number, wanted),
+        desired=_desired(groups, jobs, claims),
         bundle=row.bundle,
         digest=row.digest,
         target=_target(row, job),

@@ -1,0 +1,166 @@
+"""Which devices are in which groups, as the rows say at this moment. Keeps nothing.
+
+A group that is a filter has no list of its members: whoever asks gets those that fit now, so that
+no fact can change behind a list's back.
+"""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from sqlalchemy import ColumnElement, or_, select
+from sqlalchemy.orm import Session
+
+from edgepack.errors import UsageError
+from edgepack_fleet.adapters.device_tables import GroupMember
+from edgepack_fleet.adapters.tables import DeviceRow, GroupRow
+from edgepack_fleet.core.filters import Filter, parse_filter
+from edgepack_fleet.core.fitting import Fact, Facts, fits
+from edgepack_fleet.core.precedence import Group, groups_of
+
+__all__ = [
+    "facts_of",
+    "fitting",
+    "group_of",
+    "in_group",
+    "known_group",
+    "memberships",
+    "put_into",
+    "static_group",
+    "unknown_device",
+    "unknown_group",
+]
+
+AT_ONCE = 1000
+"""Ids in one query; databases take a few thousand at most."""
+
+
+def group_of(row: GroupRow) -> Group:
+    """Return the group of ROW."""
+    return Group(row.id, parse_filter(row.filter) if row.filter else None)
+
+
+def unknown_group(session: Session, group: str) -> UsageError:
+    """Return the error for a group that does not exist."""
+    known = ", ".join(session.scalars(select(GroupRow.id).order_by(GroupRow.id)))
+    return UsageError(
+        f"no group {group!r}",
+        why=f"there are: {known}" if known else "there is none yet",
+        fix=f"edgepack fleet groups create {group}",
+        reason="unknown_group",
+    )
+
+
+def known_group(session: Session, group: str) -> GroupRow:
+    """Return the row of GROUP.
+
+    Raises:
+        UsageError: there is none (`unknown_group`).
+    """
+    row = session.get(GroupRow, group)
+    if row is None:
+        raise unknown_group(session, group)
+    return row
+
+
+def static_group(session: Session, group: str) -> GroupRow:
+    """Return the row of a GROUP that devices can be put into.
+
+    Raises:
+        UsageError: there is none (`unknown_group`), or it is a filter (`filter_group`).
+    """
+    row = known_group(session, group)
+    if row.filter:
+        raise UsageError(
+            f"nothing can be put into group {group}",
+            why=f"it has the devices that fit {row.filter!r}",
+            fix="tag the device so that it fits, or take a group without a filter",
+            reason="filter_group",
+        )
+    return row
+
+
+def unknown_device(device: str) -> UsageError:
+    """Return the error for a device that does not exist."""
+    return UsageError(
+        f"no device {device!r}", fix="edgepack fleet devices list", reason="unknown_device"
+    )
+
+
+def put_into(group: str) -> ColumnElement[bool]:
+    """Return the condition that a device was put into GROUP: enrolled into it, or added."""
+    added = select(GroupMember.device_id).where(GroupMember.group_id == group)
+    return or_(DeviceRow.group_id == group, DeviceRow.id.in_(added))
+
+
+def in_group(session: Session, group: str) -> Sequence[DeviceRow]:
+    """Return the devices of GROUP, by id, revoked ones too; none if there is no such group."""
+    row = session.get(GroupRow, group)
+    every = select(DeviceRow).order_by(DeviceRow.id)
+    if row is None or not row.filter:
+        return session.scalars(every.where(put_into(group))).all()
+    return fitting(session, parse_filter(row.filter), session.scalars(every).all())
+
+
+def fitting(session: Session, wanted: Filter, rows: Sequence[DeviceRow]) -> list[DeviceRow]:
+    """Return those of ROWS that are WANTED."""
+    put = _put(session, rows)
+    return [row for row in rows if fits(wanted, facts_of(row, put[row.id]))]
+
+
+def memberships(
+    session: Session, rows: Sequence[DeviceRow], only: Collection[str] | None = None
+) -> dict[str, frozenset[str]]:
+    """Return the groups that each device of ROWS is in, or those ONLY of them."""
+    every = session.scalars(select(GroupRow)).all()
+    groups = [group_of(row) for row in every if only is None or row.id in only]
+    put = _put(session, rows)
+    return {row.id: groups_of(groups, facts_of(row, put[row.id])) for row in rows}
+
+
+def facts_of(row: DeviceRow, put: frozenset[str]) -> Facts:
+    """Return what is known of the device of ROW, which was PUT into these groups."""
+
+    def fact(field: str) -> Fact:
+        kind, _, key = field.partition(".")
+        if kind == "tag":
+            value = row.tags.get(key)
+            return None if value is None else str(value)
+        if kind == "inventory":
+            return _inside(row.inventory, key)
+        if kind == "group":
+            return put
+        if kind == "target":
+            return next(iter(row.inventory.get("runtimes", {})), None)
+        if kind == "revoked":
+            return row.revoked is not None
+        found: Fact = getattr(row, kind)
+        return found
+
+    return fact
+
+
+def _inside(found: object, key: str) -> Fact:
+    """Return what is at KEY of an inventory; of a list its members, of an object its names."""
+    while key and isinstance(found, Mapping):
+        name, _, rest = (key, "", "") if key in found else key.partition(".")
+        found, key = found.get(name), rest
+    if key:
+        return None
+    if isinstance(found, list | tuple | Mapping):
+        return frozenset(map(str, found))
+    return found if isinstance(found, str | int | float) else None
+
+
+def _put(session: Session, rows: Sequence[DeviceRow]) -> dict[str, frozenset[str]]:
+    """Return the groups that each device of ROWS was put into."""
+    found: dict[str, set[str]] = defaultdict(set)
+    ids = [row.id for row in rows]
+    for some in _portions(ids):
+        query = select(GroupMember.device_id, GroupMember.group_id)
+        for device, group in session.execute(query.where(GroupMember.device_id.in_(some))):
+            found[device].add(group)
+    return {row.id: frozenset({row.group_id, *found.get(row.id, ())}) for row in rows}
+
+
+def _portions(ids: Sequence[str]) -> Iterable[Sequence[str]]:
+    return (ids[begin : begin + AT_ONCE] for begin in range(0, len(ids), AT_ONCE))
