@@ -12,7 +12,7 @@ import msgspec
 from api_page import api_document, api_page
 from engine_page import engine_page, reasons_page
 
-from edgepack import manifest, messages
+from edgepack import manifest, messages, requests
 from edgepack.cli import root
 from edgepack_agent import config
 from edgepack_agent.cli import root as agent
@@ -53,12 +53,9 @@ def as_json(document: dict[str, Any]) -> str:
 
 def messages_schema() -> dict[str, Any]:
     """Return the JSON Schema of every message, under `$defs`."""
-    names = [
-        n
-        for n in messages.__all__
-        if n[0].isupper() and n not in {"DAYS", "MAX_MESSAGE", "JobStatus"}
-    ]
-    _, schemas = msgspec.json.schema_components([getattr(messages, n) for n in names])
+    found = [getattr(of, name) for of in (messages, requests) for name in of.__all__]
+    kinds = [k for k in found if isinstance(k, type) and issubclass(k, msgspec.Struct)]
+    _, schemas = msgspec.json.schema_components(kinds)
     return {"$schema": DRAFT, "title": "edgepack messages v1", "$defs": {
         name: json.loads(json.dumps(schema).replace("#/components/schemas/", "#/$defs/"))
         for name, schema in schemas.items()

@@ -7,6 +7,7 @@ line nor YAML stays in the memory of a device for as long as it runs.
 import os
 import signal
 import sys
+from pathlib import Path
 
 import msgspec
 
@@ -14,7 +15,7 @@ from edgepack.errors import EdgepackError
 from edgepack.redact import redact
 from edgepack_agent.adapters import logs
 from edgepack_agent.adapters.memory import one_arena
-from edgepack_agent.config import Config, as_path
+from edgepack_agent.config import Launch, as_path
 
 __all__ = ["main"]
 
@@ -22,22 +23,22 @@ __all__ = ["main"]
 def main(arguments: list[str]) -> int:
     """Run until told to stop; return the exit code."""
     with os.fdopen(int(arguments[1]), "rb") as file:
-        config = msgspec.json.decode(file.read(), type=Config, dec_hook=as_path)
+        launch = msgspec.json.decode(file.read(), type=Launch, dec_hook=as_path)
     try:
-        _supervise(config)
+        _supervise(launch)
     except EdgepackError as error:
         print(redact(error.diagnostics()), file=sys.stderr)
         return error.exit_code
     return 0
 
 
-def _supervise(config: Config) -> None:
+def _supervise(launch: Launch) -> None:
     from edgepack_agent.parts import assemble
     from edgepack_agent.supervisor import Supervisor
 
-    about = logs.begin(config.log_level, "edgepack-agent")
+    about = logs.begin(launch.config.log_level, "edgepack-agent")
     one_arena()
-    parts = assemble(config)
+    parts = assemble(launch.config, Path(launch.file) if launch.file else None)
     supervisor = Supervisor(parts)
     about(lambda: logs.fields(parts.identity.device, supervisor.state))
     for number in (signal.SIGTERM, signal.SIGINT):

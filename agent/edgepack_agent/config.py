@@ -63,6 +63,8 @@ transfer:                          # how the files of a model come
     use: true
     fallback: full                 # full | never: may a file come whole if a patch did not work?
     memory_mb: 128                 # of the process that applies a patch
+remote:                            # what the fleet may do from afar, beside updates
+  answers: [doctor, logs, measure] # what it may ask; with telemetry.level off: nothing
 log_level: info                    # debug | info | warning | error
 """
 
@@ -73,6 +75,7 @@ import msgspec
 
 from edgepack.errors import UsageError
 from edgepack.messages import Shadow, Window
+from edgepack.requests import KINDS, Kind
 from edgepack_agent.core.delta import Fallback
 from edgepack_agent.core.drift import Rule
 from edgepack_agent.core.heat import HeatRule
@@ -88,6 +91,8 @@ __all__ = [
     "DriftConfig",
     "EventsConfig",
     "HeatConfig",
+    "Launch",
+    "RemoteConfig",
     "ShadowConfig",
     "SightingsConfig",
     "SnapshotsConfig",
@@ -271,6 +276,12 @@ class UpdateConfig(_Section, frozen=True, kw_only=True):
                 raise ValueError(f"{error.what}: {error.why}; {error.fix}") from error
 
 
+class RemoteConfig(_Section, frozen=True, kw_only=True):
+    """What the fleet may do from afar, beside updates."""
+
+    answers: tuple[Kind, ...] = KINDS
+
+
 class Config(_Section, frozen=True, kw_only=True):
     """The settings of one agent; the defaults are those of the system service."""
 
@@ -294,6 +305,7 @@ class Config(_Section, frozen=True, kw_only=True):
     update: UpdateConfig = UpdateConfig()
     broker: str | None = None
     transfer: TransferConfig = TransferConfig()
+    remote: RemoteConfig = RemoteConfig()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @property
@@ -320,6 +332,14 @@ class Config(_Section, frozen=True, kw_only=True):
     def api_socket(self) -> Path:
         """Where local programs reach the inference API."""
         return self.run_dir / "infer.sock"
+
+
+class Launch(msgspec.Struct, frozen=True, kw_only=True):
+    """What `edgepack-agent run` hands to the agent that it becomes."""
+
+    config: Config
+    file: str | None = None
+    """Where the settings come from; None: the system's place."""
 
 
 def address(text: str) -> tuple[str, int]:

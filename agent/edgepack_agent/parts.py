@@ -18,6 +18,7 @@ from edgepack.trust import TrustError
 from edgepack_agent.adapters.allowance import Allowance
 from edgepack_agent.adapters.alone import take_data
 from edgepack_agent.adapters.api_token import api_token
+from edgepack_agent.adapters.checking import check_up
 from edgepack_agent.adapters.clock import read_stamp
 from edgepack_agent.adapters.compiled import Compiled
 from edgepack_agent.adapters.control import ControlServer
@@ -31,6 +32,7 @@ from edgepack_agent.adapters.inventory import read_inventory
 from edgepack_agent.adapters.jobs import Desk
 from edgepack_agent.adapters.journal import Journal
 from edgepack_agent.adapters.lock import Locks
+from edgepack_agent.adapters.logs import recent
 from edgepack_agent.adapters.mqtt import Heard, Link, LinkChanged
 from edgepack_agent.adapters.network import Metering
 from edgepack_agent.adapters.notify import Notifier
@@ -40,11 +42,13 @@ from edgepack_agent.adapters.patching import Patching, PatchRules
 from edgepack_agent.adapters.power import read_power
 from edgepack_agent.adapters.renewal import Renewer
 from edgepack_agent.adapters.reports import Reports
+from edgepack_agent.adapters.requests import Requests
 from edgepack_agent.adapters.route import Route
 from edgepack_agent.adapters.signing import Signing
 from edgepack_agent.adapters.slots import Slots
 from edgepack_agent.adapters.trust import TrustClient
 from edgepack_agent.adapters.worker import Worker
+from edgepack_agent.answering import Answering, Finder
 from edgepack_agent.config import Config, TransferConfig, address
 from edgepack_agent.core.deferral import Power
 from edgepack_agent.core.delta import Report
@@ -92,6 +96,7 @@ class Parts:
     control: ControlServer
     notifier: Notifier
     renewer: Renewer
+    requests: Requests
     announcer: "Announcer | None"
     inventory: Callable[[], Inventory]
     locks: Locks
@@ -123,8 +128,8 @@ class Parts:
         return self.floors.standing(model.release.partition("@")[0]).stops(model.epoch)
 
 
-def assemble(config: Config) -> Parts:
-    """Return the parts of the agent of CONFIG.
+def assemble(config: Config, file: Path | None = None) -> Parts:
+    """Return the parts of the agent of CONFIG, which was read from FILE.
 
     Raises:
         UsageError: this device is not enrolled, or an address is taken.
@@ -140,8 +145,7 @@ def assemble(config: Config) -> Parts:
         )
     happenings: queue.SimpleQueue[Any] = queue.SimpleQueue()
     post = happenings.put
-    data = config.data_dir
-    lock = take_data(data)
+    data, lock = config.data_dir, take_data(config.data_dir)
     sweep(data)
     control = ControlServer(config.control_socket, post)
     journal, outbox = Journal(data / "journal.db"), Outbox(data / "outbox.db")
@@ -189,10 +193,24 @@ def assemble(config: Config) -> Parts:
         control=control,
         notifier=Notifier(),
         renewer=Renewer(identity, link.say, link.renew, post),
+        requests=_requests(signing.say, post, config, file),
         inventory=inventory,
         announcer=_announcer(config, identity.device, shelf, lambda: post(desk.ask)),
         locks=Locks(data / "lock.json", config.run_dir / "inhibit", time.time),
     )
+
+
+def _requests(
+    say: Callable[[str, bytes], bool],
+    post: Callable[[Callable[[], None]], None],
+    config: Config,
+    file: Path | None,
+) -> Requests:
+    finders: dict[str, Finder] = {
+        "doctor": lambda _request, _over: check_up(file),
+        "logs": lambda request, _over: recent(request.args),
+    }
+    return Answering(say, post, lambda: config, finders).requests
 
 
 def _announcer(

@@ -126,7 +126,7 @@ class Supervisor:
             self._parts.announcer.start()
         self._timers.repeat(self._parts.config.telemetry.interval_s, self._close_interval)
         self._timers.repeat(TICK_S, self._tick)
-        self._timers.repeat(self._parts.config.poll_s, self._parts.desk.ask, jitter=True)
+        self._timers.repeat(self._parts.config.poll_s, self._ask, jitter=True)
         self._timers.repeat(INVENTORY_S, self._tell_inventory)
         self._timers.repeat(
             max(self._parts.config.poll_s, STANDING_S), self.ask_standing, jitter=True
@@ -266,11 +266,16 @@ class Supervisor:
         self._watch.tick()
         if self._parts.link.connected:
             self._parts.desk.tick()
+            self._parts.requests.tick()
             self._parts.reports.send()
         idle = self._state.phase == "idle"
         self._parts.renewer.tick(connected=self._parts.link.connected, idle=idle)
         if self._parts.announcer:
             self._parts.announcer.tick(self._console.describe())
+
+    def _ask(self) -> None:
+        self._parts.desk.ask()
+        self._parts.requests.ask()
 
     def _tell_inventory(self) -> None:
         self._parts.reports.inventory(self._parts.inventory())
@@ -357,6 +362,8 @@ class Supervisor:
     def _heard(self, heard: Heard) -> None:
         if heard.kind.startswith("job/"):
             self._parts.desk.heard(heard.kind, heard.payload)
+        elif heard.kind.startswith("req/"):
+            self._parts.requests.heard(heard.kind, heard.payload)
         elif heard.kind == "ack":
             self._parts.reports.acknowledged(heard.payload)
         elif heard.kind.startswith("cert/"):
@@ -365,6 +372,7 @@ class Supervisor:
     def _link_changed(self, up: bool) -> None:
         log.info("the link is %s", "up" if up else "down")
         self._parts.desk.link_changed(up=up)
+        self._parts.requests.link_changed(up=up)
         self._parts.reports.link_lost()
         if up:
             self._tell_inventory()

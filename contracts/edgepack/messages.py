@@ -358,7 +358,7 @@ class Report(Message, frozen=True, kw_only=True):
 
     device: Id
     kind: Id
-    """`tele`, `evt` or `job/update`."""
+    """`tele`, `evt`, `job/update` or `req/answer`."""
     nonce: Id
     time: float
     """Unix seconds of the device."""

@@ -31,7 +31,7 @@ REPORT = "application/vnd.edgepack.report.v1+json"
 RENEWAL = "application/vnd.edgepack.renewal.v1+json"
 AUTHORITIES = "application/vnd.edgepack.authorities.v1+pem"
 """Type of the authorities a fleet announces, signed with the key of an earlier one."""
-SIGNED_KINDS = frozenset({"tele", "evt", "job/update"})
+SIGNED_KINDS = frozenset({"tele", "evt", "job/update", "req/answer"})
 
 
 def sign_report(

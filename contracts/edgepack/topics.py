@@ -6,6 +6,9 @@
     ep/1/d/{d}/up/job/{get|update}    job requests
     ep/1/d/{d}/dn/job/{get|update}/{accepted|rejected}
     ep/1/d/{d}/dn/job/notify          a hint only: server state is the truth
+    ep/1/d/{d}/up/req/{get|answer}    what the fleet asks, and the answer
+    ep/1/d/{d}/dn/req/{get|answer}/{accepted|rejected}
+    ep/1/d/{d}/dn/req/notify          a hint to ask for it
     ep/1/d/{d}/up/cert                request for a new certificate
     ep/1/d/{d}/dn/cert/{accepted|rejected}
     ep/1/d/{d}/dn/cert/notify         a hint to ask for one soon

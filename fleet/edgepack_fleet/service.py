@@ -34,6 +34,7 @@ from edgepack_fleet.adapters.pki import FLEET, Pki
 from edgepack_fleet.adapters.posting import Poster
 from edgepack_fleet.adapters.tables import JobRow, OutboxRow, RolloutRow
 from edgepack_fleet.admission import Admission
+from edgepack_fleet.asking import Requests
 from edgepack_fleet.audit import Audit
 from edgepack_fleet.authorities import Authorities
 from edgepack_fleet.core.model import HANDING_OUT
@@ -135,6 +136,7 @@ class Service:
             self.revocation.blocks,
         )
         self.renewals = Renewals(self.database, self.pki, secret, clock, settings.grace_days)
+        self.requests = Requests(self.database, clock)
         self.uplink = Uplink(self.database, clock, self.links.link, self.renewals)
         self.authorities = Authorities(
             self.database, self.pki, self.renewals, self._renew_certificates, clock
@@ -296,6 +298,7 @@ class Service:
                     self._renew_certificates()
                 self.access.save_used()
                 self.revocation.tick()
+                self.requests.tick(now)
                 self.rollouts.tick(self._heard_since or now, now)
                 self._empty_outbox()
             except Exception:  # a thread that ends would stop every rollout, silently

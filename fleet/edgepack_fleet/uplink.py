@@ -19,8 +19,10 @@ from sqlalchemy.orm import Session
 
 from edgepack import messages, topics
 from edgepack.errors import IntegrityError
+from edgepack.requests import Answer as RequestAnswer
+from edgepack.requests import AnswerTaken, RequestGet
 from edgepack.signed import SIGNED_KINDS, public_key, read_report
-from edgepack_fleet import jobrows, measuring
+from edgepack_fleet import asking, jobrows, measuring
 from edgepack_fleet.adapters.database import Database, is_passing
 from edgepack_fleet.adapters.mqtt import Incoming
 from edgepack_fleet.adapters.tables import (
@@ -105,6 +107,8 @@ class Uplink:
             "evt": _events,
             "job/get": _job_get,
             "job/update": _job_update,
+            "req/get": _request_get,
+            "req/answer": _request_answer,
         }
         if renewals is not None:
             self._handlers |= {"cert": self._cert, "conn": self._birth}
@@ -229,7 +233,7 @@ class _Token(msgspec.Struct):
 
 def _refuse(turn: _Turn, uplink: topics.Uplink, payload: bytes, error: IntegrityError) -> None:
     """Answer a request that cannot be read, if at least its token can."""
-    if not uplink.kind.startswith(("job/", "cert")):
+    if not uplink.kind.startswith(("job/", "req/", "cert")):
         return
     try:
         token = messages.decode(payload, _Token).token
@@ -436,3 +440,16 @@ def _job_update(turn: _Turn, device: DeviceRow, payload: bytes) -> None:
         measuring.begin(turn.session, device, job, turn.now)
     reply = messages.JobReply(token=update.token, job=jobrows.job_message(job))
     turn.say(device.id, "job/update/accepted", reply)
+
+
+def _request_get(turn: _Turn, device: DeviceRow, payload: bytes) -> None:
+    token = messages.decode(payload, RequestGet).token
+    found = asking.listed(turn.session, device.id, token, turn.now)
+    turn.say(device.id, "req/get/accepted", found)
+
+
+def _request_answer(turn: _Turn, device: DeviceRow, payload: bytes) -> None:
+    answer = messages.decode(payload, RequestAnswer)
+    asking.take(turn.session, device.id, answer, turn.now, verified=turn.verified)
+    taken = AnswerTaken(token=answer.token, request=answer.request)
+    turn.say(device.id, "req/answer/accepted", taken)

@@ -8,25 +8,32 @@ keep the loop from feeding the watchdog.
     EDGEPACK_DEVICE  EDGEPACK_PHASE  EDGEPACK_RELEASE  EDGEPACK_REASON
 """
 
+import contextlib
 import logging
 import os
 import socket
 import struct
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
+from edgepack.errors import EdgepackError
 from edgepack.redact import redact
+from edgepack_agent.core.asking import newest
 from edgepack_agent.core.state import State
 
-__all__ = ["JOURNAL", "begin", "fields"]
+__all__ = ["JOURNAL", "begin", "fields", "recent"]
 
 JOURNAL = Path("/run/systemd/journal/socket")
 MAX_TEXT = 16 * 1024
 """Characters of a message that are kept; far below what a datagram can hold."""
 PATIENCE_S = 0.05
+KEPT_LINES, KEPT_SIZE, DEFAULT_LINES = 1000, 96 * 1024, 200
+"""Lines and characters of the log that stay in memory, for whoever asks from afar."""
 _PLAIN = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _PRIORITIES = {
     logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6, logging.DEBUG: 7,
@@ -52,7 +59,7 @@ def begin(
         A function that takes what every message from then on says about the agent.
     """
     handler = _Journal(program, journal) if _under_journal(journal) else _Lines(plain)
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.basicConfig(level=level.upper(), handlers=[handler, _Tail()], force=True)
     # What tuf has to say below this is said by our own errors.
     for name in ("tuf", "asyncio"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -72,6 +79,21 @@ def fields(device: str, state: State) -> dict[str, str]:
     reason = state.result.reason if state.result else ""
     found = {"DEVICE": device, "PHASE": state.phase, "RELEASE": release, "REASON": reason}
     return {f"EDGEPACK_{name}": value for name, value in found.items() if value}
+
+
+def recent(wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the last `lines` messages of this process, without secrets, and how many there were.
+
+    Raises:
+        EdgepackError: it keeps none (reason `no_log`).
+    """
+    found = (each for each in logging.getLogger().handlers if isinstance(each, _Tail))
+    tail = next(found, None)
+    if tail is None:
+        raise EdgepackError("this process keeps no log", reason="no_log")
+    lines, count = tail.lines(), wanted.get("lines")
+    told = newest(lines, count if isinstance(count, int) else DEFAULT_LINES, KEPT_SIZE)
+    return {"lines": told, "kept": len(lines)}
 
 
 def _under_journal(journal: Path) -> bool:
@@ -107,6 +129,30 @@ class _Clean(logging.Handler):
             return redact(self.format(record))[:MAX_TEXT]
         except Exception:  # noqa: BLE001 - any `__str__` may raise anything
             return redact(str(record.msg))[:MAX_TEXT]
+
+
+class _Tail(_Clean):
+    """Keeps the last messages."""
+
+    def __init__(self) -> None:
+        super().__init__(_PLAIN)
+        self._kept: deque[str] = deque(maxlen=KEPT_LINES)
+        self._size = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep RECORD, and let go of the oldest where there is no more room."""
+        if len(self._kept) == KEPT_LINES:
+            self._size -= len(self._kept.popleft())
+        text = self.text(record)
+        self._kept.append(text)
+        self._size += len(text)
+        while self._size > KEPT_SIZE:
+            self._size -= len(self._kept.popleft())
+
+    def lines(self) -> list[str]:
+        """Return what is kept, oldest first."""
+        with self.lock or contextlib.nullcontext():
+            return list(self._kept)
 
 
 class _Lines(_Clean):

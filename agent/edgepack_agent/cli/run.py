@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 import msgspec
 
+from edgepack_agent.config import Launch
 from edgepack_agent.settings import load_config
 
 __all__ = ["run", "settings_file"]
@@ -28,7 +29,8 @@ def settings_file(config: Path | None) -> int:
     Raises:
         UsageError: they cannot be read, or are wrong.
     """
-    settings = msgspec.json.encode(load_config(config), enc_hook=str)
+    launch = Launch(config=load_config(config), file=str(config.absolute()) if config else None)
+    settings = msgspec.json.encode(launch, enc_hook=str)
     file = os.memfd_create("edgepack-config", 0)
     os.write(file, settings)
     os.lseek(file, 0, os.SEEK_SET)

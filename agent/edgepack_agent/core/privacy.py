@@ -21,6 +21,7 @@ from edgepack.messages import (
     Report,
     Telemetry,
 )
+from edgepack.requests import Answer, RequestGet
 from edgepack_agent.core import shadow as compared
 from edgepack_agent.core.announcement import NOTHING, Names, Sights, discovery, messages, sighting
 from edgepack_agent.core.sightings import Seen, Sighting
@@ -73,6 +74,10 @@ _FLEET = {
     "what this machine is: processor, memory, disk, installed runtimes",
     "up/job/get": "that it asks for its job",
     "up/job/update": "how far an update is, and how the new model did in its checks",
+    "up/req/get": "that it asks what is asked",
+    "up/req/answer": "what the fleet has asked for and `remote.answers` allows, at level `off` "
+    "only that it is refused: the findings of `doctor`; the newest messages of the agent's log, "
+    "without secrets; how fast a model is here",
     "up/meta": "which signed lists of models are wanted",
     "up/blob": "which files of an update are wanted",
     "up/cert": "a request for a new certificate",
@@ -87,6 +92,11 @@ _CHECKS = (
 _PATCHES = ("target", "codec", "bytes", "whole", "reason", "why")
 _COMPARED = tuple(compared.Seen(reason="too_few").plain())
 _DRIFT = ("psi", "p", "n")
+_ANSWERS = (
+    "result.schema", "result.status",
+    *(f"result.findings.{name}" for name in ("check", "status", "what", "why", "fix", "code")),
+    "result.lines", "result.kept",
+)  # fmt: skip
 _KEYS = {
     "up/conn": _names(Conn),
     "up/evt": (
@@ -101,6 +111,8 @@ _KEYS = {
         *(f"detail.patches.{name}" for name in _PATCHES),
         *(f"detail.shadow.{name}" for name in _COMPARED),
     ),
+    "up/req/get": _names(RequestGet),
+    "up/req/answer": (*_names(Answer), *_ANSWERS),
     "up/meta": _names(MetaRequest),
     "up/blob": _names(BlobRequest),
     "up/cert": _names(CertRequest),

@@ -35,7 +35,9 @@ __all__ = [
 DEFAULT_PORT = 8883
 MAX_PACKET = 384 * 1024
 """Bytes; the largest message of ours is 256 KiB, a block is 64 KiB."""
-UPLINK_KINDS = ("conn", "tele", "evt", "job/get", "job/update", "cert", "meta", "blob")
+UPLINK_KINDS = (
+    "conn", "tele", "evt", "job/get", "job/update", "req/get", "req/answer", "cert", "meta", "blob",
+)  # fmt: skip
 """What a device may speak of."""
 
 

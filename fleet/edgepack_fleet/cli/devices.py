@@ -10,6 +10,7 @@ import msgspec
 from edgepack.errors import IntegrityError, PartialError, UsageError
 from edgepack.messages import Export
 from edgepack_fleet.cli import show
+from edgepack_fleet.cli.asking import device_doctor, device_logs
 from edgepack_fleet.cli.client import Client, connection_options
 
 __all__ = ["devices", "groups"]
@@ -20,7 +21,11 @@ MAX_EXPORT = 256 * 1024**2
 
 @click.group()
 def devices() -> None:
-    """List, show, revoke devices; take their reports from a file."""
+    """List, show, ask, revoke devices; take their reports from a file."""
+
+
+devices.add_command(device_doctor)
+devices.add_command(device_logs)
 
 
 @devices.command("list")

@@ -8,7 +8,7 @@ import click
 
 from edgepack.cli import print_json
 
-__all__ = ["document", "facts", "moment", "table"]
+__all__ = ["document", "facts", "moment", "printable", "table"]
 
 
 def document(schema: str, content: Any) -> None:
@@ -52,7 +52,11 @@ def moment(seconds: float | None) -> str:
     return datetime.fromtimestamp(seconds, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
+def printable(text: str) -> str:
+    """Return TEXT without what would steer a terminal."""
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
+
+
 def _cell(value: Any) -> str:
     """Return VALUE without what would steer a terminal: much of it comes from devices."""
-    text = "-" if value is None or value == "" else str(value)
-    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
+    return printable("-" if value is None or value == "" else str(value))

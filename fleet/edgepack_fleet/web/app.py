@@ -11,7 +11,18 @@ from starlette.staticfiles import StaticFiles
 
 from edgepack_fleet.core.rates import Rates
 from edgepack_fleet.service import Service
-from edgepack_fleet.web import admin, api, hooks, joining, organise, pages, problems, repo, stream
+from edgepack_fleet.web import (
+    admin,
+    api,
+    asking,
+    hooks,
+    joining,
+    organise,
+    pages,
+    problems,
+    repo,
+    stream,
+)
 from edgepack_fleet.web.description import describe
 from edgepack_fleet.web.guard import Guard
 from edgepack_fleet.web.limits import BodyLimit
@@ -49,6 +60,7 @@ def main_app(service: Service | None, device_url: str = "") -> FastAPI:
     app.include_router(repo.router)
     app.include_router(admin.router)
     app.include_router(hooks.router)
+    app.include_router(asking.router)
     app.include_router(stream.router)
     app.include_router(pages.router)
     app.mount("/static", StaticFiles(directory=pages.STATIC), name="static")

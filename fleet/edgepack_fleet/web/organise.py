@@ -32,7 +32,7 @@ def change_filter(fleet: Fleet, group: str, new: organise_schemas.NewFilter) -> 
 
 
 @router.post("/groups/{group}/add")
-def add_devices(fleet: Fleet, group: str, which: organise_schemas.Devices) -> schemas.Group:
+def add_devices(fleet: Fleet, group: str, which: organise_schemas.NamedDevices) -> schemas.Group:
     """Put devices into a group, all or none."""
     fleet.organiser.add(group, which.devices)
     fleet.poke()
@@ -40,7 +40,7 @@ def add_devices(fleet: Fleet, group: str, which: organise_schemas.Devices) -> sc
 
 
 @router.post("/groups/{group}/remove")
-def remove_devices(fleet: Fleet, group: str, which: organise_schemas.Devices) -> schemas.Group:
+def remove_devices(fleet: Fleet, group: str, which: organise_schemas.NamedDevices) -> schemas.Group:
     """Take devices out of a group, all or none; they keep what they run."""
     fleet.organiser.remove(group, which.devices)
     fleet.poke()

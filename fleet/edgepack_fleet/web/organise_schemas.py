@@ -12,7 +12,7 @@ __all__ = [
     "Applicant",
     "Applicants",
     "Description",
-    "Devices",
+    "NamedDevices",
     "Expected",
     "ExpectedDevices",
     "NewExpected",
@@ -30,7 +30,7 @@ class NewFilter(Model):
     filter: str = Field(max_length=LONGEST, min_length=1)
 
 
-class Devices(Model):
+class NamedDevices(Model):
     """Devices to put into a group, or to take out of it."""
 
     devices: list[Name] = Field(min_length=1, max_length=10_000)

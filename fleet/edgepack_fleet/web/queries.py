@@ -15,6 +15,7 @@ __all__ = [
     "GroupQuery",
     "ListQuery",
     "ReleaseQuery",
+    "RequestQuery",
     "RolloutQuery",
     "StreamQuery",
     "TokenQuery",
@@ -61,6 +62,13 @@ class RolloutQuery(ListQuery):
     state: Name | None = None
     group: Name | None = None
     release: Name | None = Field(None, description="`name@version`")
+
+
+class RequestQuery(ListQuery):
+    """Which requests of a device."""
+
+    sort: Literal["created", "-created"] = "-created"
+    kind: Literal["doctor", "logs", "measure"] | None = None
 
 
 class EventQuery(ListQuery):
