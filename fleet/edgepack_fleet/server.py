@@ -129,7 +129,7 @@ async def _run(
         _server(main_app(service, device_url), listeners.tls_cert, listeners.tls_key),
         _server(device_app(service), *service.pki.pair("server")),
     ]
-    service.server_renewed = lambda: _reload(servers[1], *service.pki.pair("server"))
+    service.server_renewed = lambda: _reload(servers, *service.pki.pair("server"))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _leave, servers, service)
@@ -179,10 +179,11 @@ def _server(app: Any, certificate: Path | None, key: Path | None) -> _Server:
     return _Server(config)
 
 
-def _reload(server: _Server, certificate: Path, key: Path) -> None:
-    """Let SERVER show another certificate, from the next connection on."""
-    if server.config.ssl is not None:
-        server.config.ssl.load_cert_chain(certificate, key)
+def _reload(servers: list[_Server], certificate: Path, key: Path) -> None:
+    """Let those of SERVERS that show CERTIFICATE show the new one, from the next connection on."""
+    for server in servers:
+        if server.config.ssl is not None and server.config.ssl_certfile == certificate:
+            server.config.ssl.load_cert_chain(certificate, key)
 
 
 def _listen(address: Address) -> socket.socket:

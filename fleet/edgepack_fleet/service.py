@@ -82,6 +82,8 @@ class Settings:
     """Requests a second over REST with one token; 0: no limit."""
     webhook_private: bool = False
     """Whether webhooks may lead to addresses of private networks."""
+    public_broker: Address | None = None
+    """Where devices reach the broker; None: where we do, under our public name if it is here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +197,8 @@ class Service:
 
     def _public_broker(self) -> Address:
         """Return where devices connect to: under our public name, if the broker is on this host."""
+        if self.settings.public_broker is not None:
+            return self.settings.public_broker
         broker, hosts = self.settings.broker, self.settings.hosts
         return Address(hosts[0], broker.port) if hosts and broker.is_loopback else broker
 

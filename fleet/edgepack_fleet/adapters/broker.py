@@ -208,6 +208,7 @@ persistence_location {directory}/
 autosave_interval 30
 user {pwd.getpwuid(os.getuid()).pw_name}
 log_dest stderr
+log_timestamp_format %Y-%m-%d %H:%M:%S
 log_type error
 log_type warning
 """

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from edgepack.errors import UsageError
 
-__all__ = ["alone", "only_one", "own"]
+__all__ = ["alone", "if_free", "only_one", "own"]
 
 
 def own(directory: Path) -> Path:
@@ -36,6 +36,18 @@ def alone(directory: Path) -> Iterator[None]:
     with (directory / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+@contextmanager
+def if_free(directory: Path, name: str) -> Iterator[bool]:
+    """Hold the lock NAME of DIRECTORY unless another process does; yield whether we hold it."""
+    with (directory / name).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
 
 
 @contextmanager

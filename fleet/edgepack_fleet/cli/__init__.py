@@ -7,8 +7,10 @@ from edgepack.cli import TableGroup
 __all__ = ["fleet"]
 
 COMMANDS = {
+    "up": ("edgepack_fleet.cli.up", "Broker and fleet in one command, watched over."),
     "serve": ("edgepack_fleet.cli.serve", "Serve the fleet: REST, pages, enrolment, devices."),
     "broker": ("edgepack_fleet.cli.serve", "Run mosquitto with the fleet's configuration."),
+    "service": ("edgepack_fleet.cli.service", "Units for systemd: broker and fleet."),
     "devices": ("edgepack_fleet.cli.devices", "List, show and revoke devices."),
     "access": ("edgepack_fleet.cli.access", "Create and revoke access tokens."),
     "audit": ("edgepack_fleet.cli.access", "Read who changed what."),

@@ -32,6 +32,11 @@ host_option = click.option(
 @click.option("--database", metavar="URL", help="Another database than SQLite below --data.")
 @click.option("--broker", "broker_url", metavar="URL", help="mqtts://HOST:PORT of the MQTT broker.")
 @click.option(
+    "--public-broker",
+    metavar="HOST:PORT",
+    help="Where devices reach the broker, if that is another address.",
+)
+@click.option(
     "--embedded-broker",
     is_flag=True,
     help="Run a broker in this process, on 127.0.0.1. For demos: slower, forgets what it holds.",
@@ -44,6 +49,9 @@ host_option = click.option(
 )
 @click.option("--tls-cert", type=click.Path(path_type=Path), help="Certificate of --listen.")
 @click.option("--tls-key", type=click.Path(path_type=Path), help="Its key.")
+@click.option(
+    "--own-tls", is_flag=True, help="Show on --listen a certificate of the fleet's own authority."
+)
 @click.option(
     "--renew-grace",
     type=FiniteRange(min=0),
@@ -68,11 +76,13 @@ def serve(
     hosts: tuple[str, ...],
     database: str | None,
     broker_url: str | None,
+    public_broker: str | None,
     embedded_broker: bool,
     listen: str,
     device_listen: str,
     tls_cert: Path | None,
     tls_key: Path | None,
+    own_tls: bool,
     renew_grace: float,
     max_per_s: float,
     webhook_private: bool,
@@ -84,15 +94,18 @@ def serve(
 
     if embedded_broker and broker_url:
         raise UsageError("--broker and --embedded-broker exclude each other")
-    listeners = server.Listeners(
-        parse_address(listen), parse_address(device_listen), tls_cert, tls_key
-    )
+    if own_tls and (tls_cert or tls_key):
+        raise UsageError("--own-tls and --tls-cert exclude each other")
+    data = data.absolute()
+    pair = _own_pair(data, hosts) if own_tls else (tls_cert, tls_key)
+    listeners = server.Listeners(parse_address(listen), parse_address(device_listen), *pair)
     address = parse_address(_broker_host(broker_url)) if broker_url else known_address(data)
     server.check_exposure(listeners)
     _log_to_stderr()
     settings = Settings(
-        data.absolute(), address, database, hosts, renew_grace, max_per_s, webhook_private
-    )
+        data, address, database, hosts, renew_grace, max_per_s, webhook_private,
+        parse_address(public_broker) if public_broker else None,
+    )  # fmt: skip
     server.serve(settings, listeners, embedded_broker=embedded_broker)
 
 
@@ -127,6 +140,13 @@ def openapi() -> None:
     from edgepack_fleet.web.app import main_app
 
     print_json(main_app(None).openapi())
+
+
+def _own_pair(data: Path, hosts: tuple[str, ...]) -> tuple[Path, Path]:
+    from edgepack_fleet.adapters.lock import own
+    from edgepack_fleet.adapters.pki import Pki
+
+    return Pki(own(data) / "pki", hosts).pair("server")
 
 
 def _broker_host(url: str) -> str:
