@@ -1,5 +1,7 @@
 """The client of the command line against a server that misbehaves as networks do."""
 
+import contextlib
+import io
 import json
 import threading
 from collections.abc import Iterator
@@ -7,9 +9,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from edgepack.cli import root, run_command
 from edgepack.errors import EdgepackError, UnreachableError, UsageError
-from edgepack_fleet.cli.client import Client
+from edgepack_fleet.cli.client import TRIES, Client
+from edgepack_fleet.core.model import FAILURES, TERMINAL
+from edgepack_fleet.core.outcome import outcome
 
 Reply = tuple[int, dict[str, str], Any]
 
@@ -117,3 +124,68 @@ def test_deleting_has_no_answer_but_a_refusal_has(fleet: Fleet) -> None:
     with pytest.raises(UsageError, match="no token") as caught:
         fleet.client.delete("access-tokens", "x")
     assert (caught.value.reason, caught.value.fix) == ("unknown_token", "look")
+
+
+# -- waiting for a rollout
+
+
+def standing(state: str, **devices: str) -> Reply:
+    failures = [{"reason": "exam", "devices": [d]} for d, s in devices.items() if s == "FAILED"]
+    members = [{"id": name, "status": status} for name, status in devices.items()]
+    facts = {"id": "r1", "release": "m@1", "group": "g", "state": state, "reason": "Because."}
+    return ok(facts | {"devices": members, "failures": failures})
+
+
+def waited(fleet: Fleet, *words: str) -> tuple[int, dict[str, Any] | None]:
+    where = ("--url", f"http://127.0.0.1:{fleet.port}", "--token", "t", "--json")
+    out, code = io.StringIO(), 0
+    with contextlib.redirect_stdout(out):
+        try:
+            run_command(root, ["fleet", "rollouts", "wait", "r1", *where, *words])
+        except SystemExit as leave:
+            code = int(leave.code or 0)
+    return code, json.loads(out.getvalue()) if out.getvalue() else None
+
+
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [
+        (standing("completed", a="SUCCEEDED", b="QUEUED"), 0),
+        (standing("completed", a="SUCCEEDED", b="FAILED"), 8),
+        (standing("paused", a="SUCCEEDED"), 4),
+        (standing("reverted", a="SUCCEEDED"), 4),
+        (standing("cancelled"), 4),
+    ],
+)
+def test_the_exit_code_says_how_a_rollout_ended(fleet: Fleet, end: Reply, code: int) -> None:
+    fleet.replies = [standing("draft"), standing("running", a="IN_PROGRESS"), end]
+    found, document = waited(fleet)
+    assert found == code
+    assert document is not None
+    assert (document["schema"], document["state"]) == ("edgepack.rollout/v1", end[2]["state"])
+    assert not fleet.replies
+
+
+def test_a_fleet_that_is_away_for_a_while_is_waited_for(fleet: Fleet) -> None:
+    broken: list[Reply | None] = [None] * TRIES
+    fleet.replies = [standing("running"), *broken, standing("completed", a="SUCCEEDED")]
+    assert waited(fleet)[0] == 0
+    fleet.replies = [*broken]
+    assert waited(fleet) == (7, None), "never heard of: said at once"
+
+
+def test_when_the_time_is_over_what_is_done_decides(fleet: Fleet) -> None:
+    for status, code in (("IN_PROGRESS", 7), ("SUCCEEDED", 8)):
+        fleet.replies = [standing("running", a=status)]
+        found, document = waited(fleet, "--timeout", "0")
+        assert found == code
+        assert document is not None
+        assert document["state"] == "running"
+
+
+@given(
+    st.sampled_from(["completed", "paused", "running"]), st.lists(st.sampled_from(sorted(TERMINAL)))
+)
+def test_only_a_completed_rollout_without_failures_is_done(state: str, statuses: list[str]) -> None:
+    done = state == "completed" and not FAILURES & set(statuses)
+    assert (outcome(state, statuses) == "done") is done

@@ -10,6 +10,7 @@ import click
 from edgepack.errors import IntegrityError
 from edgepack_fleet.cli import show
 from edgepack_fleet.cli.client import Client, connection_options
+from edgepack_fleet.cli.waiting import wait_for_rollout
 
 __all__ = ["releases", "rollouts"]
 
@@ -53,6 +54,9 @@ def show_release(
 @click.group()
 def rollouts() -> None:
     """Send a release to a group, wave by wave."""
+
+
+rollouts.add_command(wait_for_rollout)
 
 
 @rollouts.command("list")
