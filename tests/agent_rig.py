@@ -63,6 +63,7 @@ def digits_release(
     home: Path,
     version: str,
     *,
+    line: str = "digits",
     lie: bool = False,
     slow: bool = False,
     broken: bool = False,
@@ -76,6 +77,7 @@ def digits_release(
     Args:
         home: Directory.
         version: Of the release; see `WRONG`.
+        line: The model's name.
         lie: Its golden vectors are wrong.
         slow: It computes the same, with a detour.
         broken: Its model is no model.
@@ -105,7 +107,7 @@ def digits_release(
     }
     manifest = digits_manifest(version)
     target = msgspec.structs.replace(manifest.target, ram_mb=ram_mb)
-    manifest = msgspec.structs.replace(manifest, target=target, drift=drift)
+    manifest = msgspec.structs.replace(manifest, name=line, target=target, drift=drift)
     return write_bundle(home / "dist", manifest, files, key=KEY).path
 
 

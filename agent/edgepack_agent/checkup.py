@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from shutil import disk_usage
@@ -62,15 +62,22 @@ class _Site:
     identity: Identity | None = None
     state: State | None = None
     floor: int = BUILD_TIME
+    place: service.Place = field(default_factory=service.Place)
 
     @property
     def data(self) -> Path:
         return self.config.data_dir
 
 
-def examine(path: Path | None, now: datetime) -> Iterator[Finding]:
-    """Yield what is found about the agent whose configuration is in PATH, at the time NOW."""
-    site = _Site(Config(), now)
+def examine(path: Path | None, now: datetime, instance: str = "") -> Iterator[Finding]:
+    """Yield what is found about the agent whose configuration is in PATH, at the time NOW.
+
+    Args:
+        path: Of the configuration; None: that of the system.
+        now: Aware.
+        instance: Which agent of this box it is; empty: the one without a name.
+    """
+    site = _Site(Config(), now, place=service.Place(instance=instance))
     try:
         site.config, files = read_config(path)
         told = ", ".join(map(str, files.read)) or "the defaults hold"
@@ -356,7 +363,7 @@ def _sources(site: _Site) -> Iterator[Finding]:
         path = Path(place)
         if kind != "dir":
             yield Finding("sources", "ok", f"{source.name}: not looked at")
-        elif service.standing(service.Place()).installed and (why := service.hidden(path)):
+        elif service.standing(site.place).installed and (why := service.hidden(path)):
             yield Finding("sources", "fail", f"{source.name}: {path}", why, "move it", doctor.USAGE)
         elif not path.is_dir() or not os.access(path, os.R_OK | os.X_OK):
             why = "it cannot be read" if path.exists() else "there is no such directory"
@@ -368,9 +375,12 @@ def _sources(site: _Site) -> Iterator[Finding]:
             yield Finding("sources", "ok", f"{source.name}: {path}")
 
 
-def _unit(_: _Site) -> Iterator[Finding]:
-    found = service.standing(service.Place())
-    again = "edgepack-agent service install --now"
+def _unit(site: _Site) -> Iterator[Finding]:
+    found = service.standing(site.place)
+    command = (
+        f"edgepack-agent --instance {name}" if (name := site.place.instance) else "edgepack-agent"
+    )
+    again = f"{command} service install --now"
     if not found.installed:
         yield Finding("unit", "warn", "the service is not installed", fix=again)
     elif not found.current:
@@ -382,7 +392,7 @@ def _unit(_: _Site) -> Iterator[Finding]:
         why = "a drop-in has switched it off"
         yield Finding("unit", "warn", "nobody ends an agent that hangs", why, "set WatchdogSec=30")
     elif found.active == "failed":
-        fix = "edgepack-agent logs"
+        fix = f"{command} logs"
         yield Finding("unit", "fail", "the service has failed", fix=fix, code=1)
     else:
         told = found.active or "systemd does not run here"

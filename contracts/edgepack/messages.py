@@ -88,6 +88,8 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True):
     disk_free_mb: Count = 0
     runtimes: dict[str, str] = {}
     """Runtime name (`onnx`, `openvino`, `tflite`) to installed version, best first."""
+    host: Text = ""
+    """The same for all agents of one box, and says nothing else of it; empty: not known."""
 
 
 class Conn(Message, frozen=True, kw_only=True):

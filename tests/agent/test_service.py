@@ -12,7 +12,9 @@ import pytest
 
 from agent_rig import AGENT
 from edgepack_agent.adapters import service
+from edgepack_agent.adapters.instances import find_instances
 from edgepack_agent.adapters.service import Place, hidden
+from edgepack_agent.adapters.units import SLICE
 from edgepack_agent.config import Config
 from edgepack_agent.settings import load_config
 
@@ -55,10 +57,23 @@ def test_the_unit_that_is_printed_runs_this_installation(printed: Path) -> None:
     assert printed.read_text().count("\n") == UNIT.read_text().count("\n")
 
 
+@pytest.fixture
+def template(tmp_path: Path) -> Path:
+    """The unit of an instance, by a name that systemd would run."""
+    path = tmp_path / "edgepack-agent@plates.service"
+    path.write_text(agent("--instance", "plates", "service", "print").stdout)
+    return path
+
+
 @needs_systemd
-def test_systemd_finds_nothing_wrong_with_the_unit(printed: Path) -> None:
+@pytest.mark.parametrize("unit", ["printed", "template"])
+def test_systemd_finds_nothing_wrong_with_the_unit(
+    unit: str, request: pytest.FixtureRequest
+) -> None:
+    path: Path = request.getfixturevalue(unit)
+    path.with_name("edgepack.slice").write_text(SLICE)
     verdict = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", printed],
+        ["systemd-analyze", "verify", "--man=no", path.with_name("edgepack.slice"), path],
         capture_output=True,
         text=True,
         check=False,
@@ -66,8 +81,27 @@ def test_systemd_finds_nothing_wrong_with_the_unit(printed: Path) -> None:
     assert (verdict.returncode, verdict.stdout, verdict.stderr) == (0, "", "")
 
 
+def test_the_template_differs_in_what_an_instance_has_of_its_own(
+    printed: Path, template: Path
+) -> None:
+    lines = zip(printed.read_text().splitlines(), template.read_text().splitlines(), strict=True)
+    changed = {new for old, new in lines if old != new and not new.startswith("#")}
+    assert changed == {
+        "Description=edgepack agent for %i",
+        "ConditionPathExists=/var/lib/edgepack-%i/identity/device.json",
+        f"ExecStart={AGENT.resolve()} --instance %i run",
+        "StateDirectory=edgepack-%i",
+        "RuntimeDirectory=edgepack-%i",
+        "NoExecPaths=/var/lib/edgepack-%i",
+    }
+
+
 @needs_systemd
-def test_the_exposure_is_at_most_2_with_access_to_cameras(printed: Path) -> None:
+@pytest.mark.parametrize("unit", ["printed", "template"])
+def test_the_exposure_is_at_most_2_with_access_to_cameras(
+    unit: str, request: pytest.FixtureRequest
+) -> None:
+    printed: Path = request.getfixturevalue(unit)
     # The threshold counts in tenths; above it the exit code says so.
     verdict = ["systemd-analyze", "security", "--offline=yes", "--threshold=20", printed]
     done = subprocess.run(verdict, capture_output=True, text=True, check=False)
@@ -88,7 +122,7 @@ def test_it_can_be_installed_into_an_image_and_again(tmp_path: Path) -> None:
     assert f"ExecStart={PROGRAM} run" in place.unit.read_text()
     assert place.enabled.resolve() == place.unit
     assert load_config(place.settings / "agent.yaml") == Config(), "the skeleton sets nothing"
-    assert len(first["wrote"]) == 4
+    assert len(first["wrote"]) == 5
 
     (place.settings / "agent.yaml").write_text("threads: 2\n")
     place.unit.write_text("of an older version")
@@ -115,7 +149,9 @@ def test_removing_it_leaves_the_device_what_it_is(tmp_path: Path) -> None:
     identity.write_text("key")
     done = agent("service", "uninstall", "--root", tmp_path, "--json")
     found = json.loads(done.stdout)
-    assert found["removed"] == [str(p) for p in (place.enabled, place.unit, place.sysusers)]
+    assert found["removed"] == [
+        str(p) for p in (place.enabled, place.unit, place.slice, place.sysusers)
+    ]
     assert identity.exists()
     assert (place.settings / "agent.yaml").exists()
 
@@ -125,6 +161,38 @@ def test_removing_it_leaves_the_device_what_it_is(tmp_path: Path) -> None:
     assert purged.returncode == 0
     assert not identity.exists()
     assert not place.settings.exists()
+
+
+def test_instances_are_installed_beside_each_other_and_removed_alone(tmp_path: Path) -> None:
+    def run(name: str, *words: str) -> dict[str, Any]:
+        more = ("--program", PROGRAM) if words[0] == "install" else ()
+        own = ("--instance", name) if name else ()
+        done = agent(*own, "service", *words, "--root", tmp_path, *more, "--json")
+        assert done.returncode == 0, done.stderr
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+
+    places = {name: Place(tmp_path, name) for name in ("", "door", "plates")}
+    for name in places:
+        run(name, "install")
+    assert places["door"].unit == places["plates"].unit, "one template"
+    for name, place in places.items():
+        assert place.enabled.resolve() == place.unit
+        data = f"edgepack-{name}" if name else "edgepack"
+        config = load_config(place.settings / "agent.yaml")
+        assert config == Config(data_dir=Path("/var/lib", data), run_dir=Path("/run", data))
+    assert [each.name for each in find_instances(places[""].settings)] == list(places)
+
+    gone = run("door", "uninstall", "--purge")
+    assert gone["removed"] == [str(places["door"].enabled), str(places["door"].settings)]
+    gone = run("", "uninstall", "--purge")
+    assert str(places[""].unit) in gone["removed"]
+    assert places["plates"].unit.exists()
+    assert places["plates"].slice.exists(), "another agent is in it"
+    assert (places["plates"].settings / "agent.yaml").exists(), "it is another agent's"
+    assert not (places[""].settings / "agent.yaml").exists()
+    run("plates", "uninstall", "--purge")
+    assert [p for p in tmp_path.rglob("*") if p.is_file() and "edgepack" in p.name] == []
 
 
 def test_a_program_that_the_service_could_not_see_is_refused(tmp_path: Path) -> None:
@@ -173,7 +241,7 @@ def test_the_unit_is_part_of_the_distribution(tmp_path: Path) -> None:
     share.mkdir(parents=True)
     (share / "edgepack-agent.service").write_text("ExecStart=/usr/bin/edgepack-agent run\n")
     code = (
-        "import sysconfig; from pathlib import Path; import edgepack_agent.adapters.service as s;"
+        "import sysconfig; from pathlib import Path; import edgepack_agent.adapters.units as s;"
         f"s.__file__ = '/nowhere/a/b.py'; sysconfig.get_path = lambda _: {str(tmp_path)!r};"
         f"print(s.render(Path({PROGRAM!r})))"
     )

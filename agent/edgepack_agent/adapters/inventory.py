@@ -1,6 +1,8 @@
 """What this device is, read from /proc and what is installed. Imports no runtime."""
 
 import contextlib
+import hashlib
+import hmac
 import os
 import shutil
 from collections.abc import Sequence
@@ -9,9 +11,11 @@ from pathlib import Path
 from edgepack.messages import Inventory
 from edgepack_agent.adapters.installed import Installed
 
-__all__ = ["read_inventory", "rss_mb"]
+__all__ = ["host_id", "read_inventory", "rss_mb"]
 
 _PROC = Path("/proc")
+MACHINE_ID = Path("/etc/machine-id")
+"""Of this installation of the system; see machine-id(5), which asks not to tell it to a network."""
 
 
 def read_inventory(data_dir: Path, installed: Installed, allowed: Sequence[str] = ()) -> Inventory:
@@ -33,7 +37,24 @@ def read_inventory(data_dir: Path, installed: Installed, allowed: Sequence[str] 
         ram_mb=_ram_mb(),
         disk_free_mb=shutil.disk_usage(data_dir).free // 2**20,
         runtimes={name: runtimes[name] for name in order},
+        host=host_id(),
     )
+
+
+def host_id(machine_id: Path = MACHINE_ID) -> str:
+    """Return what all agents of this box are known to share it by; empty: it has no identity.
+
+    A keyed hash of the machine id, from which nobody learns it or finds this box elsewhere, as
+    machine-id(5) asks programs to do: HMAC-SHA256 keyed with it, of a name of our own.
+    """
+    try:
+        key = machine_id.read_bytes().strip()
+    except OSError:
+        return ""
+    # While an image boots for the first time it holds a word instead.
+    if len(key) != 32:
+        return ""
+    return hmac.new(key, b"edgepack host", hashlib.sha256).hexdigest()[:32]
 
 
 def rss_mb() -> float:

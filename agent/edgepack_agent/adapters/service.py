@@ -10,55 +10,57 @@ import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgepack.durable import write_file
 from edgepack.errors import EdgepackError, UsageError
 from edgepack_agent import config
+from edgepack_agent.adapters.instances import CONFIG, find_instances
+from edgepack_agent.adapters.units import SLICE, SYSUSERS, TEMPLATE, UNIT, render, unit_of
 
 __all__ = [
-    "UNIT",
     "Done",
     "Place",
     "Standing",
     "hand_over",
     "hidden",
     "install",
-    "render",
     "standing",
     "this_program",
     "uninstall",
 ]
 
-UNIT = "edgepack-agent.service"
-_PROGRAM = "/usr/bin/edgepack-agent"
 _UNSEEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # noqa: S108 - not for our files
 """What the unit's ProtectHome and PrivateTmp hide from the service."""
-_SYSUSERS = """\
-# The user of the edgepack agent. Programs that use its inference API join the group `edgepack`.
-u edgepack - "edgepack agent"
-g video - -
-g render - -
-"""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """The system that the service is for: this one, or the one below another root."""
+    """What the service is for: this system, or the one below another root; an instance, or none."""
 
     root: Path = Path("/")
+    instance: str = ""
+
+    @property
+    def service(self) -> str:
+        """What systemd calls the service."""
+        return unit_of(self.instance)
 
     @property
     def unit(self) -> Path:
-        """The unit's file."""
-        return self.root / "etc/systemd/system" / UNIT
+        """The unit's file; that of an instance is the template of all."""
+        return self._units / (TEMPLATE if self.instance else UNIT)
 
     @property
     def enabled(self) -> Path:
-        """The link that starts the unit at boot."""
-        return self.unit.parent / "multi-user.target.wants" / UNIT
+        """The link that starts the service at boot."""
+        return self._wants / self.service
+
+    @property
+    def slice(self) -> Path:
+        """Holds the limits for all agents together."""
+        return self._units / "edgepack.slice"
 
     @property
     def sysusers(self) -> Path:
@@ -68,13 +70,31 @@ class Place:
     @property
     def settings(self) -> Path:
         """Directory of the configuration."""
-        return self.root / "etc/edgepack"
+        return self.root / "etc/edgepack" / self.instance
 
     @property
     def data(self) -> tuple[Path, ...]:
         """Where the device's data may be; `private` is systemd's choice for dynamic users."""
-        state = self.root / "var/lib"
-        return (state / "edgepack", state / "private/edgepack")
+        state, name = self.root / "var/lib", self.own("edgepack")
+        return (state / name, state / "private" / name)
+
+    @property
+    def siblings(self) -> list[Path]:
+        """The links that start the other agents of this box."""
+        found = [*self._wants.glob(TEMPLATE.replace("@", "@*")), self._wants / UNIT]
+        return [path for path in found if path != self.enabled and path.is_symlink()]
+
+    def own(self, name: str) -> str:
+        """Return what systemd calls the directory that is NAME without an instance."""
+        return f"{name}-{self.instance}" if self.instance else name
+
+    @property
+    def _units(self) -> Path:
+        return self.root / "etc/systemd/system"
+
+    @property
+    def _wants(self) -> Path:
+        return self._units / "multi-user.target.wants"
 
     @property
     def live(self) -> bool:
@@ -128,25 +148,6 @@ def hidden(program: Path) -> str:
     return ""
 
 
-def render(program: Path) -> str:
-    """Return the unit that runs PROGRAM.
-
-    Raises:
-        UsageError: the unit file is not installed.
-    """
-    installed = Path(sysconfig.get_path("data")) / "share" / "edgepack" / UNIT
-    source = Path(__file__).parents[2] / "systemd" / UNIT
-    found = next((path for path in (source, installed) if path.is_file()), None)
-    if found is None:
-        raise UsageError(
-            "the unit file is not installed",
-            why=f"there is no {installed}",
-            fix="install edgepack again",
-            reason="no_unit",
-        )
-    return found.read_text().replace(_PROGRAM, str(program))
-
-
 def install(place: Place, program: Path, *, now: bool) -> Done:
     """Make the service of PROGRAM start at boot of PLACE.
 
@@ -168,13 +169,14 @@ def install(place: Place, program: Path, *, now: bool) -> Done:
         )
     done = Done()
     try:
-        _write(place.unit, render(program), done)
-        _write(place.sysusers, _SYSUSERS, done)
+        _write(place.unit, render(program, template=bool(place.instance)), done)
+        _write(place.slice, SLICE, done)
+        _write(place.sysusers, SYSUSERS, done)
         (place.settings / "conf.d").mkdir(parents=True, exist_ok=True)
-        if (place.settings / "agent.yaml").exists():
-            done.kept.append(place.settings / "agent.yaml")
+        if (place.settings / CONFIG).exists():
+            done.kept.append(place.settings / CONFIG)
         else:
-            _write(place.settings / "agent.yaml", _skeleton(), done)
+            _write(place.settings / CONFIG, _skeleton(place), done)
         _enable(place, done)
     except OSError as error:
         raise _refused(error) from error
@@ -182,7 +184,7 @@ def install(place: Place, program: Path, *, now: bool) -> Done:
     if place.live:
         _systemctl("daemon-reload")
         if now:
-            _systemctl("restart", UNIT)
+            _systemctl("restart", place.service)
     return done
 
 
@@ -199,9 +201,9 @@ def uninstall(place: Place, *, purge: bool) -> Done:
     """
     done = Done()
     if place.live and place.unit.exists():
-        _systemctl("disable", "--now", UNIT)
-    ours = [place.enabled, place.unit, place.sysusers]
-    leftovers = [place.settings, *place.data]
+        _systemctl("disable", "--now", place.service)
+    ours = [place.enabled, *_unshared(place)]
+    leftovers = [*_own_settings(place), *place.data]
     try:
         for path in ours + (leftovers if purge else []):
             _remove(path, done)
@@ -211,6 +213,20 @@ def uninstall(place: Place, *, purge: bool) -> Done:
     if place.live:
         _systemctl("daemon-reload")
     return done
+
+
+def _unshared(place: Place) -> list[Path]:
+    """Return the files of systemd that no other agent of the box needs."""
+    others = place.siblings
+    same_unit = place.instance and any("@" in path.name for path in others)
+    return ([] if same_unit else [place.unit]) + ([] if others else [place.slice, place.sysusers])
+
+
+def _own_settings(place: Place) -> list[Path]:
+    """Return the configuration; that of instances is below the directory of the agent without."""
+    if place.instance or not any(each.name for each in find_instances(place.settings)):
+        return [place.settings]
+    return [place.settings / CONFIG, place.settings / "conf.d"]
 
 
 def standing(place: Place) -> Standing:
@@ -223,12 +239,13 @@ def standing(place: Place) -> Standing:
     watchdog = bool(re.search(r"^WatchdogSec=[1-9]", text, re.MULTILINE))
     active = ""
     if place.live:
-        told = ("show", "-P", "ActiveState", UNIT)
+        told = ("show", "-P", "ActiveState", place.service)
         active = _ask_systemctl(*told).stdout.strip()
-        watchdog = _ask_systemctl("show", "-P", "WatchdogUSec", UNIT).stdout.strip() != "0"
+        watchdog = _ask_systemctl("show", "-P", "WatchdogUSec", place.service).stdout.strip() != "0"
     return Standing(
         installed=bool(text),
-        current=program is not None and text == render(Path(program[1])),
+        current=program is not None
+        and text == render(Path(program[1]), template=bool(place.instance)),
         enabled=place.enabled.is_symlink(),
         active=active,
         watchdog=watchdog,
@@ -266,7 +283,7 @@ def _enable(place: Place, done: Done) -> None:
         done.kept.append(link)
         return
     link.parent.mkdir(parents=True, exist_ok=True)
-    link.symlink_to(f"../{UNIT}")
+    link.symlink_to(f"../{place.unit.name}")
     done.wrote.append(link)
 
 
@@ -280,15 +297,17 @@ def _remove(path: Path, done: Done) -> None:
     done.removed.append(path)
 
 
-def _skeleton() -> str:
-    """Return a configuration that changes nothing and shows every key."""
+def _skeleton(place: Place) -> str:
+    """Return a configuration that shows every key, and sets only what an instance must have."""
     _, _, keys = inspect.cleandoc(config.__doc__ or "").partition("\n\n")
     shown = "".join(f"# {line}\n" for line in keys.splitlines())
+    dirs = {"data_dir": Path("/var/lib"), "run_dir": Path("/run")} if place.instance else {}
+    own = "".join(f"{key}: {path / place.own('edgepack')}\n" for key, path in dirs.items())
     return (
         "# Settings of the edgepack agent. Every key has a default; an unknown key is an error.\n"
         "# conf.d/*.yaml beside this file is merged over it, in the order of names.\n"
         "# `edgepack-agent config check` checks all of it, `config show` says what holds.\n"
-        f"#\n{shown}"
+        f"#\n{shown}{own}"
     )
 
 
@@ -299,7 +318,7 @@ def _make_user(place: Place, done: Done) -> None:
         return
     ran = subprocess.run(
         [program, f"--root={place.root}", "-"],
-        input=_SYSUSERS,
+        input=SYSUSERS,
         capture_output=True,
         text=True,
         check=False,

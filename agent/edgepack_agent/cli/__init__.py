@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from edgepack.cli import TableGroup, run_command
+from edgepack_agent.cli.instance import choose
 
 __all__ = ["main", "root"]
 
@@ -12,6 +13,7 @@ COMMANDS = {
     "run": ("edgepack_agent.cli.run", "Run the agent."),
     "enroll": ("edgepack_agent.cli.enroll", "Make this device part of a fleet."),
     "status": ("edgepack_agent.cli.control", "Show what the agent is doing."),
+    "models": ("edgepack_agent.cli.models", "List the models of this box and where they answer."),
     "drift": ("edgepack_agent.cli.drift", "Show whether what the model sees has changed."),
     "install": ("edgepack_agent.cli.control", "Install from a bundle or a mirror."),
     "rollback": ("edgepack_agent.cli.control", "Go back to the previous model."),
@@ -40,11 +42,14 @@ COMMANDS = {
     type=click.Path(path_type=Path, dir_okay=False),
     help="Configuration file [default: /etc/edgepack/agent.yaml if there is one].",
 )
+@click.option(
+    "--instance", metavar="NAME", help="Another agent of this box, with a model line of its own."
+)
 @click.version_option(package_name="edgepack", prog_name="edgepack-agent")
 @click.pass_context
-def root(ctx: click.Context, config: Path | None) -> None:
+def root(ctx: click.Context, config: Path | None, instance: str | None) -> None:
     """Update models on this device safely, infer, report."""
-    ctx.obj = config
+    ctx.obj = choose(ctx, config, instance) if instance is not None else config
 
 
 def main() -> None:

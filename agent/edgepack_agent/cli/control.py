@@ -11,6 +11,8 @@ import click
 from edgepack.cli import print_json
 from edgepack.errors import UsageError
 from edgepack_agent.adapters.control import call
+from edgepack_agent.cli.box import show_box
+from edgepack_agent.cli.instance import settings_dir
 from edgepack_agent.settings import load_config
 
 __all__ = ["export", "install", "lock", "pin", "rollback", "status", "sync", "unlock", "unpin"]
@@ -19,10 +21,14 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print the result a
 
 
 @click.command()
+@click.option("--all", "everywhere", is_flag=True, help="Of every agent of this box.")
 @_json
 @click.pass_obj
-def status(config: Path | None, as_json: bool) -> None:
+def status(config: Path | None, everywhere: bool, as_json: bool) -> None:
     """Show what the agent is doing."""
+    if everywhere:
+        show_box(settings_dir(config), as_json=as_json)
+        return
     found = call(load_config(config).control_socket, "status", timeout_s=15)
     if as_json:
         print_json(found)

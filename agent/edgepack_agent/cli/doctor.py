@@ -7,6 +7,7 @@ import click
 
 from edgepack.cli import print_json
 from edgepack.redact import redact
+from edgepack_agent.cli.instance import instance_name
 from edgepack_agent.core.doctor import Finding, exit_code, worst
 
 __all__ = ["doctor"]
@@ -30,7 +31,7 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
     from edgepack_agent.checkup import examine
 
     findings = []
-    for finding in examine(ctx.obj, datetime.now(UTC)):
+    for finding in examine(ctx.obj, datetime.now(UTC), instance_name()):
         findings.append(finding)
         if not as_json:
             _print(finding)

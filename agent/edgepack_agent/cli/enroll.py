@@ -9,6 +9,7 @@ import click
 
 from edgepack.cli import print_json
 from edgepack.errors import UnreachableError, UsageError
+from edgepack_agent.cli.instance import instance_name
 from edgepack_agent.settings import load_config
 
 __all__ = ["enroll"]
@@ -80,8 +81,8 @@ def enroll(
         print_json({"schema": "edgepack.agent.enrolled/v1", "device": device, "fleet": given.url})
     else:
         click.echo(f"enrolled as {device} at {given.url}")
-        if service.Place().unit.exists():
-            click.echo("next: systemctl start edgepack-agent")
+        if (place := service.Place(instance=instance_name())).unit.exists():
+            click.echo(f"next: systemctl start {place.service.removesuffix('.service')}")
 
 
 def _patiently(ask: Callable[[], str], wait_s: float) -> str:

@@ -6,7 +6,8 @@ import shutil
 import click
 
 from edgepack.errors import UnsupportedError
-from edgepack_agent.adapters.service import UNIT
+from edgepack_agent.adapters.units import unit_of
+from edgepack_agent.cli.instance import instance_name
 
 __all__ = ["logs"]
 
@@ -34,7 +35,7 @@ def logs(follow: bool, lines: int, since: str | None, release: str | None, as_js
             fix="look where the standard error of `edgepack-agent run` goes",
             reason="no_journal",
         )
-    command = [program, f"--unit={UNIT}", f"--lines={lines}", "--no-pager"]
+    command = [program, f"--unit={unit_of(instance_name())}", f"--lines={lines}", "--no-pager"]
     command += ["--follow"] if follow else []
     command += [f"--since={since}"] if since else []
     command += ["--output=json"] if as_json else []

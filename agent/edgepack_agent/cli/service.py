@@ -6,6 +6,8 @@ import click
 
 from edgepack.cli import print_json
 from edgepack_agent.adapters import service as systemd
+from edgepack_agent.adapters.units import render
+from edgepack_agent.cli.instance import instance_name
 
 __all__ = ["service"]
 
@@ -31,11 +33,11 @@ def service() -> None:
 @service.command("print")
 @_program
 def print_unit(program: Path | None) -> None:
-    """Print the systemd unit that runs this very installation."""
+    """Print the systemd unit that runs this very installation; of instances, their template."""
     program = program or systemd.this_program()
     if why := systemd.hidden(program):
         click.echo(f"warning: {why}", err=True)
-    click.echo(systemd.render(program), nl=False)
+    click.echo(render(program, template=bool(instance_name())), nl=False)
 
 
 @service.command()
@@ -47,17 +49,20 @@ def install(root: Path, program: Path | None, now: bool, as_json: bool) -> None:
     """Make systemd start the agent at every boot. Needs root; may be repeated.
 
     Writes the unit, the user `edgepack`, and an /etc/edgepack/agent.yaml in which nothing is
-    set, unless there is one.
+    set, unless there is one. With --instance NAME it is one more agent on this box, which has
+    /etc/edgepack/NAME/agent.yaml and directories of its own.
 
     \b
-    Example:
+    Examples:
         edgepack-agent service install --now
+        edgepack-agent --instance plates service install
     """
-    place = systemd.Place(root)
+    place = systemd.Place(root, instance_name())
     done = systemd.install(place, program or _seen_from(root), now=now)
     _tell(done, as_json=as_json)
     if not as_json and not any((data / "identity").exists() for data in place.data):
-        click.echo("next: edgepack-agent enroll TOKEN --root FILE")
+        name = f"--instance {place.instance} " if place.instance else ""
+        click.echo(f"next: edgepack-agent {name}enroll TOKEN --root FILE")
 
 
 @service.command()
@@ -68,7 +73,7 @@ def install(root: Path, program: Path | None, now: bool, as_json: bool) -> None:
 @_json
 def uninstall(root: Path, purge: bool, as_json: bool) -> None:
     """Stop the service and remove it; the device's data stay. Needs root; may be repeated."""
-    _tell(systemd.uninstall(systemd.Place(root), purge=purge), as_json=as_json)
+    _tell(systemd.uninstall(systemd.Place(root, instance_name()), purge=purge), as_json=as_json)
 
 
 def _seen_from(root: Path) -> Path:

@@ -71,7 +71,8 @@ _SIGNED = _names(Report)
 _FLEET = {
     "up/conn": "that it is online, the agent's version, which model runs, its certificate's number",
     "up/evt": "what happened to models (installed, refused, rolled back), with the reason; "
-    "what this machine is: processor, memory, disk, installed runtimes",
+    "what this machine is: processor, memory, disk, installed runtimes; a "
+    "number that all agents of this box have, and no other box",
     "up/job/get": "that it asks for its job",
     "up/job/update": "how far an update is, and how the new model did in its checks",
     "up/req/get": "that it asks what is asked",

@@ -33,12 +33,14 @@ devices.add_command(device_logs)
 @click.option("--online/--offline", default=None, help="Only those that are.")
 @click.option("--release", metavar="NAME@VERSION", help="Only those that report it.")
 @click.option("--attention", is_flag=True, help="Only those whose newest update has failed.")
+@click.option("--host", metavar="ID", help="Only agents of one box; `show` tells its id.")
 @connection_options
 def list_devices(
     group: str | None,
     online: bool | None,
     release: str | None,
     attention: bool,
+    host: str | None,
     url: str | None,
     token: str | None,
     data: Path | None,
@@ -47,7 +49,12 @@ def list_devices(
     """List devices, all or those that fit every option."""
     client = Client(url, token, data)
     found = client.list(
-        "devices", group=group, online=online, release=release, attention=attention or None
+        "devices",
+        group=group,
+        online=online,
+        release=release,
+        attention=attention or None,
+        host=host,
     )
     if as_json:
         show.document("devices", found)
@@ -79,6 +86,7 @@ def show_device(
             ("target", found["target"]),
             ("update", _update(found["job"])),
             ("runtimes", ", ".join(f"{name} {version}" for name, version in runtimes.items())),
+            ("host", found["inventory"].get("host")),
             ("inferences", found["inferences"]),
             ("errors", found["errors"]),
             ("last seen", show.moment(found["last_seen"])),

@@ -52,6 +52,7 @@ def devices(session: Session, asked: queries.DeviceQuery) -> schemas.Devices:
         (asked.online is not None, DeviceRow.online.is_(asked.online)),
         (asked.attention is True, _attention()),
         (asked.attention is False, ~_attention()),
+        (asked.host is not None, DeviceRow.inventory["host"].as_string() == asked.host),
         (asked.revoked is True, DeviceRow.revoked.is_not(None)),
         (asked.revoked is False, DeviceRow.revoked.is_(None)),
     ]

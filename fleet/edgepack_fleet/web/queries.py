@@ -53,6 +53,7 @@ class DeviceQuery(ListQuery):
     filter: str | None = Field(
         None, max_length=LONGEST, description="e.g. `tag.site=berlin and inventory.ram_mb>=2048`"
     )
+    host: Name | None = Field(None, description="`host` of the inventory: agents of one box")
 
 
 class RolloutQuery(ListQuery):
