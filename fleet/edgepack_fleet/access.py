@@ -21,7 +21,17 @@ from edgepack_fleet.adapters.database import Database
 from edgepack_fleet.adapters.lock import alone
 from edgepack_fleet.adapters.tables import ApiToken
 
-__all__ = ["ROLES", "Access", "Caller", "Role", "bootstrap_token", "fleet_id", "fleet_secret"]
+__all__ = [
+    "COOKIE",
+    "ROLES",
+    "SESSION_S",
+    "Access",
+    "Caller",
+    "Role",
+    "bootstrap_token",
+    "fleet_id",
+    "fleet_secret",
+]
 
 Role = Literal["viewer", "operator", "admin"]
 ROLES: tuple[Role, ...] = ("viewer", "operator", "admin")
@@ -31,6 +41,8 @@ BOOTSTRAP = "bootstrap"
 USED_S = 60.0
 """How exact the last use of a token is."""
 SESSION_S = 12 * 3600
+COOKIE = "edgepack_session"
+"""Name of what a browser keeps instead of a token."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from edgepack.errors import UsageError
 from edgepack_fleet.core import members as of
 from edgepack_fleet.core.model import Gate, Member, Metric, Missing, Operator, Rollout
 
-__all__ = ["Reading", "judge_wave", "parse_gate", "waiver"]
+__all__ = ["Reading", "gauge", "judge_wave", "parse_gate", "waiver"]
 
 OPERATORS: Mapping[str, Callable[[Any, Any], bool]] = {
     "<=": operator.le,
@@ -119,6 +119,22 @@ def judge_wave(
         return ()
     readings = (_read(gate, wave, inside, end, now, rollout) for gate in rollout.policy.gates)
     return tuple(r for r in readings if waiver(r) not in rollout.waived)
+
+
+def gauge(
+    rollout: Rollout, members: Sequence[Member], wave: int, now: float
+) -> tuple[Reading, ...]:
+    """Return what every gate would say of WAVE now, whether it has finished or not: to be shown.
+
+    What is missing stays `missing` as long as its wave runs. MEMBERS are those that count. Empty
+    for a wave of which no device was reached.
+    """
+    inside = of.counted(rollout, members, wave)
+    if not inside:
+        return ()
+    end = of.ended(rollout, inside)
+    since = math.inf if end is None else end
+    return tuple(_read(gate, wave, inside, since, now, rollout) for gate in rollout.policy.gates)
 
 
 def _read(

@@ -38,7 +38,7 @@ from edgepack_fleet.core.reverting import turn_back
 from edgepack_fleet.core.sentences import reasons, turning_back, why
 from edgepack_fleet.core.waves import wave_sizes
 
-__all__ = ["breaches", "decide"]
+__all__ = ["breaches", "current_wave", "decide"]
 
 STOPS: dict[str, tuple[str, type[Pause | Cancel | Revert]]] = {
     "pause": ("Paused", Pause),
@@ -86,6 +86,11 @@ def breaches(rollout: Rollout, members: Sequence[Member], now: float) -> tuple[R
         for reading in judge_wave(rollout, counting, wave, now)
         if reading.verdict == "breached"
     )
+
+
+def current_wave(rollout: Rollout, counting: Sequence[Member], now: float) -> int:
+    """Return the index of the wave that ROLLOUT is in; COUNTING are the members that count."""
+    return _current_wave(rollout, counting, wave_sizes(rollout.waves, len(counting)), now)
 
 
 def _without_silent(

@@ -15,12 +15,16 @@ from edgepack_fleet.web import (
     admin,
     api,
     asking,
+    browser,
+    device_pages,
     hooks,
     joining,
     organise,
     pages,
     problems,
+    release_pages,
     repo,
+    rollout_pages,
     stream,
 )
 from edgepack_fleet.web.description import describe
@@ -28,6 +32,7 @@ from edgepack_fleet.web.guard import Guard
 from edgepack_fleet.web.limits import BodyLimit
 from edgepack_fleet.web.once import Once
 from edgepack_fleet.web.record import Record
+from edgepack_fleet.web.rendering import STATIC, PageError
 
 __all__ = ["main_app"]
 
@@ -62,8 +67,10 @@ def main_app(service: Service | None, device_url: str = "") -> FastAPI:
     app.include_router(hooks.router)
     app.include_router(asking.router)
     app.include_router(stream.router)
-    app.include_router(pages.router)
-    app.mount("/static", StaticFiles(directory=pages.STATIC), name="static")
+    for part in (browser, pages, device_pages, rollout_pages, release_pages):
+        app.include_router(part.router)
+    app.include_router(stream.live_router)
+    app.mount("/static", StaticFiles(directory=STATIC), name="static")
     # The last one is the first to see a request.
     if service is not None:
         rates = Rates(service.settings.max_per_s, BURST, time.monotonic)
@@ -73,8 +80,8 @@ def main_app(service: Service | None, device_url: str = "") -> FastAPI:
     app.add_middleware(BodyLimit)
     app.openapi = lambda: describe(app)  # type: ignore[method-assign]
     problems.install(app)
-    _answer_in_a_thread(app, pages.LoginNeededError, pages.to_login)
-    _answer_in_a_thread(app, pages.PageError, pages.say)
+    _answer_in_a_thread(app, browser.LoginNeededError, browser.to_login)
+    _answer_in_a_thread(app, PageError, browser.say)
     return app
 
 

@@ -3,22 +3,19 @@
 from collections.abc import Sequence
 from functools import partial
 
-from sqlalchemy import ColumnElement, exists, func, select
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import Session
 
 from edgepack_fleet.adapters.tables import (
     DeviceRow,
     EnrolToken,
     EventRow,
     GroupRow,
-    JobRow,
     RolloutRow,
 )
 from edgepack_fleet.core.filters import All, parse_filter
-from edgepack_fleet.core.model import FAILURES
 from edgepack_fleet.core.variants import Release
 from edgepack_fleet.membership import fitting, put_into
-from edgepack_fleet.web import paging, queries, schemas, views
+from edgepack_fleet.web import conditions, paging, queries, schemas, views
 
 __all__ = ["devices", "enrol_tokens", "events", "groups", "releases", "rollouts"]
 
@@ -50,8 +47,8 @@ def devices(session: Session, asked: queries.DeviceQuery) -> schemas.Devices:
         (by_list, put_into(asked.group or "")),
         (asked.release is not None, DeviceRow.bundle == asked.release),
         (asked.online is not None, DeviceRow.online.is_(asked.online)),
-        (asked.attention is True, _attention()),
-        (asked.attention is False, ~_attention()),
+        (asked.attention is True, conditions.attention()),
+        (asked.attention is False, ~conditions.attention()),
         (asked.host is not None, DeviceRow.inventory["host"].as_string() == asked.host),
         (asked.revoked is True, DeviceRow.revoked.is_not(None)),
         (asked.revoked is False, DeviceRow.revoked.is_(None)),
@@ -104,22 +101,3 @@ def releases(found: Sequence[Release], asked: queries.ReleaseQuery) -> schemas.R
     named = [r for r in found if asked.name is None or r.name == asked.name]
     page, after = paging.of_sequence(named, lambda release: release.id, asked)
     return schemas.Releases(items=[views.release(release) for release in page], next=after)
-
-
-def _attention() -> ColumnElement[bool]:
-    """Return the condition that the newest job of a device has failed, and somebody may help it."""
-    job, rollout = aliased(JobRow), aliased(RolloutRow)
-    newest = (
-        select(func.max(rollout.number))
-        .join(job, job.rollout_id == rollout.id)
-        .where(job.device_id == DeviceRow.id)
-        .correlate(DeviceRow)
-        .scalar_subquery()
-    )
-    failed = exists().where(
-        JobRow.device_id == DeviceRow.id,
-        JobRow.status.in_(FAILURES),
-        RolloutRow.id == JobRow.rollout_id,
-        RolloutRow.number == newest,
-    )
-    return failed & DeviceRow.revoked.is_(None)

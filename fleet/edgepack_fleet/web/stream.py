@@ -7,7 +7,7 @@ own pace. Who comes back says what it has heard last; who was away too long is t
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Request
@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import StreamingResponse
 
 from edgepack.errors import UsageError
+from edgepack_fleet.access import COOKIE
 from edgepack_fleet.adapters.feed import Feed
 from edgepack_fleet.adapters.tables import ChangeRow
 from edgepack_fleet.core.changes import cloud_event
@@ -23,7 +24,7 @@ from edgepack_fleet.service import Service
 from edgepack_fleet.web import queries
 from edgepack_fleet.web.guard import PREFIX, Viewer, given_token, service_of
 
-__all__ = ["router"]
+__all__ = ["live_router", "router"]
 
 PAGE = 100
 QUIET_S = 15.0
@@ -34,6 +35,8 @@ GAP = "event: edgepack.stream.gap\ndata: {}\n\n"
 
 Fleet = Annotated[Service, Depends(service_of)]
 router = APIRouter(prefix=PREFIX)
+live_router = APIRouter(include_in_schema=False)
+"""The same for pages: a browser has a session instead of a token."""
 
 
 class EventStream(StreamingResponse):
@@ -54,12 +57,54 @@ async def stream_events(
     Without `Last-Event-ID` it begins now. `edgepack.stream.gap` says that what was asked for is
     not kept any more: read the lists again.
     """
+    token = given_token(request.scope)
+    return await _open(
+        request, lambda: fleet.access.caller(token) is not None, last_event_id, asked.type
+    )
+
+
+@live_router.get("/live", response_class=EventStream)
+async def live(
+    request: Request,
+    fleet: Fleet,
+    last_event_id: Annotated[str | None, Header(max_length=20)] = None,
+) -> EventStream:
+    """Tell a page what has changed, for as long as its session lasts."""
+    session = request.cookies.get(COOKIE, "")
+
+    def still() -> bool:
+        return fleet.access.session_caller(session) is not None
+
+    if not await run_in_threadpool(still):
+        raise HTTPException(401, "log in first")
+    return await _open(request, still, last_event_id)
+
+
+async def _open(
+    request: Request,
+    still: Callable[[], bool],
+    last_event_id: str | None = None,
+    types: Sequence[str] = (),
+) -> EventStream:
+    """Return the stream of changes for whoever sent REQUEST.
+
+    Args:
+        request: What it answers.
+        still: Whether they may still listen; asked whenever it is quiet.
+        last_event_id: The last number they have heard; None: it begins now.
+        types: What they are told; empty: everything.
+
+    Raises:
+        UsageError: LAST_EVENT_ID is not a number of ours.
+        HTTPException: there are too many streams (429).
+    """
+    fleet: Service = request.app.state.service
     after = _number(last_event_id)
     streams = request.app.state.streams
     if len(streams) >= MOST:
         raise HTTPException(429, f"at most {MOST} streams at once", {"Retry-After": "60"})
     oldest, newest = await run_in_threadpool(fleet.feed.ends)
-    reader = _Reader(fleet, given_token(request.scope), frozenset(asked.type))
+    reader = _Reader(fleet, still, frozenset(types))
     reader.at = newest if after is None else after
     reader.gap = after is not None and not oldest - 1 <= after <= newest
     return EventStream(reader.tell(streams), headers={"Cache-Control": "no-store"})
@@ -70,12 +115,12 @@ class _Reader:
 
     Args:
         fleet: The running fleet.
-        token: Whose stream it is; it ends when the token does.
+        still: Whether it may go on: it ends when the token or the session does.
         types: What it is told; empty: everything.
     """
 
-    def __init__(self, fleet: Service, token: str, types: frozenset[str]) -> None:
-        self._fleet, self._token, self._types = fleet, token, types
+    def __init__(self, fleet: Service, still: Callable[[], bool], types: frozenset[str]) -> None:
+        self._fleet, self._still, self._types = fleet, still, types
         self.at, self.gap = 0, False
 
     async def tell(self, streams: set[object]) -> AsyncIterator[str]:
@@ -101,7 +146,7 @@ class _Reader:
                     if not self._types or row.type in self._types:
                         yield self._said(row)
                 if not found and not await _comes(news):
-                    if await run_in_threadpool(self._fleet.access.caller, self._token) is None:
+                    if not await run_in_threadpool(self._still):
                         return
                     yield ": alive\n\n"
         finally:

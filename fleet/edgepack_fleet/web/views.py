@@ -16,7 +16,7 @@ from edgepack_fleet.adapters.tables import (
     JobRow,
     RolloutRow,
 )
-from edgepack_fleet.core.model import FAILURES, LIVE, Member
+from edgepack_fleet.core.model import FAILURES, LIVE, SERVING, Member
 from edgepack_fleet.core.precedence import Claim, follows
 from edgepack_fleet.core.progress import count_waves
 from edgepack_fleet.core.variants import Release, resolve
@@ -36,6 +36,7 @@ __all__ = [
     "release",
     "rollout",
     "rollouts",
+    "serving",
 ]
 
 AT_ONCE = 1000
@@ -156,6 +157,12 @@ def _group(session: Session, row: GroupRow, claims: Sequence[Claim]) -> schemas.
         online=online,
         release=wanted.release if wanted else None,
     )
+
+
+def serving(session: Session) -> dict[str, RolloutRow]:
+    """Return the newest rollout of every group that serves."""
+    query = select(RolloutRow).where(RolloutRow.state.in_(SERVING)).order_by(RolloutRow.number)
+    return {row.group_id: row for row in session.scalars(query)}
 
 
 def _size(session: Session, row: GroupRow) -> tuple[int, int]:

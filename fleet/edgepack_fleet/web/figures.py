@@ -1,0 +1,99 @@
+"""The fleet in numbers: counted by the database, however many devices there are. Reads only."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from edgepack_fleet.adapters.tables import ChangeRow, DeviceRow, RolloutRow
+from edgepack_fleet.core.happenings import Happening, of_change
+from edgepack_fleet.core.model import LIVE, UNSTARTED
+from edgepack_fleet.web import conditions, schemas, views
+
+__all__ = ["Figures", "Share", "count", "failing", "offline", "recent", "rollouts"]
+
+SHOWN = 5
+RECENT = 12
+QUIET = frozenset({"edgepack.rollout.progress", "edgepack.device.bundle"})
+"""Changes that say little by themselves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """How many devices run one release; None: nothing yet."""
+
+    release: str | None
+    devices: int
+    wanted: int
+    """Of them, those whose group wants another one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Devices that are not revoked, in numbers."""
+
+    devices: int
+    online: int
+    wanted: int
+    """Devices whose group wants a release."""
+    on_target: int
+    """Of them, those that run it."""
+    failing: int
+    """Devices whose newest update has failed."""
+    releases: tuple[Share, ...]
+
+
+def count(session: Session) -> Figures:
+    """Return the fleet in numbers."""
+    wanted = {group: row.release for group, row in views.serving(session).items()}
+    query = (
+        select(DeviceRow.group_id, DeviceRow.bundle, DeviceRow.online, func.count())
+        .where(DeviceRow.revoked.is_(None))
+        .group_by(DeviceRow.group_id, DeviceRow.bundle, DeviceRow.online)
+    )
+    every, elsewhere = Counter[str | None](), Counter[str | None]()
+    online = meant = right = 0
+    for group, bundle, up, number in session.execute(query):
+        every[bundle] += number
+        online += number * bool(up)
+        meant += number * (group in wanted)
+        right += number * (wanted.get(group) == bundle and group in wanted)
+        elsewhere[bundle] += number * (group in wanted and wanted[group] != bundle)
+    failed = session.scalar(
+        select(func.count()).select_from(DeviceRow).where(conditions.attention())
+    )
+    shares = [Share(release, number, elsewhere[release]) for release, number in every.items()]
+    shares.sort(key=lambda share: (-share.devices, share.release or ""))
+    return Figures(every.total(), online, meant, right, failed or 0, tuple(shares))
+
+
+def failing(session: Session, limit: int = SHOWN) -> list[schemas.Device]:
+    """Return the first devices whose newest update has failed."""
+    rows = session.scalars(select(DeviceRow).where(conditions.attention()).order_by(DeviceRow.id))
+    return views.devices(session, rows.fetchmany(limit))
+
+
+def offline(session: Session, limit: int = SHOWN) -> list[schemas.Device]:
+    """Return the devices that have been away longest."""
+    away = select(DeviceRow).where(DeviceRow.revoked.is_(None), DeviceRow.online.is_(False))
+    rows = session.scalars(away.order_by(DeviceRow.seen, DeviceRow.id).limit(limit))
+    return views.devices(session, rows.all())
+
+
+def rollouts(session: Session, limit: int = SHOWN) -> Sequence[schemas.Rollout]:
+    """Return the rollouts that need or show something, newest first, then the newest others."""
+    newest = select(RolloutRow).order_by(RolloutRow.number.desc()).limit(limit)
+    busy = RolloutRow.state.in_((LIVE | UNSTARTED) - {"completed", "reverted"})
+    found = [*session.scalars(newest.where(busy)), *session.scalars(newest.where(~busy))]
+    return views.rollouts(session, found[:limit])
+
+
+def recent(session: Session, limit: int = RECENT) -> list[Happening]:
+    """Return what has happened in the fleet last."""
+    query = select(ChangeRow).where(ChangeRow.type.not_in(QUIET)).order_by(ChangeRow.id.desc())
+    return [
+        of_change(row.time, row.type, row.subject, row.data)
+        for row in session.scalars(query.limit(limit))
+    ]

@@ -1,0 +1,150 @@
+"""A rollout for people: its waves as a track, its gates in numbers, what an action would do."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from sqlalchemy.orm import Session
+
+from edgepack_fleet import store
+from edgepack_fleet.adapters.tables import RolloutRow
+from edgepack_fleet.core import members as of
+from edgepack_fleet.core.gates import Reading, gauge, waiver
+from edgepack_fleet.core.model import LIVE, UNSTARTED, Member, Rollout
+from edgepack_fleet.core.progress import count_waves
+from edgepack_fleet.core.rollout import current_wave
+
+__all__ = ["Gauge", "Stage", "Track", "consequence", "track"]
+
+Standing = Literal["done", "now", "next"]
+MISSING = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Gauge:
+    """What one gate would say of a wave now."""
+
+    reading: Reading
+    missing: tuple[str, ...]
+    """Some devices that have not been measured."""
+    unmeasured: int
+    waived: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One wave."""
+
+    label: str
+    """As it was written: `1`, `10%`."""
+    size: int
+    done: int
+    failed: int
+    busy: int
+    standing: Standing
+    soaks_until: float | None
+    """Unix seconds; None: it does not soak now."""
+    gates: tuple[Gauge, ...]
+
+    @property
+    def pending(self) -> int:
+        """Devices that were not reached yet."""
+        return max(0, self.size - self.done - self.failed - self.busy)
+
+
+@dataclass(frozen=True, slots=True)
+class Track:
+    """A rollout from its first wave to its last."""
+
+    stages: tuple[Stage, ...]
+    counts: Counter[str]
+    """How many devices are in which status."""
+    offline: int
+    """Devices of the rollout that are not connected."""
+
+
+def track(session: Session, row: RolloutRow, now: float) -> Track:
+    """Return where the rollout of ROW is at NOW (Unix seconds)."""
+    meant = store.rollout_of(row)
+    members = store.members_of(session, row, 0.0, now=now, everybody=row.state != "completed")
+    counting = of.eligible(members, meant, now)
+    current = current_wave(meant, counting, now)
+    stages = tuple(
+        _stage(meant, counting, index, _standing(row.state, index, current), now)
+        for index in range(len(meant.waves))
+    )
+    return Track(stages, Counter(_status(m) for m in counting), _offline(counting))
+
+
+def consequence(action: str, found: Track, release: str) -> str:
+    """Return what ACTION would do to the devices of the rollout FOUND, in plain words."""
+    busy = sum(stage.busy for stage in found.stages)
+    done = sum(stage.done for stage in found.stages)
+    failed = sum(stage.failed for stage in found.stages)
+    left = sum(stage.pending for stage in found.stages)
+    texts = {
+        "start": f"{_devices(left)} get {release}, wave by wave.",
+        "approve": f"It begins at once: {_devices(left)} get {release}, wave by wave.",
+        "pause": f"No further device gets {release}. {_devices(busy)} under way may finish; "
+        f"{_devices(done)} that have it keep it.",
+        "resume": f"It goes on with {_devices(left)}. {_devices(failed)} that failed and every "
+        "gate that does not hold now are accepted and count no more.",
+        "revert": f"{_devices(done)} go back to the release they had before. Under way: "
+        f"{_devices(busy)}, which are told to stop. A device out of reach goes back on its return.",
+        "cancel": f"It ends for good. Under way: {_devices(busy)}, which are told to stop. "
+        f"{_devices(done)} that have {release} keep it; to take it back, revert instead.",
+    }
+    return texts[action]
+
+
+def _devices(count: int) -> str:
+    return "1 device" if count == 1 else f"{count:,} devices"
+
+
+def _standing(state: str, index: int, current: int) -> Standing:
+    if state in UNSTARTED:
+        return "next"
+    if state == "completed" or index < current:
+        return "done"
+    return "now" if index == current and state in LIVE else "next"
+
+
+def _stage(
+    rollout: Rollout, counting: Sequence[Member], index: int, standing: Standing, now: float
+) -> Stage:
+    number = count_waves(rollout, counting, math.inf)[index]
+    inside = [m for m in counting if m.wave == index]
+    ended = of.ended(rollout, of.counted(rollout, counting, index))
+    until = None if ended is None else ended + rollout.policy.soak_s
+    shown = standing != "next" or inside
+    return Stage(
+        label=str(rollout.waves[index]),
+        size=number.size,
+        done=number.done,
+        failed=number.failed,
+        busy=sum(m.status == "IN_PROGRESS" for m in inside),
+        standing=standing,
+        soaks_until=until if until is not None and until > now and standing == "now" else None,
+        gates=tuple(_gauges(rollout, counting, index, now)) if shown else (),
+    )
+
+
+def _gauges(rollout: Rollout, counting: Sequence[Member], wave: int, now: float) -> list[Gauge]:
+    inside = of.counted(rollout, counting, wave)
+    found = []
+    for reading in gauge(rollout, counting, wave, now):
+        metric = reading.gate.metric
+        away = [m.device.id for m in inside if metric != "install" and metric not in m.measured]
+        shown = tuple(sorted(away)[:MISSING])
+        found.append(Gauge(reading, shown, len(away), waiver(reading) in rollout.waived))
+    return found
+
+
+def _status(member: Member) -> str:
+    return member.status if member.wave is not None else "QUEUED"
+
+
+def _offline(counting: Sequence[Member]) -> int:
+    return sum(not m.device.online for m in counting)

@@ -1,0 +1,78 @@
+// Draws the charts of a device: one time axis for all, a cursor that moves on every one of them.
+"use strict";
+
+const drawn = new Map();
+const sync = uPlot.sync("device");
+
+function colour(name) {
+  // A token may be another one in the other theme: only the browser knows which counts now.
+  const probe = document.createElement("i");
+  probe.className = "unseen";
+  probe.style.color = `var(${name})`;
+  document.body.append(probe);
+  const found = getComputedStyle(probe).color;
+  probe.remove();
+  return found;
+}
+
+function options(place, bars) {
+  const [line, muted, grid] = [colour("--bar-busy"), colour("--muted"), colour("--line")];
+  const axis = { stroke: muted, grid: { stroke: grid, width: 1 }, ticks: { show: false }, font: "12px system-ui" };
+  const reading = place.closest("figure").querySelector("[data-reading]");
+  const unit = place.dataset.unit;
+  return {
+    width: place.clientWidth,
+    height: place.clientHeight,
+    cursor: { sync: { key: sync.key }, y: false, points: { size: 7 } },
+    scales: { y: { range: (_plot, low, high) => [0, (high || 1) * 1.15] } },
+    axes: [{ ...axis, space: 60 }, { ...axis, size: 44, space: 34 }],
+    series: [{}, {
+      stroke: line, width: 1.5, fill: bars ? line : undefined, spanGaps: false,
+      paths: bars ? uPlot.paths.bars({ size: [0.8, 12] }) : undefined, points: { show: false },
+    }],
+    hooks: {
+      setCursor: [(plot) => {
+        const at = plot.cursor.idx;
+        const values = plot.data[1];
+        const last = values.findLast((value) => value !== null);
+        const value = at === null || at === undefined ? last : values[at];
+        const time = at ? new Date(plot.data[0][at] * 1000).toTimeString().slice(0, 5) + " · " : "";
+        reading.textContent = value === null || value === undefined ? "" : `${time}${+value.toPrecision(3)} ${unit}`;
+      }],
+    },
+  };
+}
+
+function draw(place, anew) {
+  const [x, y] = [place.getAttribute("data-x"), place.getAttribute("data-y")];
+  const before = drawn.get(place);
+  if (before && before.y === y && before.x === x && !anew) return;
+  const data = [JSON.parse(x), JSON.parse(y)];
+  if (before && !anew) {
+    before.plot.setData(data);
+    drawn.set(place, { ...before, x, y });
+    return;
+  }
+  before?.plot.destroy();
+  const plot = new uPlot(options(place, place.hasAttribute("data-bars")), data, place);
+  drawn.set(place, { plot, x, y });
+  plot.setCursor({ left: -10, top: -10 });
+}
+
+function drawAll(anew) {
+  for (const [place, { plot }] of drawn) {
+    if (!place.isConnected) {
+      plot.destroy();
+      drawn.delete(place);
+    }
+  }
+  for (const place of document.querySelectorAll(".plot")) draw(place, anew);
+}
+
+new ResizeObserver(() => {
+  for (const [place, { plot }] of drawn) plot.setSize({ width: place.clientWidth, height: place.clientHeight });
+}).observe(document.getElementById("main"));
+document.addEventListener("fresh", () => drawAll(false));
+document.addEventListener("theme", () => drawAll(true));
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => drawAll(true));
+drawAll(false);

@@ -1,0 +1,264 @@
+"""A fleet with a history, for the pages: what devices say goes in through the real uplink.
+
+Only the broker is left out. Time is a field: a day can pass in a second.
+"""
+
+import itertools
+import math
+import random
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from edgepack import messages, topics
+from edgepack.manifest import Metrics, Target
+from edgepack_fleet.adapters.broker import Address
+from edgepack_fleet.adapters.mqtt import Incoming
+from edgepack_fleet.adapters.tables import GroupRow, JobRow
+from edgepack_fleet.core.gates import parse_gate
+from edgepack_fleet.core.model import Policy
+from edgepack_fleet.service import Service, Settings
+from fleet_rig import csr
+from trust_rig import Clock, World
+
+EDGES = (1.0, 2.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 64.0)
+BOXES = (
+    messages.Inventory(agent="0.1.0", arch="aarch64", os="Debian 12", ram_mb=4096,
+                       disk_free_mb=21_000, runtimes={"onnx": "1.24.0"}),
+    messages.Inventory(agent="0.1.0", arch="x86_64", os="Debian 12", ram_mb=8192,
+                       disk_free_mb=96_000, runtimes={"openvino": "2026.1", "onnx": "1.24.0"}),
+)  # fmt: skip
+
+
+@dataclass
+class Town:
+    """A service that is not started, its publisher, and its devices."""
+
+    home: Path
+    now: float
+    service: Service = field(init=False)
+    world: World = field(init=False)
+    seq: "itertools.count[int]" = field(default_factory=itertools.count)
+    luck: random.Random = field(default_factory=lambda: random.Random(7))
+
+    def __post_init__(self) -> None:
+        self.service = Service(
+            Settings(self.home / "fleet", Address("127.0.0.1", 1)), lambda: self.now
+        )
+        self.world = World(self.home, Clock(datetime.fromtimestamp(self.now, UTC)))
+
+    # -- what people do
+
+    def publish(self, version: str, score: float, name: str = "person") -> None:
+        size = {"1.3.0": 61_000, "1.4.0": 52_000}.get(version, 48_000)
+        for runtime, precision, drop, share in (
+            ("onnx", "int8", 0.006, 1.0), ("openvino", "int8", 0.004, 1.1),
+            ("openvino", "fp16", 0.001, 2.0),
+        ):  # fmt: skip
+            target = Target(runtime=runtime, min_runtime="1.23" if runtime == "onnx" else "2025.4",
+                            precision=precision, execution_precision="f32")  # fmt: skip
+            metrics = Metrics(name="top1", reference=score, this=score - drop, drop=drop,
+                              samples=2000, dataset_digest="0" * 64, limit=0.01)  # fmt: skip
+            folder = self.home / "bundles" / f"{name}-{version}-{runtime}-{precision}"
+            import bundles
+
+            made = bundles.write(folder, model_bytes=int(size * share), name=name,
+                                 version=version, target=target, metrics=metrics)  # fmt: skip
+            self.world.publish(made.path)
+
+    def group(self, *names: str) -> None:
+        with self.service.database.write() as session:
+            session.add_all(GroupRow(id=name, created=self.now) for name in names)
+
+    def rollout(self, release: str, group: str, waves: str = "1,25%,100%", *gates: str,
+                **limits: Any) -> str:  # fmt: skip
+        policy = Policy(gates=tuple(map(parse_gate, gates)), **limits)
+        return self.service.rollouts.create(release, group, waves, policy)
+
+    def tick(self, seconds: float = 1.0) -> None:
+        self.now += seconds
+        self.service.rollouts.tick(0.0, self.now)
+
+    # -- what devices do
+
+    def enrol(self, name: str, group: str, box: messages.Inventory = BOXES[0]) -> None:
+        from cryptography.hazmat.primitives.asymmetric import ec
+
+        token = self.service.enrolment.create_token(group, 60, 1)
+        request = messages.EnrollRequest(
+            secret=token.secret, csr=csr(ec.generate_private_key(ec.SECP256R1())), name=name,
+            inventory=box,
+        )  # fmt: skip
+        self.service.enrolment.enroll(request)
+
+    def say(self, device: str, kind: str, message: Any) -> None:
+        self.service.uplink.ingest(
+            [Incoming(topics.up(device, kind), msgspec.json.encode(message))]
+        )
+
+    def connect(self, device: str, bundle: str | None = None) -> None:
+        self.say(device, "conn", messages.Conn(
+            online=True, conn="c", boot="b", agent="0.1.0", bundle=bundle))  # fmt: skip
+
+    def disconnect(self, device: str) -> None:
+        self.say(device, "conn", messages.Conn(online=False, conn="c"))
+
+    def event(self, device: str, kind: str, bundle: str, reason: str = "", **detail: Any) -> None:
+        self.say(device, "evt", [messages.Event(
+            boot="b", seq=next(self.seq), ts=self.now, type=kind, bundle=bundle, reason=reason,
+            detail=detail)])  # fmt: skip
+
+    def report(self, device: str, bundle: str, *, slow: float = 1.0, count: int = 1500,
+               errors: int = 0, minutes: float = 5.0) -> None:  # fmt: skip
+        hour = (self.now % 86400) / 86400
+        busy = int(count * (0.55 + 0.45 * math.sin(2 * math.pi * (hour - 0.3))))
+        counts = [0] * (len(EDGES) + 1)
+        for _ in range(200):
+            value = self.luck.lognormvariate(math.log(7.0 * slow), 0.35)
+            counts[sum(value > edge for edge in EDGES)] += busy // 200
+        self.say(device, "tele", [messages.Telemetry(
+            boot="b", seq=next(self.seq), start=self.now - 60 * minutes, end=self.now,
+            bundle=bundle, inferences=sum(counts), errors={"timeout": errors} if errors else {},
+            latency_ms=messages.Histogram(edges=EDGES, counts=tuple(counts)),
+            confidence=messages.Histogram(edges=(0.25, 0.5, 0.75, 0.9), counts=(3, 9, 30, 60, 98)),
+            classes={"person": busy // 3, "none": busy - busy // 3},
+            rss_mb=118 + 6 * self.luck.random(), cpu_percent=31.0,
+            temperature_c=51 + 7 * hour + self.luck.random())])  # fmt: skip
+
+    def job(self, device: str, status: str, state: str = "", reason: str = "",
+            **detail: Any) -> bool:  # fmt: skip
+        """Say STATUS of the open job of DEVICE; False if it has none."""
+        from sqlalchemy import select
+
+        with self.service.database.read() as session:
+            waiting = JobRow.status.in_(("QUEUED", "IN_PROGRESS"))
+            row = session.scalar(select(JobRow).where(JobRow.device_id == device, waiting))
+        if row is None:
+            return False
+        self.say(device, "job/update", messages.JobUpdate(
+            token="t", job=row.id, version=row.version, status=status, state=state,  # type: ignore[arg-type]
+            reason=reason, detail=detail))  # fmt: skip
+        return True
+
+    def finish(self, device: str, release: str, **detail: Any) -> None:
+        """Install RELEASE on DEVICE, if it has a job."""
+        self.now += 1
+        if self.job(device, "IN_PROGRESS", "downloading"):
+            self.event(device, "activated", release)
+            self.job(device, "SUCCEEDED", **detail)
+
+
+def shadow(agreement: float, ratio: float) -> dict[str, Any]:
+    """Return what a device says of a comparison."""
+    return {"shadow": {"agreement": agreement, "p95_ratio": ratio, "samples": 400},
+            "exam": {"score": 0.94}}  # fmt: skip
+
+
+def town(home: Path, now: float) -> Town:
+    """Return a fleet of 46 devices with a day behind it; it is NOW at the end."""
+    made = Town(home, now - 26 * 3600)
+    made.publish("1.3.0", 0.931)
+    made.group("cameras-eu", "cameras-us", "lab")
+    names = {
+        "cameras-eu": [f"eu-cam-{n:02}" for n in range(1, 25)],
+        "cameras-us": [f"us-cam-{n:02}" for n in range(1, 17)],
+        "lab": [f"bench-{n}" for n in range(1, 7)],
+    }
+    every = [(device, group) for group, devices in names.items() for device in devices]
+    for number, (device, group) in enumerate(every):
+        made.enrol(device, group, BOXES[number % 2])
+        made.connect(device)
+    for group in names:
+        made.rollout("person@1.3.0", group, "100%")
+    made.tick()
+    for device, _ in every:
+        made.finish(device, "person@1.3.0", **shadow(1.0, 1.0))
+    made.tick()
+    _day(made, [device for device, _ in every])
+    made.publish("1.4.0", 0.944)
+    _canaries(made, names, now)
+    return made
+
+
+def _day(made: Town, devices: list[str]) -> None:
+    """Let a day pass in which the first of DEVICES reports often, the others now and then."""
+    for step in range(96):
+        made.now += 900
+        made.report(devices[0], "person@1.3.0", minutes=15, errors=step % 31 == 5)
+        if step % 12 == 0:
+            for device in devices[1:]:
+                made.report(device, "person@1.3.0", minutes=180)
+        if step == 40:
+            made.disconnect(devices[0])
+        if step == 42:
+            made.connect(devices[0], "person@1.3.0")
+    made.event(devices[3], "drift", "person@1.3.0", "brightness", psi=0.31, p=1e-9, n=4200)
+    made.event(devices[4], "drift", "person@1.3.0", "brightness", psi=0.18, p=3e-6, n=3900)
+    made.event(devices[9], "drift", "person@1.3.0", "classes", psi=0.14, p=2e-5, n=2800)
+    made.event(devices[12], "drift", "person@1.3.0", "contrast", psi=0.12, p=4e-4, n=2800)
+    made.event(devices[12], "drift_over", "person@1.3.0", "contrast", psi=0.02, p=0.4, n=2800)
+
+
+def _canaries(made: Town, names: dict[str, list[str]], now: float) -> None:
+    """Let 1.4.0 be everywhere in the lab, halfway in one group, and stopped in another one."""
+    made.rollout("person@1.4.0", "lab", "1,100%")
+    for _ in range(4):
+        made.tick()
+        for device in names["lab"]:
+            made.finish(device, "person@1.4.0", **shadow(0.99, 0.93))
+    made.tick()
+    stopped = made.rollout("person@1.4.0", "cameras-us", "2,50%,100%", "agreement>=0.95",
+                           max_failures=3)  # fmt: skip
+    for _ in range(3):
+        made.tick()
+        for number, device in enumerate(names["cameras-us"]):
+            if number in {3, 5, 6}:
+                made.job(device, "IN_PROGRESS", "self_test")
+                made.event(device, "rejected", "person@1.4.0",
+                           "golden_mismatch" if number != 6 else "disk_full")  # fmt: skip
+                made.job(device, "REJECTED", reason="golden_mismatch" if number != 6 else
+                         "acceptance_below_limit")  # fmt: skip
+            else:
+                made.finish(device, "person@1.4.0", **shadow(0.98, 0.95))
+    assert stopped
+    made.rollout("person@1.4.0", "cameras-eu", "1,25%,100%", "p95_ratio<=1.2",
+                 "agreement>=0.95,min_devices=4", "error_rate<=0.01,on_missing=skip",
+                 soak_s=3600, timeout_s=90_000)  # fmt: skip
+    made.tick()
+    made.finish(names["cameras-eu"][0], "person@1.4.0", **shadow(0.985, 0.94))
+    made.tick(3700)
+    for number, device in enumerate(names["cameras-eu"]):
+        made.report(device, "person@1.4.0" if number == 0 else "person@1.3.0", slow=0.9)
+    made.tick()
+    for number, device in enumerate(names["cameras-eu"][1:6]):
+        if number < 3:
+            made.finish(device, "person@1.4.0", **(shadow(0.97, 1.08) if number < 2 else {}))
+        else:
+            made.job(device, "IN_PROGRESS", ("downloading", "probation")[number - 3])
+    made.tick()
+    for device in (names["cameras-eu"][-1], names["cameras-us"][-1], names["cameras-us"][-2]):
+        made.disconnect(device)
+    made.now = max(made.now, now)
+    made.tick()
+
+
+if __name__ == "__main__":
+    import sys
+    import tempfile
+    import time
+
+    from edgepack_fleet.access import bootstrap_token
+    from edgepack_fleet.web.app import main_app
+    from fleet_rig import serving
+
+    with tempfile.TemporaryDirectory() as name:
+        made = town(Path(name), time.time())
+        app = main_app(made.service, "https://127.0.0.1:8443")
+        secret = (Path(name) / "fleet" / "secret").read_bytes()
+        with serving(app) as port:
+            print(f"http://127.0.0.1:{port}", bootstrap_token(secret, "operator"), flush=True)
+            sys.stdin.read()
+            made.service.feed.close()
