@@ -33,9 +33,10 @@ SHORT_HELP = {
     "doctor": "Say what can be built here, and how to get the rest.",
     "repo": "Keep the signed repository that devices trust.",
     "fleet": "Devices, groups, releases and rollouts.",
+    "simulate": "Simulate thousands of devices, to rehearse a rollout.",
     "demo": "The whole story on this machine, on real parts.",
 }
-EXTRA = {"fleet": "fleet"}
+EXTRA = {"fleet": "fleet", "simulate": "fleet"}
 
 
 class FiniteRange(click.FloatRange):

@@ -23,6 +23,7 @@ __all__ = [
     "UPLINK_KINDS",
     "Address",
     "BrokerFiles",
+    "devices_acl",
     "find_mosquitto",
     "free_port",
     "known_address",
@@ -156,9 +157,18 @@ def free_port(host: str) -> int:
         return port
 
 
-def _acl() -> str:
+def devices_acl() -> str:
+    """Return what a device may do: under its own name only."""
     # One by one: under `up/#` a device could leave as many retained messages as it likes.
     own = "\n".join(f"pattern write {PREFIX}/d/%u/up/{kind}" for kind in UPLINK_KINDS)
+    return f"""\
+{own}
+pattern read {PREFIX}/d/%u/dn/#
+pattern read {PREFIX}/g/+/dn/hint
+"""
+
+
+def _acl() -> str:
     return f"""\
 # Written by edgepack on every start; changes are lost.
 user {FLEET}
@@ -167,10 +177,7 @@ topic write {PREFIX}/d/+/dn/#
 topic write {PREFIX}/g/+/dn/hint
 
 # Every device, under its own certificate's name only.
-{own}
-pattern read {PREFIX}/d/%u/dn/#
-pattern read {PREFIX}/g/+/dn/hint
-"""
+{devices_acl()}"""
 
 
 def _config(directory: Path, pki: Pki, address: Address) -> str:
