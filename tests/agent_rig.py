@@ -31,11 +31,9 @@ from edgepack.bundle import write_bundle
 from edgepack.signed import public_pem
 from edgepack_agent.adapters.control import call
 from edgepack_agent.adapters.identity import write_identity
-from edgepack_agent.settings import load_config
-from edgepack_fleet.adapters.tables import EventRow, GroupRow, JobRow, TelemetryRow
+from edgepack_fleet.adapters.tables import EventRow, GroupRow, JobRow, RolloutRow, TelemetryRow
 from edgepack_fleet.core.model import Policy
 from edgepack_fleet.service import Service
-from edgepack_fleet.web import views
 from fleet_rig import Mosquitto, csr, free_port, mosquitto, pem, publisher, running, wait
 from slots import Client, digits_manifest, raw
 
@@ -173,6 +171,10 @@ class Device:
         return self.home / "data"
 
     @property
+    def run(self) -> Path:
+        return self.home / "run"
+
+    @property
     def log(self) -> str:
         return (self.home / "agent.log").read_text(errors="replace")
 
@@ -205,7 +207,7 @@ class Device:
         self.config.write_text(json.dumps(settings))  # JSON is YAML
 
     def ask(self, command: str, file: int | None = None) -> dict[str, Any]:
-        return call(load_config(self.config).control_socket, command, file, timeout_s=60)
+        return call(self.run / "control.sock", command, file, timeout_s=60)
 
     def status(self) -> dict[str, Any]:
         """Return the status; empty while the agent is not up."""
@@ -216,7 +218,7 @@ class Device:
     @property
     def api(self) -> list[Any]:
         """Where the device's local API listens."""
-        return [("127.0.0.1", self.port), str(load_config(self.config).api_socket)]
+        return [("127.0.0.1", self.port), str(self.run / "infer.sock")]
 
     def serving(self) -> str | None:
         """Return what answers requests; None while nothing does."""
@@ -258,7 +260,7 @@ class Site:
         device = Device(name, home, free_port())
         settings = {
             "data_dir": str(device.data),
-            "run_dir": str(home / "run"),
+            "run_dir": str(device.run),
             "listen": f"127.0.0.1:{device.port}",
             "api": {"token": False},
             "runtimes": ["onnx"],
@@ -310,9 +312,9 @@ class Site:
 
     def state(self, rollout: str) -> str:
         with self.service.database.read() as session:
-            found = views.rollout(session, rollout)
-        assert found is not None
-        return found.state
+            found = session.get(RolloutRow, rollout)
+            assert found is not None
+            return found.state
 
     def running_1(self, **config: Any) -> Device:
         """Return a device that runs 1.0.0."""

@@ -90,9 +90,12 @@ def keras_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import numpy as np
 
     from edgepack_packager.demo.training import train_digits
+    from kept import made_once
 
-    home = tmp_path_factory.mktemp("keras")
-    train_digits(home, epochs=6)
-    with np.load(home / "evaluate.npz") as data:
-        np.savez(home / "x.npz", image=data["image"][:50])
-    return home
+    def make(home: Path) -> Path:
+        train_digits(home, epochs=6)
+        with np.load(home / "evaluate.npz") as data:
+            np.savez(home / "x.npz", image=data["image"][:50])
+        return home
+
+    return made_once(tmp_path_factory, "keras", make)

@@ -1,12 +1,12 @@
 """A small digits classifier and its data, shared by all tests: real, trained, deterministic.
 
-Trained once per process and cached. The convolution's filters are the principal components
+Trained once and kept (see `kept`). The convolution's filters are the principal components
 of the training patches, the rest is a multi-layer perceptron on its features, so training
 takes about two seconds and yet the net has a Conv, a MaxPool and two Gemms like a real one
 (about 165,000 parameters). No test should depend on its exact accuracy.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
@@ -15,9 +15,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
-from sklearn.datasets import load_digits
-from sklearn.neural_network import MLPClassifier
-from threadpoolctl import threadpool_limits
+
+from kept import kept_arrays
 
 Floats = NDArray[np.float32]
 SIDE = 16
@@ -59,12 +58,20 @@ class Net:
 @cache
 def digits_data() -> tuple[Split, Split]:
     """Return (train, test): 1257 and 540 digits, in an order fixed by a seed."""
+    found = kept_arrays("digits", __file__, _read_digits)
+    images, labels = found["images"], found["labels"]
+    return Split(images[:1257], labels[:1257]), Split(images[1257:], labels[1257:])
+
+
+def _read_digits() -> dict[str, NDArray[np.generic]]:
+    # Takes seconds to import, which most processes of a test run need not.
+    from sklearn.datasets import load_digits
+
     source = load_digits()
     small = (source.images * 255 / 16).round().astype(np.uint8)
     images = np.stack([np.asarray(Image.fromarray(i).resize((SIDE, SIDE), 2)) for i in small])
     order = np.random.default_rng(7).permutation(len(images))
-    images, labels = images[order], source.target[order].astype(np.int64)
-    return Split(images[:1257], labels[:1257]), Split(images[1257:], labels[1257:])
+    return {"images": images[order], "labels": source.target[order].astype(np.int64)}
 
 
 def _patches(inputs: Floats) -> Floats:
@@ -93,6 +100,13 @@ def _features(inputs: Floats) -> Floats:
 @cache
 def digits_net(wrong_labels: float = 0.0) -> Net:
     """Return a trained net; WRONG_LABELS is the share of training labels that is shifted by one."""
+    return Net(**kept_arrays(f"net-{wrong_labels}", __file__, lambda: _train(wrong_labels)))
+
+
+def _train(wrong_labels: float) -> dict[str, Floats]:
+    from sklearn.neural_network import MLPClassifier
+    from threadpoolctl import threadpool_limits
+
     train, _ = digits_data()
     labels = train.labels.copy()
     cut = np.random.default_rng(3).random(len(labels)) < wrong_labels
@@ -104,8 +118,8 @@ def digits_net(wrong_labels: float = 0.0) -> Net:
         mlp.fit(_features(train.inputs), labels)
     (hidden, out), (hidden_bias, out_bias) = mlp.coefs_, mlp.intercepts_
     conv = _filters().reshape(FILTERS, 1, 3, 3)
-    weights = (conv, np.zeros(FILTERS), hidden, hidden_bias, out, out_bias)
-    return Net(*(np.ascontiguousarray(w, dtype=np.float32) for w in weights))
+    net = Net(conv, np.zeros(FILTERS), hidden, hidden_bias, out, out_bias)
+    return {name: np.ascontiguousarray(w, dtype=np.float32) for name, w in asdict(net).items()}
 
 
 def digits_proto(

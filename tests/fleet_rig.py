@@ -44,12 +44,17 @@ M = TypeVar("M")
 
 
 def wait(what: str, probe: Callable[[], T | None], seconds: float = 20.0) -> T:
-    """Return what PROBE finds as soon as it finds something."""
+    """Return what PROBE finds as soon as it finds something.
+
+    A probe that takes its time is asked less often: what is waited for needs the processor, too.
+    """
     deadline = time.monotonic() + seconds
-    while not (found := probe()):
-        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
-        time.sleep(0.02)
-    return found
+    while True:
+        asked = time.monotonic()
+        if found := probe():
+            return found
+        assert asked < deadline, f"waited {seconds} s for {what}"
+        time.sleep(min(0.25, max(0.02, 3 * (time.monotonic() - asked))))
 
 
 def still(what: str, look: Callable[[], T], seconds: float = 1.0) -> T:

@@ -116,13 +116,15 @@ class Connection:
 
 
 @contextlib.contextmanager
-def serving(slot: Path, home: Path) -> Iterator[str]:
+def serving(slot: Path, home: Path, threads: int = 1) -> Iterator[str]:
     """Yield the unix socket of a runner for SLOT."""
     events: queue.Queue[dict[str, Any]] = queue.Queue()
     with socket.socket(socket.AF_UNIX) as unix:
         unix.bind(f"{home}/api.sock")
         unix.listen()
-        runner = Runner.start(slot, [unix], lambda _, event: events.put(event), Setup(threads=1))
+        runner = Runner.start(
+            slot, [unix], lambda _, event: events.put(event), Setup(threads=threads)
+        )
         try:
             runner.send({"cmd": "accept"})
             while events.get()["evt"] != "accepting":

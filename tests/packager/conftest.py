@@ -8,6 +8,7 @@ import pytest
 from digits import calibration_npz, digits_onnx, evaluation_npz
 from digits_torch import torch_digits
 from edgepack_packager.adapters import toolchains
+from kept import made_once
 from packager_rig import Done, OnnxDigits, Pair, build_twice, edgepack
 
 ZOO = """
@@ -69,51 +70,56 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> OnnxDigits:
     )
 
 
+def pair(factory: pytest.TempPathFactory, name: str, *words: str | Path) -> Pair:
+    """Return two builds of WORDS, shared by all processes of the run."""
+    return made_once(factory, name, lambda home: Pair(home, *build_twice(home, *words)))
+
+
 @pytest.fixture(scope="session")
 def onnx_builds(digits: OnnxDigits, tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    home = tmp_path_factory.mktemp("onnx-builds")
-    done = build_twice(
-        home, digits.model, "--target", "onnx", "--target", "openvino", "--precision", "fp32",
+    return pair(
+        tmp_path_factory, "onnx-builds",
+        digits.model, "--target", "onnx", "--target", "openvino", "--precision", "fp32",
         "--precision", "fp16", "--precision", "int8", "--calibration", digits.calibration,
         "--evaluate", digits.evaluation, "--max-drop", "0.01",
     )  # fmt: skip
-    return Pair(home, *done)
 
 
 @pytest.fixture(scope="session")
-def zoo(keras_home: Path) -> Path:
+def zoo(keras_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with saved/ (the same model), stateful/, printing/, two/ and pair.keras."""
-    where, _ = toolchains.install(toolchains.find_toolchain("tf"))
-    subprocess.run(
-        [where.python, "-c", ZOO, keras_home / "model.keras", keras_home],
-        check=True, capture_output=True, env={"TF_CPP_MIN_LOG_LEVEL": "3"},
-    )  # fmt: skip
-    return keras_home
+
+    def make(home: Path) -> Path:
+        where, _ = toolchains.install(toolchains.find_toolchain("tf"))
+        subprocess.run(
+            [where.python, "-c", ZOO, keras_home / "model.keras", home],
+            check=True, capture_output=True, env={"TF_CPP_MIN_LOG_LEVEL": "3"},
+        )  # fmt: skip
+        return home
+
+    return made_once(tmp_path_factory, "zoo", make)
 
 
 @pytest.fixture(scope="session")
 def keras_builds(keras_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    home = tmp_path_factory.mktemp("keras-builds")
-    done = build_twice(
-        home, keras_home / "model.keras", "--target", "onnx", "--target", "openvino",
-        "--target", "tflite", "--precision", "fp32", "--precision", "fp16", "--precision", "int8",
-        "--name", "digits", "--calibration", keras_home / "calibration.npz", "--evaluate",
-        keras_home / "evaluate.npz", "--max-drop", "0.01",
-        "--preprocess", '{"color": "gray"}',
+    return pair(
+        tmp_path_factory, "keras-builds", keras_home / "model.keras", "--target", "onnx",
+        "--target", "openvino", "--target", "tflite", "--precision", "fp32", "--precision", "fp16",
+        "--precision", "int8", "--name", "digits", "--calibration",
+        keras_home / "calibration.npz", "--evaluate", keras_home / "evaluate.npz", "--max-drop",
+        "0.01", "--preprocess", '{"color": "gray"}',
     )  # fmt: skip
-    return Pair(home, *done)
 
 
 @pytest.fixture(scope="session")
 def saved_builds(zoo: Path, keras_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    home = tmp_path_factory.mktemp("saved-builds")
-    done = build_twice(
-        home, zoo / "saved", "--target", "onnx", "--target", "openvino", "--target", "tflite",
-        "--precision", "fp32", "--precision", "fp16", "--precision", "int8", "--name", "digits",
-        "--calibration", keras_home / "calibration.npz",
-        "--evaluate", keras_home / "evaluate.npz", "--max-drop", "0.01",
+    return pair(
+        tmp_path_factory, "saved-builds", zoo / "saved", "--target", "onnx", "--target",
+        "openvino", "--target", "tflite", "--precision", "fp32", "--precision", "fp16",
+        "--precision", "int8", "--name", "digits", "--calibration",
+        keras_home / "calibration.npz", "--evaluate", keras_home / "evaluate.npz", "--max-drop",
+        "0.01",
     )  # fmt: skip
-    return Pair(home, *done)
 
 
 @pytest.fixture(scope="session")
@@ -130,16 +136,14 @@ def onnx_tflite_build(digits: OnnxDigits, tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture(scope="session")
 def torch_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with what `torch_digits` writes."""
-    return torch_digits(tmp_path_factory.mktemp("torch"))
+    return made_once(tmp_path_factory, "torch", torch_digits)
 
 
 @pytest.fixture(scope="session")
 def torch_builds(torch_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    home = tmp_path_factory.mktemp("torch-builds")
-    done = build_twice(
-        home, torch_home / "digits.pt2", "--target", "onnx", "--target", "openvino",
-        "--target", "tflite", "--precision", "fp32", "--precision", "fp16", "--precision", "int8",
-        "--calibration", torch_home / "calibration.npz", "--evaluate",
+    return pair(
+        tmp_path_factory, "torch-builds", torch_home / "digits.pt2", "--target", "onnx",
+        "--target", "openvino", "--target", "tflite", "--precision", "fp32", "--precision", "fp16",
+        "--precision", "int8", "--calibration", torch_home / "calibration.npz", "--evaluate",
         torch_home / "evaluation.npz", "--max-drop", "0.01",
     )  # fmt: skip
-    return Pair(home, *done)

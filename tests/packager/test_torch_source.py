@@ -1,6 +1,7 @@
 """PyTorch sources: every form of them is built from, and what could run code is not opened."""
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import edgepack as edgepack_package
 import edgepack_packager
 from digits import accuracy, digits_data
-from digits_torch import torch_digits, torch_zoo
+from digits_torch import torch_zoo
 from edgepack.bundle import open_bundle
 from edgepack.errors import UnsupportedError, UsageError
 from edgepack_packager.adapters import toolchains
@@ -52,9 +53,10 @@ def source(path: Path, kind: str, **more: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def torch_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def torch_home(torch_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The trained digits in every form, and the odd models."""
-    return torch_zoo(torch_digits(tmp_path_factory.mktemp("torch")))
+    own = tmp_path_factory.mktemp("torch-zoo") / "home"
+    return torch_zoo(shutil.copytree(torch_home, own))
 
 
 @pytest.fixture(scope="session")
