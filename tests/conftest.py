@@ -78,7 +78,12 @@ def _is_ours(pid: int) -> bool:
 @pytest.fixture(autouse=True)
 def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep every test away from the user's keys and settings; caches of toolchains stay shared."""
-    for name in ("EDGEPACK_KEY", "EDGEPACK_PASSPHRASE", "EDGEPACK_FLEET_URL"):
+    for name in (
+        "EDGEPACK_KEY",
+        "EDGEPACK_PASSPHRASE",
+        "EDGEPACK_FLEET_URL",
+        "EDGEPACK_FLEET_DATABASE",
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.delenv("EDGEPACK_FLEET_TOKEN", raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))

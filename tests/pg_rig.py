@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
+import pytest
 
 from edgepack_fleet.adapters.database import Database
 from fleet_rig import wait
@@ -28,6 +29,12 @@ def find_server() -> Path | None:
             return folder
     found = shutil.which("initdb")
     return Path(found).parent if found else None
+
+
+def require_server() -> None:
+    """Skip the test where PostgreSQL is not installed."""
+    if find_server() is None and os.environ.get("EDGEPACK_REQUIRE_POSTGRESQL") != "1":
+        pytest.skip("PostgreSQL is not installed (apt-get install postgresql)")
 
 
 @dataclass

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import os
 import tempfile
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -49,10 +50,15 @@ def write_file(path: Path, data: bytes, mode: int = 0o644) -> None:
     sync_directory(path.parent)
 
 
-def sweep(directory: Path) -> None:
-    """Remove what interrupted writes left in DIRECTORY. Nobody else may be writing there."""
+def sweep(directory: Path, older_s: float = 0.0) -> None:
+    """Remove what interrupted writes left in DIRECTORY.
+
+    Where others may be writing, only what nobody has touched for OLDER_S seconds.
+    """
     for path in directory.glob(f"{PART}*"):
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            if not older_s or time.time() - path.stat().st_mtime > older_s:
+                path.unlink(missing_ok=True)
 
 
 class BlobSink:

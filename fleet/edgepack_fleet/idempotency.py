@@ -20,6 +20,8 @@ from edgepack_fleet.adapters.tables import AnswerRow
 __all__ = ["Answer", "Answers"]
 
 KEPT_S = 86_400.0
+BUSY_S = 120.0
+"""Seconds after which a request that has no answer is taken for one that was cut short."""
 NONCE = 12
 
 
@@ -56,6 +58,11 @@ class Answers:
         with self._database.write() as session:
             session.execute(delete(AnswerRow).where(AnswerRow.created <= now - KEPT_S))
             row = session.get(AnswerRow, name)
+            if row is not None and row.status is None and row.created <= now - BUSY_S:
+                # Whoever did it was ended in the middle: let the asker do it again.
+                session.delete(row)
+                session.flush()
+                row = None
             if row is None:
                 session.add(AnswerRow(id=name, fingerprint=fingerprint, created=now))
                 return None
@@ -69,7 +76,7 @@ class Answers:
                 raise UsageError(
                     "the request with this Idempotency-Key is not finished",
                     why="it is under way, or the fleet was ended in the middle of it",
-                    fix="look whether it is done",
+                    fix=f"look whether it is done; after {BUSY_S:.0f} s it can be sent again",
                     reason="idempotency_busy",
                 )
             return Answer(row.status, row.media_type, self._open(token, key, row.body))

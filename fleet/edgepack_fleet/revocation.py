@@ -80,14 +80,18 @@ class Revocation:
             return Revoked(device, row.revoked or 0.0, self._fence(device))
 
     def tick(self) -> None:
-        """End the sessions that are still open, and learn what other workers have revoked."""
-        self._blocked.update(self._load())
+        """End the sessions that are still open."""
+        self.learn()
         if not self._fencing.acquire(blocking=False):
             return  # somebody is revoking right now
         try:
             self._fence_the_rest()
         finally:
             self._fencing.release()
+
+    def learn(self) -> None:
+        """Learn what other workers have revoked."""
+        self._blocked.update(self._load())
 
     def _write_down(self, device: str, by: str) -> DeviceRow:
         now = self._clock()

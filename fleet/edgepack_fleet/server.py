@@ -18,8 +18,8 @@ from edgepack.durable import write_file
 from edgepack.errors import UsageError
 from edgepack_fleet.adapters.broker import Address
 from edgepack_fleet.adapters.embedded import EmbeddedBroker
-from edgepack_fleet.adapters.lock import only_one, own
-from edgepack_fleet.adapters.pki import Pki
+from edgepack_fleet.adapters.lock import one_of, only_one, own
+from edgepack_fleet.adapters.pki import WORKERS, Pki, worker_name
 from edgepack_fleet.service import Service, Settings
 
 __all__ = ["Listeners", "check_exposure", "serve"]
@@ -92,8 +92,10 @@ def serve(settings: Settings, listeners: Listeners, *, embedded_broker: bool) ->
     Raises:
         UsageError: another fleet serves the same data, or an address cannot be listened on.
     """
-    endpoints = own(settings.data) / "endpoints.json"
-    with only_one(settings.data), contextlib.ExitStack() as stack:
+    with _place(settings) as number, contextlib.ExitStack() as stack:
+        settings = replace(settings, worker=worker_name(number))
+        suffix = "" if number == 1 else f"-{number}"
+        endpoints = settings.data / f"endpoints{suffix}.json"
         # What an earlier process left would send people to where nobody listens.
         endpoints.unlink(missing_ok=True)
         sockets = [stack.enter_context(_listen(a)) for a in (listeners.main, listeners.devices)]
@@ -106,6 +108,19 @@ def serve(settings: Settings, listeners: Listeners, *, embedded_broker: bool) ->
         stack.callback(service.stop)
         stack.callback(endpoints.unlink, missing_ok=True)
         asyncio.run(_run(service, listeners, sockets, endpoints))
+
+
+@contextlib.contextmanager
+def _place(settings: Settings) -> Iterator[int]:
+    """Yield which worker of the fleet this process is: on SQLite there is only one."""
+    data = own(settings.data)
+    backend = (settings.database or "sqlite").split(":", 1)[0].split("+", 1)[0]
+    if backend in {"postgres", "postgresql"}:
+        with one_of(data, WORKERS) as number:
+            yield number
+    else:
+        with only_one(data):
+            yield 1
 
 
 async def _run(

@@ -3,11 +3,15 @@
 `ingest` saves what devices say and answers; `sender` sends metadata and content; `tick` lets
 rollouts decide and empties the outbox. What must survive a kill is in the database before
 anything about it is said; on every connection the state is told again.
+
+On PostgreSQL several such processes serve one fleet: each takes its share of what devices say,
+and one of them leads (see `leadership`).
 """
 
 import logging
 import math
 import queue
+import secrets
 import threading
 import time
 from collections.abc import Callable
@@ -15,11 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from sqlalchemy import delete, select
+from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
 from edgepack import topics
-from edgepack_fleet import jobrows
+from edgepack_fleet import jobrows, outbox
 from edgepack_fleet.access import Access, fleet_id, fleet_secret
 from edgepack_fleet.adapters.broker import Address, reload
 from edgepack_fleet.adapters.content import ContentStore
@@ -27,12 +31,13 @@ from edgepack_fleet.adapters.database import Database
 from edgepack_fleet.adapters.director import Director
 from edgepack_fleet.adapters.feed import Feed
 from edgepack_fleet.adapters.image_repo import ImageRepo
+from edgepack_fleet.adapters.lease import Lease
 from edgepack_fleet.adapters.lock import own
 from edgepack_fleet.adapters.mqtt import Identity, Incoming, Link
 from edgepack_fleet.adapters.patches import Patches
 from edgepack_fleet.adapters.pki import FLEET, Pki
 from edgepack_fleet.adapters.posting import Poster
-from edgepack_fleet.adapters.tables import JobRow, OutboxRow, RolloutRow
+from edgepack_fleet.adapters.tables import JobRow, RolloutRow
 from edgepack_fleet.admission import Admission
 from edgepack_fleet.asking import Requests
 from edgepack_fleet.audit import Audit
@@ -41,6 +46,7 @@ from edgepack_fleet.core.model import HANDING_OUT
 from edgepack_fleet.core.variants import Release
 from edgepack_fleet.enrolment import Enrolment
 from edgepack_fleet.idempotency import Answers
+from edgepack_fleet.leadership import Leadership
 from edgepack_fleet.links import Belongings, Links
 from edgepack_fleet.organising import Organiser
 from edgepack_fleet.renewals import GRACE_DAYS, Renewals
@@ -84,6 +90,8 @@ class Settings:
     """Whether webhooks may lead to addresses of private networks."""
     public_broker: Address | None = None
     """Where devices reach the broker; None: where we do, under our public name if it is here."""
+    worker: str = FLEET
+    """What this process is called on the broker; no other of the same fleet is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +120,8 @@ class Service:
         self.feed = Feed(self.database, clock)
         self.access = Access(self.database, fleet_secret(data, create=True), clock)
         self.access.install_bootstrap()
-        self.pki = Pki(data / "pki", settings.hosts)
-        self.content = ContentStore(data / "blobs")
+        self.pki = Pki(data / "pki", settings.hosts, client=settings.worker)
+        self.content = ContentStore(data / "blobs", shared=self.database.is_shared)
         self.images = ImageRepo(data / "image", self.content)
         self.patches = Patches(data / "patches", self.content)
         self.director = Director(data / "director")
@@ -153,14 +161,30 @@ class Service:
             threading.Thread(target=loop, name=f"fleet-{loop.__name__.strip('_')}", daemon=True)
             for loop in (self._ingest, self._tick)
         ]
-        identity = Identity(self.pki.bundle_path, *self.pki.pair(FLEET))
-        self.link = Link(settings.broker, identity, self._received, self._connection)
+        self.link, self.leadership = self._make_link(), self._make_leadership()
+        self.webhooks.leads = lambda: self.leadership.held
         self.sender = Sender(
             self.transfer.answer,
             lambda piece: self.link.publish_paced(piece.topic, piece.payload, qos=piece.qos),
             self.link.acknowledge,
             lambda: self.transfer.refused.update(["busy"]),
         )
+
+    def _make_link(self) -> Link:
+        name = self.settings.worker
+        return Link(
+            self.settings.broker,
+            Identity(self.pki.bundle_path, *self.pki.pair(name)),
+            self._received,
+            self._connection,
+            name,
+            shared=self.database.is_shared,
+        )
+
+    def _make_leadership(self) -> Leadership:
+        me = f"{self.settings.worker} {secrets.token_hex(8)}"
+        lease = Lease(self.database, "leader", me) if self.database.is_shared else None
+        return Leadership(lease, lambda: self.link.connected, self._lead)
 
     def start(self) -> None:
         """Connect to the broker and begin to work."""
@@ -169,10 +193,12 @@ class Service:
         self.sender.start()
         self.webhooks.start()
         self.link.start()
+        self.leadership.start()
 
     def stop(self) -> None:
         """Finish what is begun, disconnect and end."""
         self.feed.close()
+        self.leadership.stop()
         self._stopping.set()
         self._wake.set()
         self._said.put(None)
@@ -220,8 +246,16 @@ class Service:
 
     def _connection(self, up: bool) -> None:
         self._heard_since = self._clock() if up else None
-        if up:
+        if up and self.leadership.held:
             self._said.put(_Connected())
+        self.leadership.poke()
+
+    def _lead(self, leads: bool) -> None:
+        if leads:
+            # What was said while nobody led is not known: silence counts from here.
+            self._heard_since = self._heard_since and self._clock()
+            self._said.put(_Connected())
+        self.link.lead(leads)
 
     def _ingest(self) -> None:
         while (item := self._said.get()) is not None:
@@ -301,13 +335,22 @@ class Service:
                     self.director.keep_fresh()
                     self._renew_certificates()
                 self.access.save_used()
-                self.revocation.tick()
-                self.requests.tick(now)
-                self.rollouts.tick(self._heard_since or now, now)
-                self._empty_outbox()
+                self._learn()
+                if self.leadership.held:
+                    self.revocation.tick()
+                    self.requests.tick(now)
+                    self.rollouts.tick(self._heard_since or now, now)
+                if self.link.connected:
+                    outbox.empty(self.database, self.link.publish_all)
             except Exception:  # a thread that ends would stop every rollout, silently
                 log.exception("a tick failed; the next one tries again")
             self._stopping.wait(SHORTEST_TICK_S)
+
+    def _learn(self) -> None:
+        """Learn what other workers have done."""
+        self.revocation.learn()
+        self.pki.look()
+        self.feed.look()
 
     def _renew_certificates(self) -> None:
         """Renew what is past half of its life, and let it be used at once."""
@@ -321,18 +364,6 @@ class Service:
                 log.warning("the broker goes on with its old certificate until it is restarted")
         if "fleet" in renewed:
             self.link.reconnect()
-
-    def _empty_outbox(self) -> None:
-        """Send what decisions left behind; a row goes only when the broker has its message."""
-        if not self.link.connected:
-            return
-        with self.database.read() as session:
-            rows = session.scalars(select(OutboxRow).order_by(OutboxRow.id).limit(BATCH)).all()
-        sent = self.link.publish_all([(row.topic, row.payload) for row in rows])
-        gone = [row.id for row, taken in zip(rows, sent, strict=True) if taken]
-        if gone:
-            with self.database.write() as session:
-                session.execute(delete(OutboxRow).where(OutboxRow.id.in_(gone)))
 
 
 def _is_report(message: Incoming) -> bool:

@@ -67,6 +67,8 @@ class Webhooks:
         self._database, self._secret, self._source = database, secret, source
         self._clock, self._poster, self._pause = clock, poster, pause
         self._busy: set[str] = set()
+        self.leads: Callable[[], bool] = lambda: True
+        """Whether this worker posts; of several only one does."""
         self._wake, self._stopping = threading.Event(), threading.Event()
         self._pool = ThreadPoolExecutor(WORKERS, "fleet-webhook")
         self._thread = threading.Thread(target=self._run, name="fleet-webhooks", daemon=True)
@@ -191,7 +193,8 @@ class Webhooks:
     def _run(self) -> None:
         while not self._stopping.is_set():
             try:
-                self._hand_out()
+                if self.leads():
+                    self._hand_out()
             except Exception:  # a thread that ends would stop every webhook, silently
                 log.exception("webhooks could not be looked after; trying again")
             self._wake.wait(IDLE_S)

@@ -1,6 +1,5 @@
 """A fleet without a broker, and a client of its REST interface and pages."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from edgepack_fleet.adapters.database import Database
 from edgepack_fleet.service import Service, Settings
 from edgepack_fleet.web.app import main_app
 from fleet_rig import talking_to
-from pg_rig import Postgres, find_server, postgres
+from pg_rig import Postgres, postgres, require_server
 from rest_rig import LISTENER, Now
 
 
@@ -25,8 +24,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture(scope="session")
 def pg() -> Iterator[Postgres]:
     """A PostgreSQL server for all tests."""
-    if find_server() is None and os.environ.get("EDGEPACK_REQUIRE_POSTGRESQL") != "1":
-        pytest.skip("PostgreSQL is not installed (apt-get install postgresql)")
+    require_server()
     with postgres() as found:
         yield found
 

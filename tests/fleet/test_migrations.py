@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
@@ -62,10 +61,8 @@ def revisions() -> list[str]:
 
 
 def back_to(database: Database, revision: str) -> None:
-    with database._for_migration() as connection:
-        config = _alembic_config()
-        config.attributes["connection"] = connection
-        command.downgrade(config, revision)
+    with database.migration() as migration:
+        migration.downgrade(revision)
 
 
 def content(database: Database) -> dict[str, list[dict[str, Any]]]:

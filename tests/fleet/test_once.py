@@ -9,8 +9,10 @@ import httpx
 import pytest
 from sqlalchemy import select
 
+from edgepack.errors import UsageError
 from edgepack_fleet.adapters.tables import AnswerRow, EnrolToken, GroupRow
 from edgepack_fleet.core.rates import Rates
+from edgepack_fleet.idempotency import BUSY_S
 from edgepack_fleet.service import Service
 from edgepack_fleet.web.app import main_app
 from fleet_rig import talking_to
@@ -108,6 +110,17 @@ def test_what_is_not_finished_is_not_begun_again(app: httpx.Client, fleet: Servi
         thread.join()
     again = app.post(TOKENS, json=body, headers=keyed(fleet))
     assert again.content == answers[0].content
+
+
+def test_a_request_that_was_cut_short_can_be_sent_again_soon(fleet: Service, now: Now) -> None:
+    assert fleet.answers.begin("token", "k", b"request") is None
+    with pytest.raises(UsageError) as caught:
+        fleet.answers.begin("token", "k", b"request")
+    assert caught.value.reason == "idempotency_busy"
+    now.value += BUSY_S
+    assert fleet.answers.begin("token", "k", b"request") is None, "as if it had never come"
+    with pytest.raises(UsageError):
+        fleet.answers.begin("token", "k", b"request")
 
 
 def test_what_broke_may_be_sent_again(app: httpx.Client, fleet: Service) -> None:

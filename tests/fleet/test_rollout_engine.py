@@ -177,11 +177,5 @@ def test_the_migration_goes_both_ways_with_data(bench: Bench, tmp_path: Path) ->
 
 
 def _to(revision: str, database: Database) -> None:
-    from alembic import command
-
-    from edgepack_fleet.adapters.database import _alembic_config
-
-    with database.engine.begin() as connection:
-        config = _alembic_config()
-        config.attributes["connection"] = connection
-        command.downgrade(config, revision)
+    with database.migration() as migration:
+        migration.downgrade(revision)

@@ -16,7 +16,7 @@ from pathlib import Path
 from edgepack.durable import write_file
 from edgepack.errors import UnsupportedError, UsageError
 from edgepack.topics import PREFIX
-from edgepack_fleet.adapters.pki import FLEET, Pki
+from edgepack_fleet.adapters.pki import WORKERS, Pki, worker_name
 
 __all__ = [
     "DEFAULT_PORT",
@@ -169,13 +169,19 @@ pattern read {PREFIX}/g/+/dn/hint
 
 
 def _acl() -> str:
-    return f"""\
-# Written by edgepack on every start; changes are lost.
-user {FLEET}
+    workers = "".join(
+        f"""\
+user {worker_name(number)}
 topic read {PREFIX}/d/+/up/#
 topic write {PREFIX}/d/+/dn/#
 topic write {PREFIX}/g/+/dn/hint
 
+"""
+        for number in range(1, WORKERS + 1)
+    )
+    return f"""\
+# Written by edgepack on every start; changes are lost.
+{workers}
 # Every device, under its own certificate's name only.
 {devices_acl()}"""
 

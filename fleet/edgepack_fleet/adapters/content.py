@@ -17,18 +17,25 @@ from edgepack.errors import BudgetError, UsageError
 __all__ = ["ContentStore"]
 
 PIECE = 1024 * 1024
+STALE_S = 86_400.0
+"""Seconds after which what an upload of another process left behind is given up."""
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class ContentStore:
-    """The blobs below DIRECTORY. One process writes; any thread may."""
+    """The blobs below DIRECTORY.
 
-    def __init__(self, directory: Path) -> None:
+    Args:
+        directory: Gets `sha256/`.
+        shared: Whether other processes write there too.
+    """
+
+    def __init__(self, directory: Path, *, shared: bool = False) -> None:
         self.directory = directory
         self._blobs = directory / "sha256"
         self._blobs.mkdir(parents=True, exist_ok=True)
-        sweep(self._blobs)
+        sweep(self._blobs, STALE_S if shared else 0.0)
 
     def put(
         self, sha256: str, stream: BinaryIO | Iterable[bytes], *, limit: int | None = None

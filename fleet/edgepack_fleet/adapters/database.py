@@ -26,7 +26,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from edgepack.errors import UnsupportedError, UsageError
 
-__all__ = ["Database", "is_passing"]
+__all__ = ["Database", "Migration", "is_passing"]
 
 BUSY_MS = 10_000
 IDLE_MS = 60_000
@@ -127,15 +127,24 @@ class Database:
         Raises:
             UsageError: the file is no database, or is newer than this program.
         """
-        from alembic import command
+        with self.migration() as migration:
+            if revision == "base":
+                migration.downgrade(revision)
+            else:
+                migration.upgrade(revision)
+
+    @contextmanager
+    def migration(self) -> Iterator["Migration"]:
+        """Yield what changes the schema, all or nothing.
+
+        Raises:
+            UsageError: the file is no database, or is newer than this program.
+        """
         from alembic.util import CommandError
 
         try:
             with self._for_migration() as connection:
-                config = _alembic_config()
-                config.attributes["connection"] = connection
-                step = command.downgrade if revision == "base" else command.upgrade
-                step(config, revision)
+                yield Migration(connection)
         except (CommandError, DatabaseError) as error:
             raise UsageError(
                 "the fleet's database cannot be used",
@@ -168,6 +177,30 @@ class Database:
     def close(self) -> None:
         """Close all connections."""
         self.engine.dispose()
+
+
+class Migration:
+    """Steps of the schema on CONNECTION, in one transaction."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+
+    def upgrade(self, revision: str) -> None:
+        """Go forward to REVISION."""
+        from alembic import command
+
+        command.upgrade(self._config(), revision)
+
+    def downgrade(self, revision: str) -> None:
+        """Go back to REVISION."""
+        from alembic import command
+
+        command.downgrade(self._config(), revision)
+
+    def _config(self) -> Any:
+        config = _alembic_config()
+        config.attributes["connection"] = self.connection
+        return config
 
 
 def is_passing(error: Exception) -> bool:

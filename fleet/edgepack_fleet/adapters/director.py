@@ -5,7 +5,6 @@ image repository agrees. Decides nothing; the fleet's rollouts do.
 """
 
 import logging
-import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -30,6 +29,7 @@ from edgepack.metadata import (
 )
 from edgepack.topics import DEVICE_ID
 from edgepack.trust import TargetInfo, TrustError
+from edgepack_fleet.adapters.lock import alone
 from edgepack_fleet.adapters.online_signer import online_signer
 
 __all__ = ["Director"]
@@ -62,12 +62,14 @@ class Director:
         self._roots = MetadataDirectory(directory / "root")
         self._devices = directory / "devices"
         self._root_key = directory / "keys" / "root.pem"
-        self._key = online_signer(directory / "keys" / "online.pem")
         self._clock = clock
-        self._lock = threading.Lock()
+        self._directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
         self._signed: set[str] = set()
         """Devices whose files this process has signed."""
-        self._renew_root(self._clock())
+        with alone(directory):  # workers may start at the same moment
+            self._key = online_signer(directory / "keys" / "online.pem")
+            self._renew_root(self._clock())
 
     def root(self) -> bytes:
         """Return the first root, which an enrolling device pins."""
@@ -79,7 +81,7 @@ class Director:
         Raises:
             UsageError: DEVICE cannot be a device's id.
         """
-        with self._lock:
+        with alone(self._directory):
             repository = self._repository(device)
             if not _says(repository, target):
                 self._sign(device, repository, target)
@@ -101,11 +103,11 @@ class Director:
 
     def keep_fresh(self, now: datetime | None = None) -> None:
         """Renew the shared root if it is past its half-life. Devices' files renew when asked."""
-        with self._lock:
+        with alone(self._directory):
             self._renew_root(now or self._clock())
 
     def _refresh(self, device: str, now: datetime) -> None:
-        with self._lock:
+        with alone(self._directory):
             repository = self._repository(device)
             targets = repository.current().get("targets")
             signed = parse(targets, Targets).signed if targets else None

@@ -35,7 +35,7 @@ START_S = 10.0
 def may(client: str, action: str, topic: str) -> bool:
     """Return whether CLIENT may do ACTION (`publish`, `subscribe` or `receive`) on TOPIC."""
     levels = topic.split("/")
-    if client == FLEET:
+    if client == FLEET or client.startswith(f"{FLEET}."):  # no device has a dot in its name
         return levels[:2] == PREFIX.split("/")
     if action == "publish":
         return topic in {f"{PREFIX}/d/{client}/up/{kind}" for kind in UPLINK_KINDS}

@@ -36,6 +36,7 @@ class Feed:
         self._followers: list[Follower] = []
         self._listeners: set[Callable[[], None]] = set()
         self._lock = threading.Lock()
+        self._newest = 0
         self.closed = False
         """Whether nothing more is told."""
         event.listen(database.sessions, "after_flush", self._note)
@@ -71,6 +72,15 @@ class Feed:
         with self._database.read() as session:
             found = session.execute(select(func.min(ChangeRow.id), func.max(ChangeRow.id))).one()
         return found[0] or 0, found[1] or 0
+
+    def look(self) -> None:
+        """Tell who listens of changes that other workers have made."""
+        if not self._database.is_shared:
+            return
+        newest = self.ends()[1]
+        if newest > self._newest:
+            self._newest = newest
+            self._call()
 
     def trim(self) -> None:
         """Forget what is old."""

@@ -9,7 +9,6 @@ take their place as soon as a root that names them is here. Keys no root names s
 """
 
 import logging
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -32,6 +31,7 @@ from edgepack.metadata import (
 from edgepack.oci import read_oci_manifest
 from edgepack.trust import TargetInfo, TrustError, exam_path
 from edgepack_fleet.adapters.content import ContentStore
+from edgepack_fleet.adapters.lock import alone
 from edgepack_fleet.adapters.online_signer import online_signer
 from edgepack_fleet.core.publication import Current, accept
 
@@ -78,21 +78,24 @@ class ImageRepo:
         self._metadata = MetadataDirectory(directory / "metadata")
         self._content, self._clock = content, clock
         self._key_files = directory / "keys"
-        self._lock = threading.Lock()
-        self._keys = {role: online_signer(self._file(role)) for role in ROLES}
+        self._directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
+        with alone(directory):  # workers may start at the same moment
+            self._keys = {role: online_signer(self._file(role)) for role in ROLES}
         self._signed = False
         """Whether this process has signed snapshot and timestamp."""
 
     def online_keys(self) -> dict[str, Any]:
         """Return our public keys for a publisher's root, as TUF writes them, by role."""
-        return {role: _facts(signer) for role, signer in self._keys.items()}
+        # Another worker may have put new ones in their place.
+        return {role: _facts(online_signer(self._file(role))) for role in ROLES}
 
     def next_online_keys(self) -> dict[str, Any]:
         """Make keys to replace the online keys, if there are none yet; return their publics.
 
         They sign as soon as a root that names them is published.
         """
-        with self._lock:
+        with alone(self._directory):
             return {role: _facts(online_signer(self._file(f"{role}.next"))) for role in ROLES}
 
     def publish(self, files: Mapping[str, bytes]) -> PublishResult:
@@ -105,7 +108,8 @@ class ImageRepo:
             TrustError: they are not a valid next state, or a blob is missing (reason
                 `metadata_missing`); everything is as it was.
         """
-        with self._lock:
+        with alone(self._directory):
+            self._promote()
             online = self._named(_newest_root(files) or self._root())
             keyids = {role: signer.public_key.keyid for role, signer in online.items()}
             accepted = accept(self._current(), files, keyids, self._clock())
@@ -155,7 +159,7 @@ class ImageRepo:
         seen later versions than it. Nothing if the publisher's root does not name our keys.
         """
         now = now or self._clock()
-        with self._lock:
+        with alone(self._directory):
             root, timestamp = self._root(), self._metadata.read("timestamp.json")
             if root is None or timestamp is None:
                 return False

@@ -5,10 +5,11 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from edgepack.errors import UsageError
 
-__all__ = ["alone", "if_free", "only_one", "own"]
+__all__ = ["alone", "if_free", "one_of", "only_one", "own"]
 
 
 def own(directory: Path) -> Path:
@@ -57,18 +58,51 @@ def only_one(directory: Path) -> Iterator[None]:
     Raises:
         UsageError: another one does.
     """
-    with (directory / "serve.lock").open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+    with _place(directory, 1) as lock:
+        if not _take(lock):
             lock.seek(0)
             raise UsageError(
                 f"another fleet serves {directory}",
                 why=f"process {lock.read().strip() or 'unknown'} holds its lock",
-                fix="stop it first, or give another --data directory",
+                fix="stop it first, or give another --data directory; several workers need "
+                "PostgreSQL (--database)",
                 reason="already_running",
-            ) from error
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
+            )
         yield
+
+
+@contextmanager
+def one_of(directory: Path, most: int) -> Iterator[int]:
+    """Be one of at most MOST processes that serve DIRECTORY; yield which, from 1 on.
+
+    Raises:
+        UsageError: there are so many already.
+    """
+    for number in range(1, most + 1):
+        with _place(directory, number) as lock:
+            if _take(lock):
+                yield number
+                return
+    raise UsageError(
+        f"{most} workers serve {directory} already",
+        why="the broker's access list knows no more of them",
+        fix="stop one first",
+        reason="already_running",
+    )
+
+
+def _place(directory: Path, number: int) -> TextIO:
+    """Return the open lock of a place; the first one is the same as of who serves alone."""
+    return (directory / ("serve.lock" if number == 1 else f"serve-{number}.lock")).open("a+")
+
+
+def _take(lock: TextIO) -> bool:
+    """Take LOCK and write down who has it; return whether it was free."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    lock.truncate(0)
+    lock.write(str(os.getpid()))
+    lock.flush()
+    return True

@@ -2,6 +2,12 @@
 
 Acknowledges by hand: a message is taken from the broker only after what it says is in the
 database. Reconnects on its own, with full jitter. Reads no payload.
+
+Alone, it keeps a session on the broker, which holds what devices say while it is away. Beside
+other workers it has none, so that nothing waits for one that is gone: the broker divides what
+devices say among those that are there (MQTT 5, `$share`), and only the leader hears births and
+wills, in order and with those the broker has retained. A broker that cannot do that tells
+everything to the leader.
 """
 
 import contextlib
@@ -19,15 +25,22 @@ from typing import Any
 
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 
-from edgepack.topics import UPLINK_FILTER
-from edgepack_fleet.adapters.broker import Address
+from edgepack.topics import PREFIX, UPLINK_FILTER
+from edgepack_fleet.adapters.broker import UPLINK_KINDS, Address
 from edgepack_fleet.adapters.pki import FLEET
 
 __all__ = ["Identity", "Incoming", "Link"]
 
+CONN = f"{PREFIX}/d/+/up/conn"
+WORK = tuple(f"{PREFIX}/d/+/up/{kind}" for kind in UPLINK_KINDS if kind != "conn")
+"""What any worker can do."""
 KEEPALIVE_S = 30
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
+ANSWER_S = 5.0
+"""Seconds in which a broker must have taken us."""
 CONFIRM_S = 5.0
 INFLIGHT = 1000
 PIECES, PACE_S = 32, 0.1
@@ -70,6 +83,8 @@ class Link:
         identity: Who we are.
         on_message: Called from the network thread for every uplink; must not block for long.
         on_connected: Called with True and False as the connection comes and goes.
+        name: Who we are in the certificate, and so on the broker.
+        shared: Whether other workers may be connected, too.
     """
 
     def __init__(
@@ -78,8 +93,16 @@ class Link:
         identity: Identity,
         on_message: Callable[[Incoming], None],
         on_connected: Callable[[bool], None],
+        name: str = FLEET,
+        *,
+        shared: bool = False,
     ) -> None:
-        self._address, self._identity = address, identity
+        self._address, self._identity, self._name = address, identity, name
+        self._shared, self._leads = shared, not shared
+        self._protocol = paho.MQTTv5 if shared else paho.MQTTv311
+        self._divided = self._answered = False
+        """Whether the broker divides what it hears among workers, and whether it took us."""
+        self._roles = threading.Lock()
         self._on_message, self._on_connected = on_message, on_connected
         self._session = 0
         self._pieces: deque[paho.MQTTMessageInfo] = deque()
@@ -107,6 +130,18 @@ class Link:
     def reconnect(self) -> None:
         """Connect anew, with the certificate that is there now."""
         self._client.disconnect()
+
+    def lead(self, leads: bool) -> None:
+        """Hear what only the leader hears, or no more."""
+        with self._roles:
+            self._leads = leads
+            if not self.connected:
+                return  # said on the next connection
+            for topic in self._of_leader():
+                if leads:
+                    self._client.subscribe(topic, qos=1)
+                else:
+                    self._client.unsubscribe(topic)
 
     def publish(self, topic: str, payload: bytes, *, qos: int = 1) -> bool:
         """Send PAYLOAD to TOPIC; return whether it is on its way."""
@@ -150,10 +185,10 @@ class Link:
     def _make_client(self) -> paho.Client:
         client = _Client(
             CallbackAPIVersion.VERSION2,
-            client_id=FLEET,
-            # The broker keeps what devices say while we are away.
-            clean_session=False,
-            protocol=paho.MQTTv311,
+            client_id=self._name,
+            # The broker keeps what devices say while we are away, if nobody else hears them.
+            clean_session=None if self._protocol == paho.MQTTv5 else self._shared,
+            protocol=self._protocol,
             manual_ack=True,
             reconnect_on_failure=False,
         )
@@ -171,8 +206,14 @@ class Link:
         while not self._stop.is_set():
             self._lost.clear()
             if self._try():
+                if not (self._lost.wait(ANSWER_S) or self._answered):
+                    self._client.disconnect()
                 self._lost.wait()
                 pause = FIRST_PAUSE_S
+                if self._shared and not self._answered:
+                    # One that does not know MQTT 5 says so, or says nothing at all.
+                    older = self._protocol == paho.MQTTv5
+                    self._protocol = paho.MQTTv311 if older else paho.MQTTv5
             self._client.loop_stop()
             # Full jitter: a thousand clients of a broker that restarts do not come at once.
             self._stop.wait(random.uniform(0, pause))  # noqa: S311
@@ -181,22 +222,44 @@ class Link:
     def _try(self) -> bool:
         # A new one every time: a client that is started again leaks its sockets. What waited in
         # it is said again, because the database still says so or the device asks again.
-        self._client = self._make_client()
+        self._client, self._answered = self._make_client(), False
         try:
-            self._client.connect(self._address.host, self._address.port, KEEPALIVE_S)
+            self._client.connect(
+                self._address.host, self._address.port, KEEPALIVE_S, **self._terms()
+            )
         except (OSError, ssl.SSLError):
             return False
         self._client.loop_start()
         return True
 
+    def _terms(self) -> dict[str, Any]:
+        """Return what else is agreed on with a broker of MQTT 5."""
+        if self._protocol != paho.MQTTv5:
+            return {}
+        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+        properties.ReceiveMaximum = INFLIGHT
+        return {"clean_start": True, "properties": properties}
+
     def _connected(
-        self, client: paho.Client, _data: Any, _flags: Any, reason: Any, _properties: Any
+        self, client: paho.Client, _data: Any, _flags: Any, reason: Any, properties: Any
     ) -> None:
         if reason.is_failure:
             return
         self._session += 1
+        self._answered = True
+        can_divide = getattr(properties, "SharedSubscriptionAvailable", 1) == 1
+        self._divided = self._protocol == paho.MQTTv5 and can_divide
         self._on_connected(True)
-        client.subscribe(UPLINK_FILTER, qos=1)
+        with self._roles:
+            for topic in (*self._of_all(), *(self._of_leader() if self._leads else ())):
+                client.subscribe(topic, qos=1)
+
+    def _of_all(self) -> tuple[str, ...]:
+        """Return the filters of what the broker divides among all workers."""
+        return tuple(f"$share/{FLEET}/{topic}" for topic in WORK) if self._divided else ()
+
+    def _of_leader(self) -> tuple[str, ...]:
+        return (CONN,) if self._divided else (UPLINK_FILTER,)
 
     def _disconnected(self, *_: Any) -> None:
         self._on_connected(False)

@@ -5,7 +5,6 @@ out and the disk clean: an offer is of a patch that is here, between blobs that 
 patch that no offer leads to is removed.
 """
 
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from edgepack.errors import IntegrityError, UsageError
 from edgepack.offers import Offer, OfferDirectory, Offers, check_offer
 from edgepack.patch import CODECS
 from edgepack_fleet.adapters.content import ContentStore
+from edgepack_fleet.adapters.lock import alone
 
 __all__ = ["Patches"]
 
@@ -25,7 +25,7 @@ class Patches:
 
     def __init__(self, directory: Path, content: ContentStore) -> None:
         self._offers, self._content = OfferDirectory(directory), content
-        self._lock = threading.Lock()
+        self._directory = directory
 
     def file(self, name: str) -> bytes | None:
         """Return the file NAME as a device asks for it; None if there is none."""
@@ -49,7 +49,8 @@ class Patches:
             if offer.codec not in CODECS:
                 raise IntegrityError(f"no codec {offer.codec} is known", reason="bad_offers")
             check_offer(offer, target, size, self._content.read(offer.patch, 0, HEAD))
-        with self._lock:
+        self._directory.mkdir(parents=True, exist_ok=True)
+        with alone(self._directory):
             for patch in self._offers.add(target, size, more):
                 self._content.drop(patch)
 

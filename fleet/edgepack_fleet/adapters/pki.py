@@ -4,7 +4,8 @@
              authorities.json        which one issues, which ones are trusted; missing: `ca` alone
              bundle.pem              all trusted ones: what the fleet and devices believe
              server.pem, server.key  the broker and the device listener
-             fleet.pem, fleet.key    the fleet as a client of the broker, CN=fleet
+             fleet.pem, fleet.key    the fleet as a client of the broker, CN=fleet; further
+                                     workers are fleet.2, ...
              crl.pem                 revoked device certificates, a list per trusted authority
              trust/                  the same as the broker reads it, at every handshake
 
@@ -48,10 +49,12 @@ from edgepack_fleet.adapters.certificates import (
 from edgepack_fleet.adapters.hash_directory import HashDirectory
 from edgepack_fleet.adapters.lock import alone
 
-__all__ = ["FLEET", "Issued", "Pki"]
+__all__ = ["FLEET", "WORKERS", "Issued", "Pki", "worker_name"]
 
 FLEET = "fleet"
 """The name of the fleet itself on the broker; no device gets it."""
+WORKERS = 16
+"""Processes of one fleet at most; the broker knows them by name."""
 SERVER_LIFE, DEVICE_LIFE = timedelta(days=397), timedelta(days=90)
 STAND_IN_LIFE = timedelta(minutes=10)
 
@@ -64,6 +67,14 @@ class Issued:
     pem: str
     serial: str
     """Hexadecimal."""
+
+
+def worker_name(number: int) -> str:
+    """Return what worker NUMBER, from 1 on, is called; no device can be called that."""
+    return FLEET if number == 1 else f"{FLEET}.{number}"
+
+
+_Stamp = tuple[int, int]
 
 
 class _Roles(msgspec.Struct, frozen=True):
@@ -80,10 +91,15 @@ class Pki:
         directory: Where keys and certificates are kept.
         hosts: Names and addresses, beside `localhost`, that the servers are reached under.
         now: The time certificates count from; None: the clock's.
+        client: What this process is called on the broker.
     """
 
     def __init__(
-        self, directory: Path, hosts: tuple[str, ...] = (), now: datetime | None = None
+        self,
+        directory: Path,
+        hosts: tuple[str, ...] = (),
+        now: datetime | None = None,
+        client: str = FLEET,
     ) -> None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.directory = directory
@@ -94,6 +110,11 @@ class Pki:
         self._names = tuple(sorted({"localhost", "127.0.0.1", "::1", socket.gethostname(), *hosts}))
         self._clock: Callable[[], datetime] = lambda: now or datetime.now(UTC)
         self._guard = threading.RLock()
+        self._roles_path = directory / "authorities.json"
+        self._client = client
+        self._read: _Stamp | None = None
+        self._shown: _Stamp | None = None
+        """Which file the authorities were read from, and the server's certificate that we know."""
         with self._alone():
             self._load()
             self._write_trust()
@@ -223,15 +244,18 @@ class Pki:
         return dsse.seal(AUTHORITIES, self.bundle.encode(), oldest.key).decode()
 
     def keep_fresh(self) -> set[str]:
-        """Renew what is past half of its life; return which of `server`, `fleet`, `crl` were.
+        """Renew what is past half of its life; return which of `server`, `fleet`, `crl` are new.
 
+        Also if another process has renewed it since we looked last.
         A list that goes out of date would lock every device out.
         """
         now, renewed = self._clock(), set()
         with self._alone():
-            if self._ensure("server", self._names, ExtendedKeyUsageOID.SERVER_AUTH, now):
+            self._ensure("server", self._names, ExtendedKeyUsageOID.SERVER_AUTH, now)
+            if (shown := _stamp(self.pair("server")[0])) != self._shown:
+                self._shown = shown
                 renewed.add("server")
-            if self._ensure(FLEET, (), ExtendedKeyUsageOID.CLIENT_AUTH, now):
+            if self._ensure(self._client, (), ExtendedKeyUsageOID.CLIENT_AUTH, now):
                 renewed.add("fleet")
             lists = [self._list(name) for name in self._authorities]
             if any(crl is None or half_gone(crl, now) for crl in lists):
@@ -246,12 +270,21 @@ class Pki:
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        # Broker and fleet may start at the same moment on a new directory.
+        # Broker and fleet may start at the same moment on a new directory, and another worker
+        # may have replaced the authority.
         with self._guard, alone(self.directory):
+            self.look()
             yield
 
+    def look(self) -> None:
+        """Learn which authorities there are, if another worker has changed that."""
+        with self._guard:
+            if self._read is not None and _stamp(self._roles_path) != self._read:
+                self._load()
+
     def _load(self) -> None:
-        path = self.directory / "authorities.json"
+        path = self._roles_path
+        self._read = _stamp(path)
         self._roles = (
             msgspec.json.decode(path.read_bytes(), type=_Roles) if path.exists() else _Roles()
         )
@@ -264,7 +297,7 @@ class Pki:
 
     def _set_roles(self, roles: _Roles) -> None:
         revoked = self.revoked()
-        write_file(self.directory / "authorities.json", msgspec.json.encode(roles))
+        write_file(self._roles_path, msgspec.json.encode(roles))
         self._load()
         self._write_lists(revoked)
         self._write_trust()
@@ -313,6 +346,15 @@ class Pki:
             crl = authority.revoke(serials, self._clock(), self._list(name))
             write_file(self._list_path(name), as_pem(crl).encode())
             self.trust.add_list(crl)
+
+
+def _stamp(path: Path) -> _Stamp:
+    """Return what tells a file from the one that replaces it; zeros: there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return (0, 0)
+    return found.st_ino, found.st_mtime_ns
 
 
 def _new_key(path: Path) -> ec.EllipticCurvePrivateKey:

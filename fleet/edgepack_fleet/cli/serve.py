@@ -29,7 +29,13 @@ host_option = click.option(
 @click.command()
 @data_option
 @host_option
-@click.option("--database", metavar="URL", help="Another database than SQLite below --data.")
+@click.option(
+    "--database",
+    envvar="EDGEPACK_FLEET_DATABASE",
+    metavar="URL",
+    help="Another database than SQLite below --data: postgresql://USER:PASSWORD@HOST/NAME "
+    "[EDGEPACK_FLEET_DATABASE].",
+)
 @click.option("--broker", "broker_url", metavar="URL", help="mqtts://HOST:PORT of the MQTT broker.")
 @click.option(
     "--public-broker",
