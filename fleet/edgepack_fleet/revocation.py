@@ -60,7 +60,7 @@ class Revocation:
     ) -> None:
         self._database, self._pki, self._broker, self._clock = database, pki, broker, clock
         self._blocked = set(self._load())
-        """Only ever grows, and in place: what one thread adds, no other may overwrite."""
+        """Changed in place only: what one thread adds, no other may overwrite."""
         self._fencing = threading.Lock()
 
     def blocks(self, device: str) -> bool:
@@ -79,12 +79,17 @@ class Revocation:
             self._pki.revoke(*_serials(row))
             return Revoked(device, row.revoked or 0.0, self._fence(device))
 
+    def release(self, device: str) -> None:
+        """Let the name of DEVICE, which is no more, be another one's."""
+        self._blocked.discard(device)
+
     def tick(self) -> None:
         """End the sessions that are still open."""
         self.learn()
         if not self._fencing.acquire(blocking=False):
             return  # somebody is revoking right now
         try:
+            self._release_the_new()
             self._fence_the_rest()
         finally:
             self._fencing.release()
@@ -105,6 +110,14 @@ class Revocation:
                 _record(session, device, by, now)
             row.fenced = None
         return row
+
+    def _release_the_new(self) -> None:
+        """Let in those that have the name of a device another worker took out of service."""
+        blocked = list(self._blocked)
+        with self._database.read() as session:
+            alive = select(DeviceRow.id).where(DeviceRow.revoked.is_(None))
+            back = session.scalars(alive.where(DeviceRow.id.in_(blocked))) if blocked else ()
+            self._blocked.difference_update(back)
 
     def _fence_the_rest(self) -> None:
         with self._database.read() as session:

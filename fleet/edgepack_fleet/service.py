@@ -38,7 +38,6 @@ from edgepack_fleet.adapters.patches import Patches
 from edgepack_fleet.adapters.pki import FLEET, Pki
 from edgepack_fleet.adapters.posting import Poster
 from edgepack_fleet.adapters.tables import JobRow, RolloutRow
-from edgepack_fleet.admission import Admission
 from edgepack_fleet.asking import Requests
 from edgepack_fleet.audit import Audit
 from edgepack_fleet.authorities import Authorities
@@ -48,10 +47,10 @@ from edgepack_fleet.enrolment import Enrolment
 from edgepack_fleet.idempotency import Answers
 from edgepack_fleet.leadership import Leadership
 from edgepack_fleet.links import Belongings, Links
-from edgepack_fleet.organising import Organiser
 from edgepack_fleet.renewals import GRACE_DAYS, Renewals
 from edgepack_fleet.revocation import Revocation
 from edgepack_fleet.rollouts import Rollouts
+from edgepack_fleet.roster import Roster
 from edgepack_fleet.sending import Sender
 from edgepack_fleet.transfer import KINDS, Transfer
 from edgepack_fleet.uplink import Uplink
@@ -129,9 +128,8 @@ class Service:
         self.enrolment = Enrolment(
             self.database, self.pki, self.director.root, self._public_broker, clock
         )
-        self.admission = Admission(self.database, clock)
-        self.organiser = Organiser(self.database, clock)
         self.revocation = Revocation(self.database, self.pki, settings.broker, clock)
+        self.roster = Roster(self.database, self.feed, self.revocation, clock)
         secret = fleet_secret(data, create=True)
         self.audit = Audit(self.database, clock)
         self.source = f"urn:edgepack:fleet:{fleet_id(secret)}"
@@ -330,7 +328,7 @@ class Service:
                     refreshed = now
                     self.feed.trim()
                     self.webhooks.tidy()
-                    self.admission.tidy()
+                    self.roster.tidy()
                     self.images.keep_fresh()
                     self.director.keep_fresh()
                     self._renew_certificates()

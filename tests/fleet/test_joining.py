@@ -142,7 +142,7 @@ def test_nobody_waits_for_ever(
     assert other.joins().device == "other", "the token is over, but it was accepted in time"
     assert Newcomer(door, token, "late").refused() == "token_expired"
     now.value += 91 * 86_400
-    fleet.admission.tidy()
+    fleet.roster.admission.tidy()
     assert listed(app, fleet, "applicants") == []
 
 
@@ -240,7 +240,7 @@ def test_a_list_is_taken_whole_or_not_at_all(app: httpx.Client, fleet: Service, 
     assert app.delete(url, headers=auth(fleet)).status_code == 204
     assert problem(app.delete(url, headers=auth(fleet)), 404)["reason"] == "unknown_entry"
     with pytest.raises(UsageError):
-        fleet.admission.expect([Expected("nowhere", "x")], "")
+        fleet.roster.admission.expect([Expected("nowhere", "x")], "")
 
 
 # -- the agent's side, over TLS
@@ -296,7 +296,7 @@ def test_the_agent_waits_politely_and_keeps_its_key(
 def test_the_agent_that_waits_is_accepted_meanwhile(
     app: httpx.Client, fleet: Service, home: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgepack_fleet.admission.RETRY_S", 0)
+    monkeypatch.setattr("edgepack_fleet.roster.admission.RETRY_S", 0)
     words = (text_of(fleet, home), "--root", str(home["root"]), "--wait", "60")
     found: list[Result] = []
     thread = threading.Thread(target=lambda: found.append(enroll(home, *words)))

@@ -91,7 +91,7 @@ def list_groups(fleet: Fleet, asked: Annotated[queries.GroupQuery, Query()]) -> 
 @router.post("/groups", status_code=201, dependencies=[Operator])
 def create_group(fleet: Fleet, new: schemas.NewGroup) -> schemas.Group:
     """Create a group: of the devices put into it, or of those that fit a filter."""
-    fleet.organiser.create_group(new.id, new.filter)
+    fleet.roster.organiser.create_group(new.id, new.filter)
     return show_group(fleet, new.id)
 
 

@@ -17,6 +17,7 @@ from edgepack_fleet.web import (
     asking,
     browser,
     device_pages,
+    history,
     hooks,
     joining,
     organise,
@@ -62,6 +63,7 @@ def main_app(service: Service | None, device_url: str = "") -> FastAPI:
     app.include_router(api.router)
     app.include_router(organise.router)
     app.include_router(joining.router)
+    app.include_router(history.router)
     app.include_router(repo.router)
     app.include_router(admin.router)
     app.include_router(hooks.router)

@@ -40,14 +40,14 @@ def list_applicants(
 @router.post("/applicants/{applicant}/accept")
 def accept_applicant(fleet: Fleet, applicant: str, who: Who) -> schemas.Applicant:
     """Let a device in when it asks the next time."""
-    fleet.admission.accept(applicant, who)
+    fleet.roster.admission.accept(applicant, who)
     return _shown(fleet, applicant)
 
 
 @router.post("/applicants/{applicant}/reject")
 def reject_applicant(fleet: Fleet, applicant: str, who: Who) -> schemas.Applicant:
     """Refuse a device."""
-    fleet.admission.reject(applicant, who)
+    fleet.roster.admission.reject(applicant, who)
     return _shown(fleet, applicant)
 
 
@@ -73,13 +73,13 @@ def expect_devices(fleet: Fleet, new: schemas.NewExpectedDevices, who: Who) -> s
         Expected(group=d.group, device=d.id, fingerprint=d.fingerprint, tags=d.tags)
         for d in new.devices
     ]
-    return schemas.Added(added=fleet.admission.expect(devices, who))
+    return schemas.Added(added=fleet.roster.admission.expect(devices, who))
 
 
 @router.delete("/preauthorised/{entry}", status_code=204)
 def forget_expected(fleet: Fleet, entry: str) -> None:
     """Do not expect a device any more."""
-    fleet.admission.forget(entry)
+    fleet.roster.admission.forget(entry)
 
 
 def _shown(fleet: Service, applicant: str) -> schemas.Applicant:

@@ -11,13 +11,17 @@ __all__ = [
     "Added",
     "Applicant",
     "Applicants",
+    "Decommissioned",
     "Description",
     "Expected",
     "ExpectedDevices",
+    "Farewell",
+    "Happening",
     "NamedDevices",
     "NewExpected",
     "NewExpectedDevices",
     "NewFilter",
+    "Timeline",
 ]
 
 Name = Annotated[str, Field(max_length=200)]
@@ -103,3 +107,29 @@ class Expected(Model):
 
 class ExpectedDevices(Page[Expected]):
     """A page of devices that are expected."""
+
+
+class Farewell(Model):
+    """How a device is taken out of service."""
+
+    purge: bool = Field(False, description="Whether all that it has told goes, too")
+
+
+class Decommissioned(Model):
+    """A device that is no more."""
+
+    device: str
+    kept_as: str | None = Field(description="Where what it told can be looked up; null: it is gone")
+
+
+class Happening(Model):
+    """Something that happened to a device."""
+
+    time: float = Field(description="Unix seconds of the fleet's clock")
+    kind: Literal["connection", "event", "job", "audit"]
+    sentence: str
+    facts: dict[str, Any] = Field(description="What the sentence is made of")
+
+
+class Timeline(Page[Happening]):
+    """A page of a device's timeline."""

@@ -36,6 +36,7 @@ BY_REASON = {
     "group_in_use": 409,
     "home_group": 409,
     "not_a_filter": 409,
+    "session_open": 409,
     "idempotency_busy": 409,
     "idempotency_mismatch": 422,
     "disk_full": 507,

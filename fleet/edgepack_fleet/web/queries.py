@@ -18,6 +18,7 @@ __all__ = [
     "RequestQuery",
     "RolloutQuery",
     "StreamQuery",
+    "TimelineQuery",
     "TokenQuery",
     "WebhookQuery",
 ]
@@ -102,6 +103,13 @@ class ExpectedQuery(ListQuery):
     sort: Literal["created", "-created"] = "created"
     group: Name | None = None
     used: bool | None = Field(None, description="Whether the device has come")
+
+
+class TimelineQuery(ListQuery):
+    """Which entries of a timeline."""
+
+    sort: Literal["time", "-time"] = "-time"
+    kind: Literal["connection", "event", "job", "audit"] | None = None
 
 
 class TokenQuery(ListQuery):

@@ -116,6 +116,7 @@ class Device(Model):
         description="`name@version` that the rollout it follows wants; see docs/reference/rollouts"
     )
     bundle: str | None = Field(description="`name@version` it reports")
+    standing: str = Field(description="One sentence: why it does not run what it shall")
     digest: str | None
     target: str | None = Field(description="Runtime of the active variant, else its preferred one")
     agent: str

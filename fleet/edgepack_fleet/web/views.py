@@ -19,6 +19,7 @@ from edgepack_fleet.adapters.tables import (
 from edgepack_fleet.core.model import FAILURES, LIVE, SERVING, Member
 from edgepack_fleet.core.precedence import Claim, follows
 from edgepack_fleet.core.progress import count_waves
+from edgepack_fleet.core.timeline import Standing
 from edgepack_fleet.core.variants import Release, resolve
 from edgepack_fleet.membership import in_group, memberships, put_into, unknown_device, unknown_group
 from edgepack_fleet.web import schemas
@@ -208,7 +209,10 @@ def _jobs(session: Session, devices: Sequence[str]) -> dict[str, list[JobRow]]:
 def _device(
     row: DeviceRow, groups: frozenset[str], jobs: Sequence[JobRow], claims: Sequence[Claim]
 ) -> schemas.Device:
-    job = jobs[-1] if jobs else None
+    job = _job(jobs[-1]) if jobs else None
+    desired = _desired(groups, jobs, claims)
+    facts = job.model_dump() if job else None
+    stands = Standing(desired, row.bundle, row.online, row.revoked is not None, facts)
     return schemas.Device(
         id=row.id,
         group=row.group_id,
@@ -217,10 +221,11 @@ def _device(
         notes=row.notes,
         tags=row.tags,
         online=row.online,
-        desired=_desired(groups, jobs, claims),
+        desired=desired,
         bundle=row.bundle,
+        standing=stands.sentence(),
         digest=row.digest,
-        target=_target(row, job),
+        target=_target(row, jobs[-1] if jobs else None),
         agent=row.agent,
         inventory=row.inventory,
         enrolled=row.enrolled,
@@ -228,7 +233,7 @@ def _device(
         revoked=row.revoked,
         signs_reports=bool(row.report_key),
         certificate_expires=_expires(row.certificate),
-        job=_job(job) if job else None,
+        job=job,
         inferences=row.inferences,
         errors=row.errors,
     )
