@@ -1,4 +1,4 @@
-"""`edgepack fleet devices|groups`."""
+"""`edgepack fleet devices`: list, show, revoke; the others are in modules of their own."""
 
 import base64
 from pathlib import Path
@@ -9,11 +9,11 @@ import msgspec
 
 from edgepack.errors import IntegrityError, PartialError, UsageError
 from edgepack.messages import Export
-from edgepack_fleet.cli import show
+from edgepack_fleet.cli import joining, organising, show
 from edgepack_fleet.cli.asking import device_doctor, device_logs
 from edgepack_fleet.cli.client import Client, connection_options
 
-__all__ = ["devices", "groups"]
+__all__ = ["devices"]
 
 MAX_EXPORT = 256 * 1024**2
 """Bytes of a file of reports; a full outbox is a tenth of that."""
@@ -21,17 +21,19 @@ MAX_EXPORT = 256 * 1024**2
 
 @click.group()
 def devices() -> None:
-    """List, show, ask, revoke devices; take their reports from a file."""
+    """List, describe, admit, ask and revoke devices; take their reports from a file."""
 
 
-devices.add_command(device_doctor)
-devices.add_command(device_logs)
+for _command in (*joining.COMMANDS, *organising.COMMANDS, device_doctor, device_logs):
+    devices.add_command(_command)
 
 
 @devices.command("list")
 @click.option("--group", help="Only those of a group.")
 @click.option("--online/--offline", default=None, help="Only those that are.")
 @click.option("--release", metavar="NAME@VERSION", help="Only those that report it.")
+@click.option("--filter", "wanted", metavar="FILTER",
+              help='Only those that fit, e.g. "tag.site=berlin and online=true".')  # fmt: skip
 @click.option("--attention", is_flag=True, help="Only those whose newest update has failed.")
 @click.option("--host", metavar="ID", help="Only agents of one box; `show` tells its id.")
 @connection_options
@@ -39,6 +41,7 @@ def list_devices(
     group: str | None,
     online: bool | None,
     release: str | None,
+    wanted: str | None,
     attention: bool,
     host: str | None,
     url: str | None,
@@ -53,6 +56,7 @@ def list_devices(
         group=group,
         online=online,
         release=release,
+        filter=wanted,
         attention=attention or None,
         host=host,
     )
@@ -79,8 +83,11 @@ def show_device(
     show.facts(
         [
             ("device", found["id"]),
+            ("name", found["name"]),
             ("state", _state(found)),
-            ("group", found["group"]),
+            ("stands", found["standing"]),
+            ("groups", ", ".join(found["groups"])),
+            ("tags", ", ".join(f"{key}={value}" for key, value in found["tags"].items())),
             ("desired", found["desired"]),
             ("reported", found["bundle"]),
             ("target", found["target"]),
@@ -92,6 +99,7 @@ def show_device(
             ("last seen", show.moment(found["last_seen"])),
             ("certificate until", show.moment(found["certificate_expires"])),
             ("reports", "signed" if found["signs_reports"] else "not signed"),
+            ("notes", found["notes"]),
         ]
     )
 
@@ -160,52 +168,6 @@ def _read_export(file: Path) -> Export:
         raise UsageError(
             f"{file} is not what `edgepack-agent export` writes", why=str(error), reason="no_export"
         ) from error
-
-
-@click.group()
-def groups() -> None:
-    """List, create and show groups."""
-
-
-@groups.command("list")
-@connection_options
-def list_groups(url: str | None, token: str | None, data: Path | None, as_json: bool) -> None:
-    """List all groups."""
-    found = Client(url, token, data).list("groups")
-    if as_json:
-        show.document("groups", found)
-        return
-    rows = [(g["id"], g["devices"], g["online"], g["release"]) for g in found["groups"]]
-    empty = "There is no group yet: edgepack fleet groups create NAME"
-    show.table(("group", "devices", "online", "release"), rows, empty)
-
-
-@groups.command("create")
-@click.argument("group")
-@connection_options
-def create_group(
-    group: str, url: str | None, token: str | None, data: Path | None, as_json: bool
-) -> None:
-    """Create a group."""
-    made = Client(url, token, data).post("groups", body={"id": group})
-    if as_json:
-        show.document("group", made)
-    else:
-        click.echo(made["id"])
-
-
-@groups.command("show")
-@click.argument("group")
-@connection_options
-def show_group(
-    group: str, url: str | None, token: str | None, data: Path | None, as_json: bool
-) -> None:
-    """Show one group."""
-    found = Client(url, token, data).get("groups", group)
-    if as_json:
-        show.document("group", found)
-    else:
-        show.facts([(k, found[k]) for k in ("id", "devices", "online", "release")])
 
 
 _SESSIONS = {

@@ -6,8 +6,11 @@ import click
 
 from edgepack_fleet.cli import show
 from edgepack_fleet.cli.client import Client, connection_options
+from edgepack_fleet.cli.organising import read_tags
 
 __all__ = ["tokens"]
+
+DAY_S = 86_400.0
 
 
 @click.group()
@@ -19,18 +22,26 @@ def tokens() -> None:
 @click.option("--group", required=True, help="Group of the devices that enrol with it.")
 @click.option("--ttl", type=float, default=3600.0, show_default=True, help="Seconds it is good.")
 @click.option("--uses", type=int, default=1, show_default=True, help="Devices it lets in.")
+@click.option("--tag", "tags", multiple=True, metavar="KEY=VALUE",
+              help="What its devices are tagged with; may be repeated.")  # fmt: skip
+@click.option("--approval", "approval_s", type=float, is_flag=False, flag_value=DAY_S,
+              metavar="[SECONDS]", help="A person must accept each device, within a day or so many "
+              "seconds, unless it is preauthorised.")  # fmt: skip
 @connection_options
 def create_token(
     group: str,
     ttl: float,
     uses: int,
+    tags: tuple[str, ...],
+    approval_s: float | None,
     url: str | None,
     token: str | None,
     data: Path | None,
     as_json: bool,
 ) -> None:
     """Print a token for `edgepack-agent enroll`; it is shown this once."""
-    body = {"group": group, "ttl_s": ttl, "uses": uses}
+    body = {"group": group, "ttl_s": ttl, "uses": uses, "tags": read_tags(tags)}
+    body |= {} if approval_s is None else {"approval_s": approval_s}
     made = Client(url, token, data).post("tokens", body=body)
     if as_json:
         show.document("token", made)
