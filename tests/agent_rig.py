@@ -31,7 +31,8 @@ from edgepack.bundle import write_bundle
 from edgepack.signed import public_pem
 from edgepack_agent.adapters.control import call
 from edgepack_agent.adapters.identity import write_identity
-from edgepack_fleet.adapters.tables import EventRow, GroupRow, JobRow, RolloutRow, TelemetryRow
+from edgepack_fleet.adapters.rollup_tables import EVER, GroupRollup
+from edgepack_fleet.adapters.tables import EventRow, GroupRow, JobRow, RolloutRow
 from edgepack_fleet.core.model import Policy
 from edgepack_fleet.service import Service
 from fleet_rig import Mosquitto, csr, free_port, mosquitto, pem, publisher, running, wait
@@ -371,8 +372,8 @@ class Site:
 
     def inferences(self) -> int:
         with self.service.database.read() as session:
-            rows = session.scalars(select(TelemetryRow)).all()
-            return sum(row.inferences for row in rows)
+            query = select(GroupRollup.inferences).where(GroupRollup.span == EVER)
+            return sum(session.scalars(query))
 
 
 @contextlib.contextmanager

@@ -131,6 +131,12 @@ class Telemetry(Message, frozen=True, kw_only=True):
     latency_ms: Histogram | None = None
     confidence: Histogram | None = None
     classes: dict[str, Count] = {}
+    features: Annotated[
+        dict[str, Annotated[tuple[Count, ...], msgspec.Meta(max_length=64)]],
+        msgspec.Meta(max_length=64),
+    ] = {}
+    """What inputs and outputs look like: counts in the bins of the bundle's baseline, by feature
+    (`inputs.image.mean`); bins at the end that are empty may be left out."""
     rss_mb: float = 0.0
     cpu_percent: float = 0.0
     temperature_c: float | None = None

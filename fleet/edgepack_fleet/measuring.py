@@ -7,15 +7,16 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from edgepack.messages import Event
-from edgepack_fleet.adapters.tables import DeviceRow, JobRow, TelemetryRow
+from edgepack_fleet.adapters.rollup_tables import DeviceRollup
+from edgepack_fleet.adapters.tables import DeviceRow, JobRow
 from edgepack_fleet.core.measures import add, baseline, drifted
+from edgepack_fleet.core.slots import HOUR
 
 __all__ = ["begin", "count", "notice"]
 
 MEASURED_S = 86400.0
 BASELINE_S = 3600.0
 """Seconds before the job ended of which latencies count for the model before."""
-MAX_REPORTS = 200
 
 
 def begin(session: Session, device: DeviceRow, job: JobRow, now: float) -> None:
@@ -24,14 +25,13 @@ def begin(session: Session, device: DeviceRow, job: JobRow, now: float) -> None:
     if job.kind != "install" or job.reason == "already_active":
         return
     device.measured_job = job.id
-    query = select(TelemetryRow.body).where(
-        TelemetryRow.device_id == device.id,
-        TelemetryRow.received > now - BASELINE_S,
-        TelemetryRow.bundle.is_not(None),
-        TelemetryRow.bundle != job.release,
+    before = select(DeviceRollup.latency).where(
+        DeviceRollup.device_id == device.id,
+        DeviceRollup.start + DeviceRollup.span > now - BASELINE_S,
+        DeviceRollup.start > now - BASELINE_S - HOUR,
+        DeviceRollup.bundle.not_in(["", job.release]),
     )
-    newest = query.order_by(TelemetryRow.received.desc()).limit(MAX_REPORTS)
-    job.measured = baseline(session.scalars(newest).all())
+    job.measured = baseline([{"latency_ms": found} for found in session.scalars(before)])
 
 
 def count(session: Session, device: DeviceRow, report: dict[str, object], now: float) -> None:

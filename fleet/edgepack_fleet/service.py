@@ -25,6 +25,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from edgepack import topics
 from edgepack_fleet import jobrows, outbox
 from edgepack_fleet.access import Access, fleet_id, fleet_secret
+from edgepack_fleet.adapters.baselines import Baselines
 from edgepack_fleet.adapters.broker import Address, reload
 from edgepack_fleet.adapters.content import ContentStore
 from edgepack_fleet.adapters.database import Database
@@ -52,7 +53,7 @@ from edgepack_fleet.revocation import Revocation
 from edgepack_fleet.rollouts import Rollouts
 from edgepack_fleet.roster import Roster
 from edgepack_fleet.sending import Sender
-from edgepack_fleet.transfer import KINDS, Transfer
+from edgepack_fleet.transfer import KINDS, Piece, Transfer
 from edgepack_fleet.uplink import Uplink
 from edgepack_fleet.webhooks import Webhooks
 
@@ -91,6 +92,8 @@ class Settings:
     """Where devices reach the broker; None: where we do, under our public name if it is here."""
     worker: str = FLEET
     """What this process is called on the broker; no other of the same fleet is."""
+    keep_raw_days: float = 0.0
+    """Days for which rows of telemetry are kept beside what they come to; 0: they are not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +125,7 @@ class Service:
         self.pki = Pki(data / "pki", settings.hosts, client=settings.worker)
         self.content = ContentStore(data / "blobs", shared=self.database.is_shared)
         self.images = ImageRepo(data / "image", self.content)
+        self.baselines = Baselines(self.content)
         self.patches = Patches(data / "patches", self.content)
         self.director = Director(data / "director")
         self.rollouts = Rollouts(self.database, self.director.assign, self.releases, clock)
@@ -145,7 +149,13 @@ class Service:
         )
         self.renewals = Renewals(self.database, self.pki, secret, clock, settings.grace_days)
         self.requests = Requests(self.database, clock)
-        self.uplink = Uplink(self.database, clock, self.links.link, self.renewals)
+        self.uplink = Uplink(
+            self.database,
+            clock,
+            self.links.link,
+            self.renewals,
+            keep_raw=settings.keep_raw_days > 0,
+        )
         self.authorities = Authorities(
             self.database, self.pki, self.renewals, self._renew_certificates, clock
         )
@@ -161,7 +171,10 @@ class Service:
         ]
         self.link, self.leadership = self._make_link(), self._make_leadership()
         self.webhooks.leads = lambda: self.leadership.held
-        self.sender = Sender(
+        self.sender = self._sender()
+
+    def _sender(self) -> Sender[Piece]:
+        return Sender(
             self.transfer.answer,
             lambda piece: self.link.publish_paced(piece.topic, piece.payload, qos=piece.qos),
             self.link.acknowledge,

@@ -11,6 +11,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 import msgspec
@@ -22,7 +23,7 @@ from edgepack.errors import IntegrityError
 from edgepack.requests import Answer as RequestAnswer
 from edgepack.requests import AnswerTaken, RequestGet
 from edgepack.signed import SIGNED_KINDS, public_key, read_report
-from edgepack_fleet import asking, jobrows, measuring
+from edgepack_fleet import asking, jobrows, measuring, rollups
 from edgepack_fleet.adapters.database import Database, is_passing
 from edgepack_fleet.adapters.mqtt import Incoming
 from edgepack_fleet.adapters.tables import (
@@ -70,6 +71,8 @@ class _Turn:
     """Those that speak in it; nobody else writes about them meanwhile."""
     verified: bool = False
     """Whether the message at hand is signed by its device."""
+    keep_raw: bool = False
+    """Whether rows of telemetry are kept beside what they come to."""
     careful: bool = False
     """Whether every row is saved for itself, because one of them may be refused."""
     refused: Counter[str] = field(default_factory=Counter)
@@ -88,6 +91,7 @@ class Uplink:
         clock: Unix seconds.
         link: Returns the link to a model's files, for a device and the SHA-256 of the image.
         renewals: Answers requests for certificates; None: they are not taken.
+        keep_raw: Keep rows of telemetry beside what they come to.
     """
 
     def __init__(
@@ -96,7 +100,10 @@ class Uplink:
         clock: Callable[[], float],
         link: Callable[[str, str], str] = lambda _device, _image: "",
         renewals: Renewals | None = None,
+        *,
+        keep_raw: bool = False,
     ) -> None:
+        self._keep_raw = keep_raw
         self._database, self._clock, self._link = database, clock, link
         self._renewals = renewals
         self.refused: Counter[str] = Counter()
@@ -147,11 +154,20 @@ class Uplink:
         """
         message = Incoming(topics.up(device, kind), payload, retained=True)
         with self._database.write_beside() as session:
-            devices = _locked(session, [message])
-            turn = _Turn(session, self._clock(), self._link, devices, careful=True)
+            turn = self._turn(session, [message], careful=True)
             self._take(turn, message)
         self.refused.update(turn.refused)
         return next(iter(turn.refused), "")
+
+    def _turn(self, session: Session, batch: Sequence[Incoming], *, careful: bool) -> _Turn:
+        return _Turn(
+            session,
+            self._clock(),
+            self._link,
+            _locked(session, batch),
+            keep_raw=self._keep_raw,
+            careful=careful,
+        )
 
     def _alone(self, message: Incoming) -> list[Answer]:
         try:
@@ -166,8 +182,7 @@ class Uplink:
 
     def _save(self, batch: Sequence[Incoming], *, careful: bool = False) -> list[Answer]:
         with self._database.write_beside() as session:
-            devices = _locked(session, batch)
-            turn = _Turn(session, self._clock(), self._link, devices, careful=careful)
+            turn = self._turn(session, batch, careful=careful)
             for message in batch:
                 self._take(turn, message)
             for (device, boot), stream in turn.acks.items():
@@ -261,19 +276,26 @@ def _conn(_turn: _Turn, device: DeviceRow, payload: bytes) -> None:
 
 def _telemetry(turn: _Turn, device: DeviceRow, payload: bytes) -> None:
     for row in _fresh(turn, device, _rows(turn, payload, messages.Telemetry)):
-        kept = TelemetryRow(
-            device_id=device.id,
-            boot=row.boot,
-            seq=row.seq,
-            received=turn.now,
-            bundle=row.bundle,
-            inferences=row.inferences,
-            body=msgspec.to_builtins(row),
-        )
-        if _keep(turn, kept):
+        if _keep(turn, device, partial(_count, turn, device, row)):
             device.inferences = min(LARGEST, device.inferences + row.inferences)
             device.errors = min(LARGEST, device.errors + sum(row.errors.values()))
-            measuring.count(turn.session, device, kept.body, turn.now)
+            measuring.count(turn.session, device, msgspec.to_builtins(row), turn.now)
+
+
+def _count(turn: _Turn, device: DeviceRow, row: messages.Telemetry) -> None:
+    rollups.count(turn.session, device, row, turn.now)
+    if turn.keep_raw:
+        turn.session.add(
+            TelemetryRow(
+                device_id=device.id,
+                boot=row.boot,
+                seq=row.seq,
+                received=turn.now,
+                bundle=row.bundle,
+                inferences=row.inferences,
+                body=msgspec.to_builtins(row),
+            )
+        )
 
 
 def _events(turn: _Turn, device: DeviceRow, payload: bytes) -> None:
@@ -287,23 +309,24 @@ def _events(turn: _Turn, device: DeviceRow, payload: bytes) -> None:
             body=msgspec.to_builtins(row),
             verified=turn.verified,
         )
-        if _keep(turn, kept):
+        if _keep(turn, device, partial(turn.session.add, kept)):
             _learn(device, row)
             measuring.notice(turn.session, device, row)
 
 
-def _keep(turn: _Turn, row: TelemetryRow | EventRow) -> bool:
-    """Save ROW with the rest; in a careful turn return whether the database takes it."""
+def _keep(turn: _Turn, device: DeviceRow, save: Callable[[], None]) -> bool:
+    """SAVE a row of DEVICE; in a careful turn return whether the database takes it."""
     if not turn.careful:
-        turn.session.add(row)
+        save()
         return True
     try:
         with turn.session.begin_nested():
-            turn.session.add(row)
+            save()
     except Exception as error:  # whatever it is, it must not stop the other rows
         if is_passing(error):
             raise
-        log.exception("a row of %s could not be saved", row.device_id)
+        log.exception("a row of %s could not be saved", device.id)
+        rollups.forget(turn.session)
         turn.refused["not_saved"] += 1
         return False
     return True
@@ -357,7 +380,10 @@ def _row(raw: bytes, kind: type[T]) -> T | _Number:
 def _too_large(row: messages.Telemetry | messages.Event) -> bool:
     numbers = [row.seq]
     if isinstance(row, messages.Telemetry):
-        numbers += [row.inferences, *row.errors.values()]
+        numbers += [row.inferences, row.lost, row.throttled_s or 0]
+        numbers += [*row.errors.values(), *row.classes.values()]
+        numbers += [count for h in (row.latency_ms, row.confidence) if h for count in h.counts]
+        numbers += [count for counts in row.features.values() for count in counts]
     return max(numbers) > LARGEST
 
 

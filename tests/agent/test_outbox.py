@@ -345,6 +345,7 @@ def test_the_longest_row_there_can_be_fits_into_a_message() -> None:
             "classes": {f"{place}{odd}": far for place in range(500)} | {odd * 999: far + 1},
             "latency_ms": {"edges": LATENCY_EDGES_MS, "counts": [far] * 17},
             "confidence": {"edges": CONFIDENCE_EDGES, "counts": [far] * 20},
+            "values": [["inputs", f"{place}{odd}", "mean", [far] * 26] for place in range(200)],
         }
     }
     tally = Tally("m@1.0.0", "sha256:" + "a" * 64, 0.0)
@@ -356,6 +357,26 @@ def test_the_longest_row_there_can_be_fits_into_a_message() -> None:
     assert len(row.supersedes) == MAX_SPANS
     assert sum(row.classes.values()) == 2 * (501 * far + 1)
     assert len(msgspec.json.encode(row)) <= MAX_MESSAGE // 2
+    assert row.features
+    assert all(counts == (2 * far,) * 26 for counts in row.features.values())
+
+
+@given(st.lists(st.lists(st.integers(0, 99), max_size=5), min_size=1, max_size=6))
+def test_bins_of_features_add_up_however_rows_are_joined(bins: list[list[int]]) -> None:
+    rows = []
+    for seq, counts in enumerate(bins):
+        tally = Tally("m@1.0.0", "d", 0.0)
+        tally.add({"stats": {"values": [["inputs", "x", "mean", counts]] if counts else []}})
+        rows.append(tally.row("b", seq, 0, end=1.0, level="metrics"))
+        assert tally.row("b", seq, 0, end=1.0, level="health").features == {}
+    row = rows[0]
+    for newer in rows[1:]:
+        joint = add_rows(row, newer)
+        assert joint is not None
+        row = joint
+    size = max(map(len, bins))
+    wanted = tuple(sum(c[n] for c in bins if n < len(c)) for n in range(size))
+    assert row.features == ({"inputs.x.mean": wanted} if any(bins) else {})
 
 
 def test_a_label_that_is_too_long_counts_as_other() -> None:

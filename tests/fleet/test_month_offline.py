@@ -13,6 +13,7 @@ from edgepack.messages import Histogram, Telemetry, decode, encode_batch
 from edgepack_agent.adapters.outbox import RESEND_S, Outbox
 from edgepack_fleet.adapters.database import Database
 from edgepack_fleet.adapters.mqtt import Incoming
+from edgepack_fleet.adapters.rollup_tables import EVER, DeviceRollup, GroupRollup
 from edgepack_fleet.adapters.tables import DeviceRow, TelemetryRow
 from edgepack_fleet.uplink import Uplink
 from fleet_rig import fleet_database
@@ -80,12 +81,19 @@ def arrived(database: Database) -> Counter[str]:
     )
 
 
+def added_up(database: Database, kind: type[DeviceRollup | GroupRollup]) -> Counter[str]:
+    with database.read() as session:
+        rows = session.scalars(select(kind).where(kind.span != EVER)).all()
+    return total([(r.inferences, r.reasons, r.classes, r.latency["counts"]) for r in rows])
+
+
 @pytest.mark.parametrize("cap", [60, 1000])
 def test_sums_are_exact_after_a_month_and_a_link_that_loses_and_repeats(
     tmp_path: Path, database: Database, cap: int
 ) -> None:
     device = Device(tmp_path / "outbox.db", cap)
-    uplink, dice = Uplink(database, lambda: device.now), random.Random(7)
+    dice = random.Random(7)
+    uplink = Uplink(database, lambda: device.now, keep_raw=True)
     for number in range(DAYS * 86400 // EVERY_S):
         device.interval()
         if number % 500 == 499:
@@ -110,6 +118,8 @@ def test_sums_are_exact_after_a_month_and_a_link_that_loses_and_repeats(
             break
     assert len(device.box) == 0
     assert arrived(database) == device.truth
+    for kind in (DeviceRollup, GroupRollup):
+        assert added_up(database, kind) == device.truth, "counted once, each in its own time"
     with database.read() as session:
         rows = list(session.scalars(select(TelemetryRow)))
         assert session.get_one(DeviceRow, "cam").inferences == device.truth["inferences"]

@@ -37,7 +37,7 @@ class OutboxAndFleet(RuleBasedStateMachine):
         self.stack = contextlib.ExitStack()
         self.folder = Path(self.stack.enter_context(TemporaryDirectory()))
         self.database = self.stack.enter_context(contextlib.closing(with_a_device(self.folder)))
-        self.uplink = Uplink(self.database, lambda: 0.0)
+        self.uplink = Uplink(self.database, lambda: 0.0, keep_raw=True)
         self.cap, self.now = cap, 0.0
         self.truth: Counter[str] = Counter()
         self.given_up: set[str] = set()

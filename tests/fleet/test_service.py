@@ -16,7 +16,8 @@ from edgepack import messages, topics
 from edgepack_fleet.adapters.broker import Address, known_address, prepare
 from edgepack_fleet.adapters.mqtt import PIECES
 from edgepack_fleet.adapters.pki import Pki
-from edgepack_fleet.adapters.tables import DeviceRow, GroupRow, JobRow, OutboxRow, TelemetryRow
+from edgepack_fleet.adapters.rollup_tables import DeviceRollup
+from edgepack_fleet.adapters.tables import DeviceRow, GroupRow, JobRow, OutboxRow
 from edgepack_fleet.core.model import Policy
 from edgepack_fleet.service import Service, Settings
 from edgepack_fleet.web import views
@@ -93,7 +94,7 @@ def test_telemetry_is_acknowledged_after_it_is_saved_and_counted_once(
     second = messages.decode(cam.hears("ack")[1], messages.Ack)
     assert (second.upto, second.missing) == (4, ())
     with fleet.database.read() as session:
-        assert session.scalar(select(func.count()).select_from(TelemetryRow)) == 5
+        assert session.scalar(select(func.sum(DeviceRollup.reports))) == 5
         assert session.get_one(DeviceRow, "cam").inferences == 25
 
 
@@ -251,7 +252,7 @@ def test_one_device_cannot_speak_as_another_nor_hear_it(
         heard = [cam.hears("")[0]]
         assert heard == ["ack"], "nothing but its own acknowledgement"
         with fleet.database.read() as session:
-            rows = session.scalars(select(TelemetryRow.device_id)).all()
+            rows = session.scalars(select(DeviceRollup.device_id)).all()
         assert sorted(rows) == ["cam", "thief"]
         assert thief.heard.empty(), "it heard nothing of the other's"
         assert cam.client.is_connected(), "it was not put out by its own name"

@@ -34,7 +34,7 @@ def database(database_url: str) -> Iterator[Database]:
 
 @pytest.fixture
 def uplink(database: Database) -> Uplink:
-    return Uplink(database, lambda: 1000.0)
+    return Uplink(database, lambda: 1000.0, keep_raw=True)
 
 
 def said(kind: str, message: Any, device: str = "cam", **facts: Any) -> Incoming:

@@ -122,9 +122,10 @@ _TELEMETRY: dict[Level, str] = {
     "health": "counts of inferences and of errors by reason; memory, processor, temperature, "
     "seconds in which the processor was slowed",
     "metrics": "counts of inferences, of errors by reason, of decisions by class; histograms of "
-    "latency and confidence; memory, processor, temperature, seconds in which it was slowed",
+    "latency, confidence, and of what drift is judged by (mean, spread, sharpness of inputs); "
+    "memory, processor, temperature, seconds in which it was slowed",
 }
-_METRICS = ("latency_ms", "confidence", "classes")
+_METRICS = ("latency_ms", "confidence", "classes", "features")
 _SITE = {
     "available": "`online` or `offline`",
     "stats": "which model runs, what the update does, memory, what drifts, frames a second",
@@ -146,6 +147,7 @@ _BEAT = {
         "classes": {"person": 2},
         "latency_ms": {"edges": [5.0, 10.0], "counts": [1, 2, 0]},
         "confidence": {"edges": [0.5], "counts": [1, 2]},
+        "values": [["inputs", "image", "mean", [0, 2, 1]]],
     },
 }
 
@@ -220,7 +222,7 @@ def example(level: Level) -> dict[str, Any] | None:
 def _row_keys(level: Level) -> tuple[str, ...]:
     if level == "metrics":
         parts = [f"{name}.{part}" for name in _METRICS[:2] for part in ("edges", "counts")]
-        return _names(Telemetry, "errors.*", "classes.*", *parts)
+        return _names(Telemetry, "errors.*", "classes.*", "features.*", *parts)
     return tuple(name for name in _names(Telemetry, "errors.*") if name not in _METRICS)
 
 

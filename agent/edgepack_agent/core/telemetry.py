@@ -6,6 +6,7 @@ Takes what a runner says as it comes, and drops what is not a count.
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any, Literal
 
 import msgspec
@@ -15,10 +16,14 @@ from edgepack.messages import MAX_SPANS, Histogram, Telemetry
 __all__ = ["Level", "Tally", "add_rows", "joined"]
 
 Level = Literal["off", "health", "metrics"]
-MAX_NAMES = 24 * 1024
+MAX_NAMES = 22 * 1024
 """Bytes of JSON that the classes of a row may take, and its reasons of errors. Every runner counts
 256 labels apart, each perhaps others: a row that stands for a month of them, with `MAX_SPANS`
 spans, must not become longer than half a message, which is what the outbox puts into one."""
+MAX_FEATURES, MAX_BINS = 64, 64
+"""Features of a row, and bins of each; a message takes no more."""
+FEATURE_BYTES = 10 * 1024
+"""Bytes of JSON that the features of a row may take."""
 OTHER = "other"
 _NUMBER = 24
 """Bytes of a count, its colon, its comma."""
@@ -34,6 +39,7 @@ class Tally:
     inferences: int = 0
     errors: Counter[str] = field(default_factory=Counter)
     classes: Counter[str] = field(default_factory=Counter)
+    features: dict[str, tuple[int, ...]] = field(default_factory=dict)
     latency: Histogram | None = None
     confidence: Histogram | None = None
     rss_mb: float = 0.0
@@ -47,6 +53,7 @@ class Tally:
         self.inferences += stats.get("inferences", 0)
         self.errors.update(stats.get("errors", {}))
         self.classes.update(stats.get("classes", {}))
+        self.features = _binned(self.features, _features(stats.get("values", ())))
         self.latency = _sum(self.latency, _histogram(stats.get("latency_ms")))
         self.confidence = _sum(self.confidence, _histogram(stats.get("confidence")))
         self.rss_mb = max(self.rss_mb, beat.get("rss_mb", 0.0))
@@ -69,6 +76,7 @@ class Tally:
             latency_ms=self.latency if metrics else None,
             confidence=self.confidence if metrics else None,
             classes=_frequent(self.classes) if metrics else {},
+            features=_fitting(self.features) if metrics else {},
             rss_mb=round(self.rss_mb, 1),
             cpu_percent=round(self.cpu_percent, 1),
             temperature_c=self.temperature_c,
@@ -96,6 +104,7 @@ def add_rows(older: Telemetry, newer: Telemetry) -> Telemetry | None:
         latency_ms=_sum(older.latency_ms, newer.latency_ms),
         confidence=_sum(older.confidence, newer.confidence),
         classes=_frequent(Counter(older.classes) + Counter(newer.classes)),
+        features=_fitting(_binned(older.features, newer.features)),
         rss_mb=max(older.rss_mb, newer.rss_mb),
         cpu_percent=max(older.cpu_percent, newer.cpu_percent),
         temperature_c=_hotter(older.temperature_c, newer.temperature_c),
@@ -117,6 +126,32 @@ def _frequent(counts: Counter[str]) -> dict[str, int]:
             kept[name] = count
     rest = counts.total() - sum(kept.values())
     return kept | ({OTHER: kept.get(OTHER, 0) + rest} if rest else {})
+
+
+def _features(values: Iterable[Any]) -> dict[str, tuple[int, ...]]:
+    """Return counts by feature of VALUES as a runner tells them: part, name, moment, counts."""
+    return {f"{part}.{name}.{moment}": tuple(counts) for part, name, moment, counts in values}
+
+
+def _binned(
+    one: Mapping[str, tuple[int, ...]], other: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[int, ...]]:
+    """Return both, bin by bin; bins at the end that are missing are empty."""
+    found = dict(one)
+    for name, counts in other.items():
+        found[name] = tuple(a + b for a, b in zip_longest(found.get(name, ()), counts, fillvalue=0))
+    return found
+
+
+def _fitting(features: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Return as many FEATURES as a row may have, whole ones only, always the same ones."""
+    kept: dict[str, tuple[int, ...]] = {}
+    left = FEATURE_BYTES
+    for name, counts in sorted(features.items()):
+        left -= _length(name) + _NUMBER * len(counts)
+        if len(counts) <= MAX_BINS and len(kept) < MAX_FEATURES and left >= 0:
+            kept[name] = counts
+    return kept
 
 
 def _length(name: str) -> int:

@@ -20,6 +20,7 @@ from edgepack_fleet.web import (
     history,
     hooks,
     joining,
+    monitoring,
     organise,
     pages,
     problems,
@@ -69,6 +70,7 @@ def main_app(service: Service | None, device_url: str = "") -> FastAPI:
     app.include_router(hooks.router)
     app.include_router(asking.router)
     app.include_router(stream.router)
+    app.include_router(monitoring.router)
     for part in (browser, pages, device_pages, rollout_pages, release_pages):
         app.include_router(part.router)
     app.include_router(stream.live_router)

@@ -1,0 +1,44 @@
+"""What the manifests of published bundles say of drift. Reads the content store, judges nothing."""
+
+import threading
+
+from edgepack.errors import EdgepackError
+from edgepack.manifest import read_manifest
+from edgepack.oci import MANIFEST, read_oci_manifest
+from edgepack_fleet.adapters.content import ContentStore
+from edgepack_targets.pipeline.baseline import Baseline, read_baseline
+
+__all__ = ["Baselines"]
+
+KEPT = 256
+
+
+class Baselines:
+    """The baselines of bundles in CONTENT; any thread may ask."""
+
+    def __init__(self, content: ContentStore) -> None:
+        self._content, self._lock = content, threading.Lock()
+        self._known: dict[str, Baseline | None] = {}
+
+    def of(self, digest: str) -> Baseline | None:
+        """Return that of the bundle DIGEST (`sha256:...`); None: it has none, or is not here."""
+        with self._lock:
+            if digest in self._known:
+                return self._known[digest]
+        found, here = self._read(digest.removeprefix("sha256:"))
+        if here:
+            with self._lock:
+                if len(self._known) >= KEPT:
+                    self._known.clear()
+                self._known[digest] = found
+        return found
+
+    def _read(self, sha256: str) -> tuple[Baseline | None, bool]:
+        """Return the baseline, and whether the bundle is here at all."""
+        try:
+            layer = read_oci_manifest(self._content.read(sha256)).layer(MANIFEST)
+            if layer is None:
+                return None, True
+            return read_baseline(read_manifest(self._content.read(layer.sha256)).drift), True
+        except (EdgepackError, OSError):
+            return None, False

@@ -1,0 +1,87 @@
+"""Telemetry in the database: added up as it comes, in the transaction that notes its arrival.
+
+A report is counted once or not at all, and three times over: for its device, for its group, and
+for its group since the beginning.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from typing import Any, TypeVar
+
+from sqlalchemy import inspect
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Session
+
+from edgepack.messages import Telemetry
+from edgepack_fleet.adapters.rollup_tables import EVER, DeviceRollup, GroupRollup, Rollup
+from edgepack_fleet.adapters.tables import DeviceRow
+from edgepack_fleet.core.slots import Slot, slot_of
+from edgepack_fleet.core.sums import Sums, added, of_report
+
+__all__ = ["FIELDS", "count", "forget", "put", "sums_of"]
+
+LARGEST = 2**53
+"""What a counter stops at: beyond this, neither JSON readers nor databases agree."""
+FIELDS = tuple(f.name for f in fields(Sums))
+ZERO: dict[str, Any] = {
+    "reasons": {},
+    "classes": {},
+    "features": {},
+    "latency": None,
+    "confidence": None,
+}
+R = TypeVar("R", DeviceRollup, GroupRollup)
+
+
+def count(session: Session, device: DeviceRow, report: Telemetry, now: float) -> None:
+    """Add a telemetry REPORT of DEVICE that arrived NOW."""
+    slot = slot_of(report.start, report.end, now, device.enrolled)
+    sums = of_report(report)
+    about = {"bundle": (report.bundle or "")[:256], "digest": (report.digest or "")[:128]}
+    group = about | {"group_id": device.group_id}
+    put(session, DeviceRollup, slot, about | {"device_id": device.id}, sums)
+    put(session, GroupRollup, slot, group, sums)
+    # Bins of features mean nothing beyond their baseline, and are not asked for over all time.
+    put(session, GroupRollup, Slot(EVER, 0), group, sums)
+
+
+def put(session: Session, kind: type[R], slot: Slot, about: Mapping[str, str], sums: Sums) -> None:
+    """Add SUMS to the row of KIND that is ABOUT somebody in SLOT."""
+    row = _row(session, kind, {"span": slot.span, "start": slot.start, **about})
+    new = added(sums_of(row), sums)
+    for name in FIELDS:
+        value = getattr(new, name)
+        setattr(row, name, min(LARGEST, value) if isinstance(value, int) else value)
+
+
+def forget(session: Session) -> None:
+    """Hold no row any more, after a savepoint in which some were made has been rolled back."""
+    for row in list(session.identity_map.values()):
+        if isinstance(row, Rollup):
+            session.expunge(row)
+
+
+def sums_of(row: DeviceRollup | GroupRollup) -> Sums:
+    """Return what ROW holds."""
+    return Sums(**{name: getattr(row, name) for name in FIELDS})
+
+
+def _row(session: Session, kind: type[R], key: Mapping[str, Any]) -> R:
+    """Return the row of KEY, made if there is none; no other transaction changes it meanwhile."""
+    mapper = inspect(kind)
+    place = tuple(key[column.name] for column in mapper.primary_key)
+    held = session.identity_map.get(mapper.identity_key_from_primary_key(place))
+    if held is not None:
+        return held  # locked since this transaction read it
+    row = session.get(kind, key, with_for_update=True)
+    if row is None:
+        nothing = {name: getattr(Sums(), name) for name in FIELDS}
+        _insert_if_missing(session, kind, [{**key, **nothing, **ZERO}])
+        row = session.get_one(kind, key, with_for_update=True)
+    return row
+
+
+def _insert_if_missing(session: Session, kind: type[R], rows: Iterable[dict[str, Any]]) -> None:
+    postgres = session.get_bind().dialect.name == "postgresql"
+    made = postgresql.insert(kind) if postgres else sqlite.insert(kind)
+    session.execute(made.on_conflict_do_nothing(), list(rows))

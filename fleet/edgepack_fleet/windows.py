@@ -1,0 +1,115 @@
+"""Stretches of time in the database: which sums lie in one, of which devices. Judges nothing.
+
+What is only known by the hour or by the day belongs to a window that it reaches into.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sqlalchemy import ColumnElement, func, select
+from sqlalchemy.orm import Session
+
+from edgepack_fleet.adapters.rollup_tables import EVER, DeviceRollup, GroupRollup
+from edgepack_fleet.adapters.tables import DeviceRow
+from edgepack_fleet.core.slots import DAY, Slot
+from edgepack_fleet.core.sums import Sums
+from edgepack_fleet.rollups import sums_of
+
+__all__ = ["Entry", "Reporting", "Window", "entries", "per_device", "releases", "reporting"]
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """What is asked for: a release, a stretch of time, and of whom."""
+
+    release: str
+    since: float
+    until: float
+    """Unix seconds."""
+    group: str | None = None
+    device: str | None = None
+
+    def of(self, release: str) -> "Window":
+        """Return the same of another RELEASE."""
+        return replace(self, release=release)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What was added up in one slot, of one variant."""
+
+    slot: Slot
+    digest: str
+    sums: Sums
+
+
+@dataclass(frozen=True, slots=True)
+class Reporting:
+    """Which devices have said something about a release."""
+
+    devices: int
+    first: float | None
+    """Unix seconds at which the earliest slot begins; None: there is none."""
+    last: float | None
+    """At which the latest ends."""
+
+
+def entries(session: Session, window: Window) -> list[Entry]:
+    """Return what lies in WINDOW, oldest first."""
+    kind: Any = GroupRollup if window.device is None else DeviceRollup
+    rows = session.scalars(select(kind).where(*_inside(kind, window)).order_by(kind.start))
+    return [Entry(Slot(row.span, row.start), row.digest, sums_of(row)) for row in rows]
+
+
+def reporting(session: Session, window: Window) -> Reporting:
+    """Return which devices have said something in WINDOW."""
+    kind = DeviceRollup
+    query = select(
+        func.count(kind.device_id.distinct()),
+        func.min(kind.start),
+        func.max(kind.start + kind.span),
+    )
+    found = session.execute(_joined(query, window).where(*_inside(kind, window))).one()
+    return Reporting(found[0], found[1], found[2])
+
+
+def per_device(session: Session, window: Window) -> Sequence[Any]:
+    """Return rows of device id, inferences, errors and latency in WINDOW, several a device."""
+    kind = DeviceRollup
+    query = select(kind.device_id, kind.inferences, kind.errors, kind.latency)
+    return session.execute(_joined(query, window).where(*_inside(kind, window))).all()
+
+
+def releases(session: Session, since: float) -> list[tuple[str, str]]:
+    """Return every release and group of which something was said since then (Unix seconds)."""
+    query = select(GroupRollup.bundle, GroupRollup.group_id).distinct()
+    found = session.execute(
+        query.where(GroupRollup.span != EVER, GroupRollup.bundle != "")
+        .where(GroupRollup.start + GroupRollup.span > since, GroupRollup.start > since - DAY)
+        .order_by(GroupRollup.bundle, GroupRollup.group_id)
+    )
+    return [(bundle, group) for bundle, group in found]
+
+
+def _joined(query: Any, window: Window) -> Any:
+    """Return QUERY over devices that are in the window's group now."""
+    if window.group is None or window.device is not None:
+        return query
+    ours = select(DeviceRow.id).where(DeviceRow.group_id == window.group)
+    return query.where(DeviceRollup.device_id.in_(ours))
+
+
+def _inside(kind: Any, window: Window) -> list[ColumnElement[bool]]:
+    where = [
+        kind.span != EVER,
+        kind.bundle == window.release,
+        kind.start + kind.span > window.since,
+        kind.start > window.since - DAY,
+        kind.start < window.until,
+    ]
+    if window.device is not None:
+        where.append(DeviceRollup.device_id == window.device)
+    elif window.group is not None and kind is GroupRollup:
+        where.append(GroupRollup.group_id == window.group)
+    return where
