@@ -3,25 +3,35 @@
 Only the broker is left out. Time is a field: a day can pass in a second.
 """
 
+import contextlib
 import itertools
 import math
 import random
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from cryptography.hazmat.primitives.asymmetric import ec
+from sqlalchemy import select
 
+import bundles
 from edgepack import messages, topics
 from edgepack.manifest import Metrics, Target
+from edgepack_fleet.access import bootstrap_token
 from edgepack_fleet.adapters.broker import Address
 from edgepack_fleet.adapters.mqtt import Incoming
 from edgepack_fleet.adapters.tables import GroupRow, JobRow
 from edgepack_fleet.core.gates import parse_gate
 from edgepack_fleet.core.model import Policy
 from edgepack_fleet.service import Service, Settings
-from fleet_rig import csr
+from edgepack_fleet.web.app import main_app
+from fleet_rig import csr, serving
 from trust_rig import Clock, World
 
 EDGES = (1.0, 2.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 64.0)
@@ -43,6 +53,9 @@ class Town:
     world: World = field(init=False)
     seq: "itertools.count[int]" = field(default_factory=itertools.count)
     luck: random.Random = field(default_factory=lambda: random.Random(7))
+    said: list[Incoming] = field(default_factory=list)
+    gathering: bool = False
+    """Whether what is said waits to be taken at once."""
 
     def __post_init__(self) -> None:
         self.service = Service(
@@ -63,8 +76,6 @@ class Town:
             metrics = Metrics(name="top1", reference=score, this=score - drop, drop=drop,
                               samples=2000, dataset_digest="0" * 64, limit=0.01)  # fmt: skip
             folder = self.home / "bundles" / f"{name}-{version}-{runtime}-{precision}"
-            import bundles
-
             made = bundles.write(folder, model_bytes=int(size * share), name=name,
                                  version=version, target=target, metrics=metrics)  # fmt: skip
             self.world.publish(made.path)
@@ -85,8 +96,6 @@ class Town:
     # -- what devices do
 
     def enrol(self, name: str, group: str, box: messages.Inventory = BOXES[0]) -> None:
-        from cryptography.hazmat.primitives.asymmetric import ec
-
         token = self.service.enrolment.create_token(group, 60, 1)
         request = messages.EnrollRequest(
             secret=token.secret, csr=csr(ec.generate_private_key(ec.SECP256R1())), name=name,
@@ -95,9 +104,22 @@ class Town:
         self.service.enrolment.enroll(request)
 
     def say(self, device: str, kind: str, message: Any) -> None:
-        self.service.uplink.ingest(
-            [Incoming(topics.up(device, kind), msgspec.json.encode(message))]
-        )
+        self.said.append(Incoming(topics.up(device, kind), msgspec.json.encode(message)))
+        if not self.gathering:
+            self._hear()
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Take what is said inside as one batch, as a busy fleet does."""
+        self.gathering = True
+        yield
+        self.gathering = False
+        self._hear()
+
+    def _hear(self) -> None:
+        batch, self.said = self.said, []
+        self.service.uplink.ingest(batch)
+        assert not self.service.uplink.refused
 
     def connect(self, device: str, bundle: str | None = None) -> None:
         self.say(device, "conn", messages.Conn(
@@ -128,27 +150,39 @@ class Town:
             rss_mb=118 + 6 * self.luck.random(), cpu_percent=31.0,
             temperature_c=51 + 7 * hour + self.luck.random())])  # fmt: skip
 
-    def job(self, device: str, status: str, state: str = "", reason: str = "",
-            **detail: Any) -> bool:  # fmt: skip
-        """Say STATUS of the open job of DEVICE; False if it has none."""
-        from sqlalchemy import select
-
+    def job(self, device: str, *steps: tuple[str, str], **detail: Any) -> bool:
+        """Say each status, and where it is or why, of the open job of DEVICE; False: none."""
         with self.service.database.read() as session:
             waiting = JobRow.status.in_(("QUEUED", "IN_PROGRESS"))
             row = session.scalar(select(JobRow).where(JobRow.device_id == device, waiting))
         if row is None:
             return False
-        self.say(device, "job/update", messages.JobUpdate(
-            token="t", job=row.id, version=row.version, status=status, state=state,  # type: ignore[arg-type]
-            reason=reason, detail=detail))  # fmt: skip
+        for later, (status, word) in enumerate(steps):
+            named = "state" if status == "IN_PROGRESS" else "reason"
+            facts: Any = {"status": status, named: word}
+            self.say(device, "job/update", messages.JobUpdate(
+                token="t", job=row.id, version=row.version + later, detail=detail, **facts,
+            ))  # fmt: skip
         return True
 
     def finish(self, device: str, release: str, **detail: Any) -> None:
         """Install RELEASE on DEVICE, if it has a job."""
-        self.now += 1
-        if self.job(device, "IN_PROGRESS", "downloading"):
+        if self.job(device, ("IN_PROGRESS", "downloading"), ("SUCCEEDED", ""), **detail):
             self.event(device, "activated", release)
-            self.job(device, "SUCCEEDED", **detail)
+
+
+def token(made: Town, role: Any = "operator") -> str:
+    return bootstrap_token((made.home / "fleet" / "secret").read_bytes(), role)
+
+
+@contextlib.contextmanager
+def shown(made: Town) -> Iterator[str]:
+    """Yield the address at which a browser sees the fleet."""
+    with serving(main_app(made.service, "https://127.0.0.1:8443")) as port:
+        try:
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            made.service.feed.close()
 
 
 def shadow(agreement: float, ratio: float) -> dict[str, Any]:
@@ -158,24 +192,27 @@ def shadow(agreement: float, ratio: float) -> dict[str, Any]:
 
 
 def town(home: Path, now: float) -> Town:
-    """Return a fleet of 46 devices with a day behind it; it is NOW at the end."""
+    """Return a fleet of 36 devices with a day behind it; it is NOW at the end."""
     made = Town(home, now - 26 * 3600)
     made.publish("1.3.0", 0.931)
     made.group("cameras-eu", "cameras-us", "lab")
     names = {
-        "cameras-eu": [f"eu-cam-{n:02}" for n in range(1, 25)],
-        "cameras-us": [f"us-cam-{n:02}" for n in range(1, 17)],
-        "lab": [f"bench-{n}" for n in range(1, 7)],
+        "cameras-eu": [f"eu-cam-{n:02}" for n in range(1, 21)],
+        "cameras-us": [f"us-cam-{n:02}" for n in range(1, 13)],
+        "lab": [f"bench-{n}" for n in range(1, 5)],
     }
     every = [(device, group) for group, devices in names.items() for device in devices]
     for number, (device, group) in enumerate(every):
         made.enrol(device, group, BOXES[number % 2])
-        made.connect(device)
+    with made.at_once():
+        for device, _ in every:
+            made.connect(device)
     for group in names:
         made.rollout("person@1.3.0", group, "100%")
     made.tick()
-    for device, _ in every:
-        made.finish(device, "person@1.3.0", **shadow(1.0, 1.0))
+    with made.at_once():
+        for device, _ in every:
+            made.finish(device, "person@1.3.0", **shadow(1.0, 1.0))
     made.tick()
     _day(made, [device for device, _ in every])
     made.publish("1.4.0", 0.944)
@@ -185,15 +222,15 @@ def town(home: Path, now: float) -> Town:
 
 def _day(made: Town, devices: list[str]) -> None:
     """Let a day pass in which the first of DEVICES reports often, the others now and then."""
-    for step in range(96):
-        made.now += 900
-        made.report(devices[0], "person@1.3.0", minutes=15, errors=step % 31 == 5)
-        if step % 12 == 0:
-            for device in devices[1:]:
-                made.report(device, "person@1.3.0", minutes=180)
-        if step == 40:
+    for step in range(48):
+        made.now += 1800
+        with made.at_once():
+            made.report(devices[0], "person@1.3.0", minutes=30, errors=3 if step % 15 == 5 else 0)
+            for device in devices[1:] if step % 16 == 0 else ():
+                made.report(device, "person@1.3.0", minutes=480)
+        if step == 20:
             made.disconnect(devices[0])
-        if step == 42:
+        if step == 21:
             made.connect(devices[0], "person@1.3.0")
     made.event(devices[3], "drift", "person@1.3.0", "brightness", psi=0.31, p=1e-9, n=4200)
     made.event(devices[4], "drift", "person@1.3.0", "brightness", psi=0.18, p=3e-6, n=3900)
@@ -203,62 +240,62 @@ def _day(made: Town, devices: list[str]) -> None:
 
 
 def _canaries(made: Town, names: dict[str, list[str]], now: float) -> None:
-    """Let 1.4.0 be everywhere in the lab, halfway in one group, and stopped in another one."""
+    """Let 1.4.0 be everywhere in the lab, stopped in one group, and halfway in another one."""
     made.rollout("person@1.4.0", "lab", "1,100%")
     for _ in range(4):
         made.tick()
-        for device in names["lab"]:
-            made.finish(device, "person@1.4.0", **shadow(0.99, 0.93))
+        with made.at_once():
+            for device in names["lab"]:
+                made.finish(device, "person@1.4.0", **shadow(0.99, 0.93))
     made.tick()
-    stopped = made.rollout("person@1.4.0", "cameras-us", "2,50%,100%", "agreement>=0.95",
-                           max_failures=3)  # fmt: skip
+    _stopped(made, names["cameras-us"])
+    _halfway(made, names["cameras-eu"])
+    for device in (names["cameras-eu"][-1], *names["cameras-us"][-2:]):
+        made.disconnect(device)
+    while made.now < now - 300:
+        made.now += 300
+        with made.at_once():
+            for device in names["cameras-eu"][:4]:
+                made.report(device, "person@1.4.0", slow=0.9)
+    made.now = now
+    made.tick()
+
+
+def _stopped(made: Town, devices: list[str]) -> None:
+    made.rollout("person@1.4.0", "cameras-us", "2,50%,100%", "agreement>=0.95", max_failures=3)
+    bad = {3: "golden_mismatch", 4: "golden_mismatch", 5: "acceptance_below_limit"}
     for _ in range(3):
         made.tick()
-        for number, device in enumerate(names["cameras-us"]):
-            if number in {3, 5, 6}:
-                made.job(device, "IN_PROGRESS", "self_test")
-                made.event(device, "rejected", "person@1.4.0",
-                           "golden_mismatch" if number != 6 else "disk_full")  # fmt: skip
-                made.job(device, "REJECTED", reason="golden_mismatch" if number != 6 else
-                         "acceptance_below_limit")  # fmt: skip
-            else:
-                made.finish(device, "person@1.4.0", **shadow(0.98, 0.95))
-    assert stopped
-    made.rollout("person@1.4.0", "cameras-eu", "1,25%,100%", "p95_ratio<=1.2",
-                 "agreement>=0.95,min_devices=4", "error_rate<=0.01,on_missing=skip",
-                 soak_s=3600, timeout_s=90_000)  # fmt: skip
+        with made.at_once():
+            for number, device in enumerate(devices[:6]):
+                if number not in bad:
+                    made.finish(device, "person@1.4.0", **shadow(0.98, 0.95))
+                elif made.job(device, ("IN_PROGRESS", "self_test"), ("REJECTED", bad[number])):
+                    made.event(device, "rejected", "person@1.4.0", bad[number])
+
+
+def _halfway(made: Town, devices: list[str]) -> None:
+    made.rollout(
+        "person@1.4.0", "cameras-eu", "1,25%,100%", "p95_ratio<=1.2",
+        "agreement>=0.95,min_devices=4", "error_rate<=0.01,on_missing=skip",
+        soak_s=3600, timeout_s=90_000,
+    )  # fmt: skip
     made.tick()
-    made.finish(names["cameras-eu"][0], "person@1.4.0", **shadow(0.985, 0.94))
+    made.finish(devices[0], "person@1.4.0", **shadow(0.985, 0.94))
     made.tick(3700)
-    for number, device in enumerate(names["cameras-eu"]):
-        made.report(device, "person@1.4.0" if number == 0 else "person@1.3.0", slow=0.9)
+    with made.at_once():
+        for number, device in enumerate(devices):
+            made.report(device, "person@1.4.0" if number == 0 else "person@1.3.0", slow=0.9)
     made.tick()
-    for number, device in enumerate(names["cameras-eu"][1:6]):
-        if number < 3:
-            made.finish(device, "person@1.4.0", **(shadow(0.97, 1.08) if number < 2 else {}))
-        else:
-            made.job(device, "IN_PROGRESS", ("downloading", "probation")[number - 3])
-    made.tick()
-    for device in (names["cameras-eu"][-1], names["cameras-us"][-1], names["cameras-us"][-2]):
-        made.disconnect(device)
-    made.now = max(made.now, now)
+    for number, device in enumerate(devices[1:4]):
+        made.finish(device, "person@1.4.0", **(shadow(0.97, 1.08) if number < 2 else {}))
+    made.job(devices[4], ("IN_PROGRESS", "probation"))
     made.tick()
 
 
-if __name__ == "__main__":
-    import sys
-    import tempfile
-    import time
-
-    from edgepack_fleet.access import bootstrap_token
-    from edgepack_fleet.web.app import main_app
-    from fleet_rig import serving
-
+if __name__ == "__main__":  # a fleet to look at, until its input ends
     with tempfile.TemporaryDirectory() as name:
         made = town(Path(name), time.time())
-        app = main_app(made.service, "https://127.0.0.1:8443")
-        secret = (Path(name) / "fleet" / "secret").read_bytes()
-        with serving(app) as port:
-            print(f"http://127.0.0.1:{port}", bootstrap_token(secret, "operator"), flush=True)
+        with shown(made) as url:
+            print(url, token(made), flush=True)
             sys.stdin.read()
-            made.service.feed.close()

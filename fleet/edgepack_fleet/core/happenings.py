@@ -5,10 +5,21 @@ What a device says is its own: any of it may be missing, or of another kind than
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-__all__ = ["Happening", "Kind", "Tone", "merged", "of_audit", "of_change", "of_event", "of_job"]
+__all__ = [
+    "UNDER_WAY",
+    "Happening",
+    "Kind",
+    "Tone",
+    "grouped",
+    "merged",
+    "of_audit",
+    "of_change",
+    "of_event",
+    "of_job",
+]
 
 Kind = Literal["model", "update", "link", "drift", "people", "device"]
 Tone = Literal["good", "bad", "warn", "plain"]
@@ -67,6 +78,8 @@ JOBS: dict[str, tuple[Tone, str]] = {
     "TIMED_OUT": ("bad", "timed out"),
     "CANCELED": ("plain", "was cancelled"),
 }
+UNDER_WAY = frozenset({"QUEUED", "IN_PROGRESS"})
+"""States of an update that are not its end."""
 STATES: dict[str, Tone] = {"paused": "warn", "cancelled": "warn", "reverting": "warn",
                            "reverted": "warn", "completed": "good"}  # fmt: skip
 
@@ -122,6 +135,33 @@ def of_audit(at: float, who: str, action: str, status: int, reason: str) -> Happ
     deed = action.replace("_", " ")
     text = f"{who}: {deed}" if done else f"{who} was refused: {deed}"
     return Happening(at, "people", "plain" if done else "warn", text, "" if done else reason)
+
+
+def grouped(told: Sequence[tuple[str, Happening]]) -> list[Happening]:
+    """Return what was TOLD of subjects, newest first, with what says the same in one line.
+
+    One line names the newest subject and counts the others; it ends where another one begins.
+    """
+    lines: list[tuple[Happening, list[str]]] = []
+    for subject, one in told:
+        if lines and _alike(lines[-1][0], one):
+            lines[-1][1].append(subject)
+        else:
+            lines.append((one, [subject]))
+    return [_line(one, subjects) for one, subjects in lines]
+
+
+def _alike(one: Happening, other: Happening) -> bool:
+    return (one.kind, one.tone, one.text) == (other.kind, other.tone, other.text)
+
+
+def _line(one: Happening, subjects: Sequence[str]) -> Happening:
+    name = subjects[0].partition("/")[2]
+    others = len(set(subjects)) - 1
+    if not subjects[0].startswith("devices/"):
+        return one
+    more = f" and {others} more" if others else ""
+    return replace(one, text=f"{name}{more}: {one.text[:1].lower()}{one.text[1:]}")
 
 
 def merged(found: Sequence[Happening], limit: int) -> list[Happening]:

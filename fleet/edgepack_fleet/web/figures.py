@@ -8,14 +8,16 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from edgepack_fleet.adapters.tables import ChangeRow, DeviceRow, RolloutRow
-from edgepack_fleet.core.happenings import Happening, of_change
+from edgepack_fleet.core.happenings import UNDER_WAY, Happening, grouped, of_change
 from edgepack_fleet.core.model import LIVE, UNSTARTED
 from edgepack_fleet.web import conditions, schemas, views
 
 __all__ = ["Figures", "Share", "count", "failing", "offline", "recent", "rollouts"]
 
 SHOWN = 5
-RECENT = 12
+RECENT = 10
+READ = 200
+"""Changes that are looked at for the recent ones."""
 QUIET = frozenset({"edgepack.rollout.progress", "edgepack.device.bundle"})
 """Changes that say little by themselves."""
 
@@ -93,7 +95,9 @@ def rollouts(session: Session, limit: int = SHOWN) -> Sequence[schemas.Rollout]:
 def recent(session: Session, limit: int = RECENT) -> list[Happening]:
     """Return what has happened in the fleet last."""
     query = select(ChangeRow).where(ChangeRow.type.not_in(QUIET)).order_by(ChangeRow.id.desc())
-    return [
-        of_change(row.time, row.type, row.subject, row.data)
-        for row in session.scalars(query.limit(limit))
+    told = [
+        (row.subject, of_change(row.time, row.type, row.subject, row.data))
+        for row in session.scalars(query.limit(READ))
+        if row.data.get("status") not in UNDER_WAY
     ]
+    return grouped(told)[:limit]

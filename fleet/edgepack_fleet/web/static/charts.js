@@ -15,6 +15,30 @@ function colour(name) {
   return found;
 }
 
+const hour = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit" });
+
+// Where another release took over, a dashed line on every chart.
+function releases(plot) {
+  const names = JSON.parse(plot.root.closest(".charts").dataset.bundles);
+  const { ctx, bbox } = plot;
+  ctx.save();
+  ctx.strokeStyle = ctx.fillStyle = colour("--muted");
+  ctx.setLineDash([4, 4]);
+  ctx.font = `${11 * devicePixelRatio}px system-ui`;
+  for (let n = 1; n < names.length; n += 1) {
+    if (names[n] === names[n - 1] || !names[n]) continue;
+    const x = Math.round(plot.valToPos(plot.data[0][n], "x", true)) + 0.5;
+    ctx.beginPath();
+    ctx.moveTo(x, bbox.top);
+    ctx.lineTo(x, bbox.top + bbox.height);
+    ctx.stroke();
+    if (bbox.width < 420 * devicePixelRatio) continue;
+    ctx.textAlign = x > bbox.left + bbox.width / 2 ? "right" : "left";
+    ctx.fillText(names[n], x + (ctx.textAlign === "right" ? -5 : 5) * devicePixelRatio, bbox.top + 9 * devicePixelRatio);
+  }
+  ctx.restore();
+}
+
 function options(place, bars) {
   const [line, muted, grid] = [colour("--bar-busy"), colour("--muted"), colour("--line")];
   const axis = { stroke: muted, grid: { stroke: grid, width: 1 }, ticks: { show: false }, font: "12px system-ui" };
@@ -25,18 +49,22 @@ function options(place, bars) {
     height: place.clientHeight,
     cursor: { sync: { key: sync.key }, y: false, points: { size: 7 } },
     scales: { y: { range: (_plot, low, high) => [0, (high || 1) * 1.15] } },
-    axes: [{ ...axis, space: 60 }, { ...axis, size: 44, space: 34 }],
+    axes: [
+      { ...axis, space: 60, size: 26, values: (_plot, at) => at.map((time) => hour.format(time * 1000)) },
+      { ...axis, size: 40, space: 30 },
+    ],
     series: [{}, {
       stroke: line, width: 1.5, fill: bars ? line : undefined, spanGaps: false,
       paths: bars ? uPlot.paths.bars({ size: [0.8, 12] }) : undefined, points: { show: false },
     }],
     hooks: {
+      draw: [releases],
       setCursor: [(plot) => {
         const at = plot.cursor.idx;
         const values = plot.data[1];
         const last = values.findLast((value) => value !== null);
         const value = at === null || at === undefined ? last : values[at];
-        const time = at ? new Date(plot.data[0][at] * 1000).toTimeString().slice(0, 5) + " · " : "";
+        const time = at ? hour.format(plot.data[0][at] * 1000) + " · " : "";
         reading.textContent = value === null || value === undefined ? "" : `${time}${+value.toPrecision(3)} ${unit}`;
       }],
     },
