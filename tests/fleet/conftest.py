@@ -49,7 +49,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
 def empty_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """The URL of a database without tables."""
     if getattr(request, "param", "sqlite") == "sqlite":
-        yield f"sqlite:///{tmp_path / 'fleet.db'}"
+        yield f"sqlite:///{tmp_path / 'empty.db'}"
     else:
         server: Postgres = request.getfixturevalue("pg")
         url = server.create()

@@ -11,6 +11,8 @@ COMMANDS = {
     "serve": ("edgepack_fleet.cli.serve", "Serve the fleet: REST, pages, enrolment, devices."),
     "broker": ("edgepack_fleet.cli.serve", "Run mosquitto with the fleet's configuration."),
     "service": ("edgepack_fleet.cli.service", "Units for systemd: broker and fleet."),
+    "backup": ("edgepack_fleet.cli.backup", "Write the fleet into a file while it serves."),
+    "restore": ("edgepack_fleet.cli.backup", "Make a fleet of such a file."),
     "devices": ("edgepack_fleet.cli.devices", "List, describe, admit, ask and revoke devices."),
     "access": ("edgepack_fleet.cli.access", "Create and revoke access tokens."),
     "audit": ("edgepack_fleet.cli.access", "Read who changed what."),

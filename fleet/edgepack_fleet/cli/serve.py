@@ -26,16 +26,19 @@ host_option = click.option(
 )
 
 
-@click.command()
-@data_option
-@host_option
-@click.option(
+database_option = click.option(
     "--database",
     envvar="EDGEPACK_FLEET_DATABASE",
     metavar="URL",
     help="Another database than SQLite below --data: postgresql://USER:PASSWORD@HOST/NAME "
     "[EDGEPACK_FLEET_DATABASE].",
 )
+
+
+@click.command()
+@data_option
+@host_option
+@database_option
 @click.option("--broker", "broker_url", metavar="URL", help="mqtts://HOST:PORT of the MQTT broker.")
 @click.option(
     "--public-broker",
