@@ -78,14 +78,9 @@ def _is_ours(pid: int) -> bool:
 @pytest.fixture(autouse=True)
 def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep every test away from the user's keys and settings; caches of toolchains stay shared."""
-    for name in (
-        "EDGEPACK_KEY",
-        "EDGEPACK_PASSPHRASE",
-        "EDGEPACK_FLEET_URL",
-        "EDGEPACK_FLEET_DATABASE",
-    ):
+    fleet = [f"EDGEPACK_FLEET_{name}" for name in ("URL", "TOKEN", "DATABASE", "CONTENT")]
+    for name in ("EDGEPACK_KEY", "EDGEPACK_PASSPHRASE", *fleet):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.delenv("EDGEPACK_FLEET_TOKEN", raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
 
 

@@ -20,7 +20,7 @@ from edgepack.offers import Offer, Offers
 from edgepack.trust import DeviceFacts, OnRevoked, TargetInfo, model_target
 from edgepack_agent.adapters.floors import Floors
 from edgepack_agent.adapters.trust import TrustClient
-from edgepack_fleet.adapters.content import ContentStore
+from edgepack_fleet.adapters.content import Content, ContentStore
 from edgepack_fleet.adapters.director import Director
 from edgepack_fleet.adapters.image_repo import ImageRepo
 from edgepack_fleet.adapters.patches import Patches
@@ -63,9 +63,8 @@ class Clock:
 class PushedTo:
     """What `edgepack repo publish --repo URL` does, without HTTP in between."""
 
-    def __init__(self, image: ImageRepo, content: ContentStore) -> None:
-        self.image, self.content = image, content
-        self.patches = Patches(content.directory.parent / "patches", content)
+    def __init__(self, image: ImageRepo, content: Content, patches: Patches) -> None:
+        self.image, self.content, self.patches = image, content, patches
 
     def metadata(self, name: str) -> bytes | None:
         return self.image.metadata(name)
@@ -118,7 +117,8 @@ class World:
 
     @property
     def published(self) -> PushedTo:
-        return PushedTo(self.image, self.content)
+        patches = Patches(self.path / "fleet" / "patches", self.content)
+        return PushedTo(self.image, self.content, patches)
 
     def export(
         self, directory: Path, *releases: str, days: float = 30, patches: bool = False

@@ -141,6 +141,7 @@ def _check(data: Path, target: Path) -> None:
 
 def _write(writer: _Writer, data: Path, database: Database, *, content: bool) -> Backup:
     with dump.reading(database) as reader:
+        content = content and (data / "blobs").exists()
         facts = Backup(SCHEMA, writer.now, reader.revision, content)
         writer.add_bytes(FACTS, msgspec.json.encode(facts))
         rows = sum(_add_table(writer, reader, table) for table in reader.tables)

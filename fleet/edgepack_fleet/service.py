@@ -27,7 +27,6 @@ from edgepack_fleet import jobrows, outbox
 from edgepack_fleet.access import Access, fleet_id, fleet_secret
 from edgepack_fleet.adapters.baselines import Baselines
 from edgepack_fleet.adapters.broker import Address, reload
-from edgepack_fleet.adapters.content import ContentStore
 from edgepack_fleet.adapters.database import Database
 from edgepack_fleet.adapters.director import Director
 from edgepack_fleet.adapters.feed import Feed
@@ -35,6 +34,7 @@ from edgepack_fleet.adapters.image_repo import ImageRepo
 from edgepack_fleet.adapters.lease import Lease
 from edgepack_fleet.adapters.lock import own
 from edgepack_fleet.adapters.mqtt import Identity, Incoming, Link
+from edgepack_fleet.adapters.object_content import open_content
 from edgepack_fleet.adapters.patches import Patches
 from edgepack_fleet.adapters.pki import FLEET, Pki
 from edgepack_fleet.adapters.posting import Poster
@@ -90,6 +90,8 @@ class Settings:
     """Whether webhooks may lead to addresses of private networks."""
     public_broker: Address | None = None
     """Where devices reach the broker; None: where we do, under our public name if it is here."""
+    content: str | None = None
+    """Where models are kept: a directory or the URL of an object store; None: below `data`."""
     worker: str = FLEET
     """What this process is called on the broker; no other of the same fleet is."""
     keep_raw_days: float = 0.0
@@ -123,7 +125,7 @@ class Service:
         self.access = Access(self.database, fleet_secret(data, create=True), clock)
         self.access.install_bootstrap()
         self.pki = Pki(data / "pki", settings.hosts, client=settings.worker)
-        self.content = ContentStore(data / "blobs", shared=self.database.is_shared)
+        self.content = open_content(settings.content, data, shared=self.database.is_shared)
         self.images = ImageRepo(data / "image", self.content)
         self.baselines = Baselines(self.content)
         self.patches = Patches(data / "patches", self.content)

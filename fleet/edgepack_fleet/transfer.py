@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from edgepack import messages, topics
 from edgepack.errors import IntegrityError
 from edgepack.topics import BLOCK_SIZE
-from edgepack_fleet.adapters.content import ContentStore
+from edgepack_fleet.adapters.content import Content
 from edgepack_fleet.adapters.mqtt import Incoming
 
 __all__ = ["KINDS", "Piece", "Transfer"]
@@ -47,7 +47,7 @@ class Transfer:
         self,
         image: Callable[[str], bytes | None],
         director: Callable[[str, str], bytes | None],
-        content: ContentStore,
+        content: Content,
     ) -> None:
         self._image, self._director, self._content = image, director, content
         self.refused: Counter[str] = Counter()

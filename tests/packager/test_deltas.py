@@ -21,7 +21,7 @@ from edgepack_packager.adapters.publisher_home import PublisherHome
 from edgepack_packager.core.deltas import Pair, bases_of, check_wanted, hopeless, sample, windows
 from edgepack_packager.repository import PublishRequest, init, publish
 from fuzz import refusal
-from trust_rig import START, PushedTo, World, no_passphrase
+from trust_rig import START, World, no_passphrase
 
 
 def blob_of(bundle: Path) -> tuple[str, int]:
@@ -120,7 +120,7 @@ def test_an_offer_that_is_not_what_it_says_is_refused(tmp_path: Path) -> None:
         bundle = release(tmp_path, version, model(changes))
         world.publish(bundle, delta_from=("auto",))
     target, size = blob_of(bundle)
-    patches = PushedTo(world.image, world.content).patches
+    patches = world.published.patches
     (good,) = patches.offers(target, size).offers
     other, other_size = blob_of(release(tmp_path, "1.0.0", model()))
     for changes, reason in (
@@ -142,7 +142,7 @@ def test_a_patch_that_is_replaced_is_removed(tmp_path: Path) -> None:
         bundle = release(tmp_path, version, model(changes))
         world.publish(bundle, delta_from=("auto",))
     target, size = blob_of(bundle)
-    patches = PushedTo(world.image, world.content).patches
+    patches = world.published.patches
     (good,) = patches.offers(target, size).offers
     longer = world.content.read(good.patch) + b"another"
 

@@ -9,18 +9,42 @@ import os
 import re
 from collections.abc import Generator, Iterable
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from edgepack.durable import BlobSink, sweep
 from edgepack.errors import BudgetError, UsageError
 
-__all__ = ["ContentStore"]
+__all__ = ["Content", "ContentStore", "check_digest"]
 
 PIECE = 1024 * 1024
 STALE_S = 86_400.0
 """Seconds after which what an upload of another process left behind is given up."""
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class Content(Protocol):
+    """Blobs by digest, wherever they are; what each method promises is said at `ContentStore`."""
+
+    def put(
+        self, sha256: str, stream: BinaryIO | Iterable[bytes], *, limit: int | None = None
+    ) -> int:
+        """Store the blob SHA256 from STREAM and return its size in bytes."""
+
+    def has(self, sha256: str) -> bool:
+        """Return whether the blob SHA256 is here."""
+
+    def size(self, sha256: str) -> int | None:
+        """Return the size of the blob SHA256 in bytes; None if it is not here."""
+
+    def read(self, sha256: str, offset: int = 0, length: int | None = None) -> bytes:
+        """Return LENGTH bytes of the blob SHA256 from OFFSET, fewer at its end."""
+
+    def pieces(self, sha256: str, first: int, end: int, length: int) -> Generator[bytes]:
+        """Yield the bytes from FIRST to END of the blob SHA256 in pieces of LENGTH."""
+
+    def drop(self, sha256: str) -> None:
+        """Remove the blob SHA256, if it is here."""
 
 
 class ContentStore:
@@ -111,9 +135,18 @@ class ContentStore:
         Raises:
             UsageError: SHA256 is not a digest.
         """
-        if not _DIGEST.fullmatch(sha256):
-            raise UsageError(f"{sha256[:80]!r} is not a SHA-256 in hex", reason="bad_digest")
-        return self._blobs / sha256
+        return self._blobs / check_digest(sha256)
+
+
+def check_digest(sha256: str) -> str:
+    """Return SHA256 if it is one, in hex.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if not _DIGEST.fullmatch(sha256):
+        raise UsageError(f"{sha256[:80]!r} is not a SHA-256 in hex", reason="bad_digest")
+    return sha256
 
 
 def _pieces(stream: BinaryIO | Iterable[bytes]) -> Iterable[bytes]:

@@ -30,7 +30,7 @@ from edgepack.metadata import (
 )
 from edgepack.oci import read_oci_manifest
 from edgepack.trust import TargetInfo, TrustError, exam_path
-from edgepack_fleet.adapters.content import ContentStore
+from edgepack_fleet.adapters.content import Content
 from edgepack_fleet.adapters.lock import alone
 from edgepack_fleet.adapters.online_signer import online_signer
 from edgepack_fleet.core.publication import Current, accept
@@ -72,7 +72,7 @@ class ImageRepo:
     def __init__(
         self,
         directory: Path,
-        content: ContentStore,
+        content: Content,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._metadata = MetadataDirectory(directory / "metadata")

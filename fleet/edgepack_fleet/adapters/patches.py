@@ -11,7 +11,7 @@ from pathlib import Path
 from edgepack.errors import IntegrityError, UsageError
 from edgepack.offers import Offer, OfferDirectory, Offers, check_offer
 from edgepack.patch import CODECS
-from edgepack_fleet.adapters.content import ContentStore
+from edgepack_fleet.adapters.content import Content
 from edgepack_fleet.adapters.lock import alone
 
 __all__ = ["Patches"]
@@ -23,7 +23,7 @@ HEAD = 128
 class Patches:
     """The offers in DIRECTORY, of patches in CONTENT."""
 
-    def __init__(self, directory: Path, content: ContentStore) -> None:
+    def __init__(self, directory: Path, content: Content) -> None:
         self._offers, self._content = OfferDirectory(directory), content
         self._directory = directory
 

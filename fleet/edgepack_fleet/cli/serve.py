@@ -39,6 +39,13 @@ database_option = click.option(
 @data_option
 @host_option
 @database_option
+@click.option(
+    "--content",
+    envvar="EDGEPACK_FLEET_CONTENT",
+    metavar="URL|DIR",
+    help="Keep models elsewhere than below --data: s3://BUCKET/PREFIX, gs://, az:// or a "
+    "directory [EDGEPACK_FLEET_CONTENT].",
+)
 @click.option("--broker", "broker_url", metavar="URL", help="mqtts://HOST:PORT of the MQTT broker.")
 @click.option(
     "--public-broker",
@@ -84,6 +91,7 @@ def serve(
     data: Path,
     hosts: tuple[str, ...],
     database: str | None,
+    content: str | None,
     broker_url: str | None,
     public_broker: str | None,
     embedded_broker: bool,
@@ -112,9 +120,16 @@ def serve(
     server.check_exposure(listeners)
     _log_to_stderr()
     settings = Settings(
-        data, address, database, hosts, renew_grace, max_per_s, webhook_private,
-        parse_address(public_broker) if public_broker else None,
-    )  # fmt: skip
+        data.absolute(),
+        address,
+        database,
+        hosts,
+        renew_grace,
+        max_per_s,
+        webhook_private,
+        public_broker=parse_address(public_broker) if public_broker else None,
+        content=content,
+    )
     server.serve(settings, listeners, embedded_broker=embedded_broker)
 
 

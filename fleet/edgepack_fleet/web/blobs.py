@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
-from edgepack_fleet.adapters.content import ContentStore
+from edgepack_fleet.adapters.content import Content
 from edgepack_fleet.web.problems import problem
 
 __all__ = ["Span", "blob_response", "read_range"]
@@ -45,7 +45,7 @@ def read_range(header: str | None, size: int) -> Span | None:
     return Span(first, min(last + 1, size), size)
 
 
-async def blob_response(content: ContentStore, sha256: str, range_header: str | None) -> Response:
+async def blob_response(content: Content, sha256: str, range_header: str | None) -> Response:
     """Return the blob SHA256 of CONTENT, or the part of it that RANGE_HEADER asks for."""
     size = await run_in_threadpool(content.size, sha256)
     if size is None:
@@ -71,7 +71,7 @@ async def blob_response(content: ContentStore, sha256: str, range_header: str | 
     )
 
 
-async def _pieces(content: ContentStore, sha256: str, span: Span) -> AsyncIterator[bytes]:
+async def _pieces(content: Content, sha256: str, span: Span) -> AsyncIterator[bytes]:
     pieces = content.pieces(sha256, span.first, span.end, PIECE)
     try:
         while piece := await run_in_threadpool(next, pieces, b""):

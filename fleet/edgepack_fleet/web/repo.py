@@ -7,11 +7,11 @@ import anyio.from_thread
 import anyio.to_thread
 from fastapi import APIRouter, Depends, Request, Response
 from starlette.exceptions import HTTPException
-from starlette.responses import FileResponse
 
 from edgepack.offers import Offer, offers_name
 from edgepack_fleet.service import Service
 from edgepack_fleet.web import schemas
+from edgepack_fleet.web.blobs import blob_response
 from edgepack_fleet.web.guard import PREFIX, Operator, service_of
 
 __all__ = ["router"]
@@ -72,14 +72,12 @@ async def put_blob(request: Request, fleet: Fleet, sha256: str) -> dict[str, int
 @router.get(
     "/blobs/{sha256}",
     dependencies=[Operator],
-    response_class=FileResponse,
+    response_class=Response,
     responses={200: {"content": BINARY}},
 )
-def get_blob(fleet: Fleet, sha256: str) -> FileResponse:
-    """Return a blob."""
-    if not fleet.content.has(sha256):
-        raise HTTPException(404, f"no blob {sha256}")
-    return FileResponse(fleet.content.path(sha256), media_type="application/octet-stream")
+async def get_blob(request: Request, fleet: Fleet, sha256: str) -> Response:
+    """Return a blob, or a range of it."""
+    return await blob_response(fleet.content, sha256, request.headers.get("range"))
 
 
 @router.get("/patches/{target}", dependencies=[Operator], response_class=Response, responses=JSON)
