@@ -71,8 +71,11 @@ class Leadership:
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            self._try()
-            self._tell()
+            try:
+                self._try()
+                self._tell()
+            except Exception:  # a thread that ends would leave the fleet without a leader, silently
+                log.exception("who leads could not be found out; trying again")
             self._wake.wait(RENEW_S)
             self._wake.clear()
 

@@ -8,6 +8,7 @@ On PostgreSQL several such processes serve one fleet: each takes its share of wh
 and one of them leads (see `leadership`).
 """
 
+import hashlib
 import logging
 import math
 import queue
@@ -31,7 +32,7 @@ from edgepack_fleet.adapters.database import Database
 from edgepack_fleet.adapters.director import Director
 from edgepack_fleet.adapters.feed import Feed
 from edgepack_fleet.adapters.image_repo import ImageRepo
-from edgepack_fleet.adapters.lease import Lease
+from edgepack_fleet.adapters.lease import Lease, claim
 from edgepack_fleet.adapters.lock import own
 from edgepack_fleet.adapters.mqtt import Identity, Incoming, Link
 from edgepack_fleet.adapters.object_content import open_content
@@ -130,6 +131,8 @@ class Service:
         self.baselines = Baselines(self.content)
         self.patches = Patches(data / "patches", self.content)
         self.director = Director(data / "director")
+        if self.database.is_shared:
+            claim(self.database, hashlib.sha256(self.director.root()).hexdigest())
         self.rollouts = Rollouts(self.database, self.director.assign, self.releases, clock)
         self.enrolment = Enrolment(
             self.database, self.pki, self.director.root, self._public_broker, clock

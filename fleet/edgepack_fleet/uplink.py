@@ -310,7 +310,8 @@ def _events(turn: _Turn, device: DeviceRow, payload: bytes) -> None:
             verified=turn.verified,
         )
         if _keep(turn, device, partial(turn.session.add, kept)):
-            _learn(device, row)
+            if not _is_overtaken(turn, device, row):
+                _learn(device, row)
             measuring.notice(turn.session, device, row)
 
 
@@ -330,6 +331,23 @@ def _keep(turn: _Turn, device: DeviceRow, save: Callable[[], None]) -> bool:
         turn.refused["not_saved"] += 1
         return False
     return True
+
+
+def _is_overtaken(turn: _Turn, device: DeviceRow, event: messages.Event) -> bool:
+    """Return whether a later event of the same kind has arrived before EVENT.
+
+    Messages of one device may come to several workers, and again.
+    """
+    kind = ACTIVE if event.type in ACTIVE else {event.type}
+    later = select(EventRow.seq).where(
+        EventRow.device_id == device.id,
+        EventRow.boot == event.boot,
+        EventRow.seq > event.seq,
+        EventRow.type.in_(kind),
+    )
+    if turn.acks[device.id, event.boot].upto == event.seq:
+        return False  # the newest of all
+    return turn.session.scalar(later.limit(1)) is not None
 
 
 def _learn(device: DeviceRow, event: messages.Event) -> None:

@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import func, select, update
 
 from edgepack import messages, topics
+from edgepack.errors import UsageError
 from edgepack_fleet import outbox
 from edgepack_fleet.adapters.broker import Address
 from edgepack_fleet.adapters.database import Database
@@ -139,6 +140,31 @@ def test_who_follows_the_changes_misses_none_of_several_writers(database: Databa
     assert Counter(subject for _, subject in seen) == {f"devices/{d}": 30 for d in DEVICES[:3]}
     numbers = [number for number, _ in seen]
     assert numbers == sorted(set(numbers))
+
+
+def test_an_event_that_another_has_overtaken_changes_nothing(database: Database) -> None:
+    def happened(seq: int, kind: str, bundle: str) -> Incoming:
+        event = messages.Event(boot="b", seq=seq, ts=1.0, type=kind, bundle=bundle)
+        return said("d0", "evt", event)
+
+    one, two = (Uplink(database, lambda: 1000.0) for _ in range(2))
+    one.ingest([happened(4, "rolled_back", "m@1.0.0"), said("d0", "tele", rows(5))])
+    two.ingest([happened(3, "activated", "m@1.1.0")])
+    with database.read() as session:
+        assert session.get_one(DeviceRow, "d0").bundle == "m@1.0.0"
+    two.ingest([happened(7, "activated", "m@1.2.0"), happened(6, "camera", "")])
+    with database.read() as session:
+        assert session.get_one(DeviceRow, "d0").bundle == "m@1.2.0"
+
+
+def test_a_worker_with_another_data_directory_is_refused(tmp_path: Path, url: str) -> None:
+    for _ in range(2):
+        Service(Settings(tmp_path / "one", Address("127.0.0.1", 1), url)).database.close()
+    (tmp_path / "one" / "secret").unlink()  # all access tokens are revoked
+    Service(Settings(tmp_path / "one", Address("127.0.0.1", 1), url)).database.close()
+    with pytest.raises(UsageError) as caught:
+        Service(Settings(tmp_path / "two", Address("127.0.0.1", 1), url))
+    assert caught.value.reason == "other_fleet"
 
 
 def test_each_message_is_sent_by_one_worker(database: Database) -> None:

@@ -1,12 +1,32 @@
 """A lease in the database: one holder at a time, by the clock of the database."""
 
+from edgepack.errors import UsageError
 from edgepack_fleet.adapters.database import Database
 from edgepack_fleet.adapters.worker_tables import LeaseRow
 
-__all__ = ["LEASE_S", "Lease"]
+__all__ = ["LEASE_S", "Lease", "claim"]
 
 LEASE_S = 10.0
 """Seconds for which it holds; who is gone is followed after that."""
+
+
+def claim(database: Database, fleet: str) -> None:
+    """Let DATABASE be that of FLEET for ever: a worker with another data directory has no part.
+
+    Raises:
+        UsageError: it is that of another one (reason `other_fleet`).
+    """
+    with database.write() as session:
+        row = session.get(LeaseRow, "fleet")
+        if row is None:
+            session.add(LeaseRow(name="fleet", holder=fleet, until=0.0))
+        elif row.holder != fleet:
+            raise UsageError(
+                "this database is another fleet's",
+                why="the director in its data directory has another root than the one in ours",
+                fix="let all workers share one data directory, or give another --database",
+                reason="other_fleet",
+            )
 
 
 class Lease:
