@@ -6,18 +6,20 @@ no fact can change behind a list's back.
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, or_, select
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, Row, or_, select
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from edgepack.errors import UsageError
 from edgepack_fleet.adapters.device_tables import GroupMember
 from edgepack_fleet.adapters.tables import DeviceRow, GroupRow
-from edgepack_fleet.core.filters import Filter, parse_filter
+from edgepack_fleet.core.filters import Filter, fields_of, parse_filter
 from edgepack_fleet.core.fitting import Fact, Facts, fits
 from edgepack_fleet.core.precedence import Group, groups_of
 
 __all__ = [
+    "devices_of",
     "facts_of",
     "fitting",
     "group_of",
@@ -25,6 +27,7 @@ __all__ = [
     "known_group",
     "memberships",
     "put_into",
+    "seek",
     "static_group",
     "unknown_device",
     "unknown_group",
@@ -32,6 +35,23 @@ __all__ = [
 
 AT_ONCE = 1000
 """Ids in one query; databases take a few thousand at most."""
+COLUMNS: Mapping[str, InstrumentedAttribute[Any]] = {
+    "id": DeviceRow.id,
+    "name": DeviceRow.name,
+    "group": DeviceRow.group_id,
+    "online": DeviceRow.online,
+    "bundle": DeviceRow.bundle,
+    "target": DeviceRow.inventory,
+    "agent": DeviceRow.agent,
+    "revoked": DeviceRow.revoked,
+    "override": DeviceRow.override,
+    "tag": DeviceRow.tags,
+    "inventory": DeviceRow.inventory,
+}
+"""Where the facts of each kind of field are."""
+Known = DeviceRow | Row[Any]
+"""A device, or of its columns those that are looked at."""
+R = TypeVar("R", DeviceRow, Row[Any])
 
 
 def group_of(row: GroupRow) -> Group:
@@ -95,16 +115,34 @@ def put_into(group: str) -> ColumnElement[bool]:
 def in_group(session: Session, group: str) -> Sequence[DeviceRow]:
     """Return the devices of GROUP, by id, revoked ones too; none if there is no such group."""
     row = session.get(GroupRow, group)
-    every = select(DeviceRow).order_by(DeviceRow.id)
     if row is None or not row.filter:
+        every = select(DeviceRow).order_by(DeviceRow.id)
         return session.scalars(every.where(put_into(group))).all()
-    return fitting(session, parse_filter(row.filter), session.scalars(every).all())
+    return devices_of(session, [found.id for found in seek(session, parse_filter(row.filter))])
 
 
-def fitting(session: Session, wanted: Filter, rows: Sequence[DeviceRow]) -> list[DeviceRow]:
-    """Return those of ROWS that are WANTED."""
-    put = _put(session, rows)
-    return [row for row in rows if fits(wanted, facts_of(row, put[row.id]))]
+def devices_of(session: Session, ids: Sequence[str]) -> list[DeviceRow]:
+    """Return the devices of IDS, which are in order."""
+    found: list[DeviceRow] = []
+    for some in _portions(ids):
+        query = select(DeviceRow).where(DeviceRow.id.in_(some)).order_by(DeviceRow.id)
+        found += session.scalars(query)
+    return found
+
+
+def seek(session: Session, wanted: Filter, *also: Any) -> list[Row[Any]]:
+    """Return of every device that is WANTED its id, what the filter looks at, and ALSO that."""
+    kinds = {field.partition(".")[0] for field in fields_of(wanted)}
+    # Only what is asked for is read: documents cost more than all the rest.
+    columns = dict.fromkeys((DeviceRow.id, *(COLUMNS[kind] for kind in sorted(kinds)), *also))
+    rows = session.execute(select(*columns).order_by(DeviceRow.id)).all()
+    return fitting(session, wanted, rows)
+
+
+def fitting(session: Session, wanted: Filter, rows: Sequence[R]) -> list[R]:
+    """Return those of ROWS, devices or what is needed of them, that are WANTED."""
+    put = _put(session, rows) if "group" in fields_of(wanted) else {}
+    return [row for row in rows if fits(wanted, facts_of(row, put.get(row.id, frozenset())))]
 
 
 def memberships(
@@ -117,7 +155,7 @@ def memberships(
     return {row.id: groups_of(groups, facts_of(row, put[row.id])) for row in rows}
 
 
-def facts_of(row: DeviceRow, put: frozenset[str]) -> Facts:
+def facts_of(row: Known, put: frozenset[str]) -> Facts:
     """Return what is known of the device of ROW, which was PUT into these groups."""
 
     def fact(field: str) -> Fact:
@@ -151,7 +189,7 @@ def _inside(found: object, key: str) -> Fact:
     return found if isinstance(found, str | int | float) else None
 
 
-def _put(session: Session, rows: Sequence[DeviceRow]) -> dict[str, frozenset[str]]:
+def _put(session: Session, rows: Sequence[Known]) -> dict[str, frozenset[str]]:
     """Return the groups that each device of ROWS was put into."""
     found: dict[str, set[str]] = defaultdict(set)
     ids = [row.id for row in rows]

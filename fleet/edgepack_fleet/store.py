@@ -32,7 +32,7 @@ from edgepack_fleet.core.model import (
 from edgepack_fleet.core.precedence import Claim, follows
 from edgepack_fleet.core.variants import Release, resolve
 from edgepack_fleet.core.waves import parse_waves
-from edgepack_fleet.membership import in_group, memberships
+from edgepack_fleet.membership import devices_of, in_group, memberships
 
 __all__ = [
     "claim_of",
@@ -44,9 +44,6 @@ __all__ = [
     "rollout_of",
     "targets_as_json",
 ]
-
-FEW = 500
-"""Ids that a query names; of more, all rows are read."""
 
 
 def device_of(row: DeviceRow) -> Device:
@@ -116,23 +113,16 @@ def members_of(
     """
     jobs = jobs_of(session, row.id)
     covered = {d.id: d for d in in_group(session, row.group_id) if d.revoked is None}
-    away = [device for device in jobs if device not in covered]
-    devices = sorted([*covered.values(), *_devices(session, away)], key=lambda d: d.id)
+    left = devices_of(session, [device for device in jobs if device not in covered])
+    devices = sorted((*covered.values(), *(d for d in left if d.revoked is None)), key=_id)
     taken = {} if everybody else _taken(session, row, devices)
     boxed = _boxed(session, row, now)
     facts = _Facts(row, heard_since, release_of(row), frozenset(covered), taken, boxed)
     return [_member(device, facts, jobs.get(device.id)) for device in devices]
 
 
-def _devices(session: Session, ids: Sequence[str]) -> Sequence[DeviceRow]:
-    """Return those devices of IDS that are not revoked."""
-    if not ids:
-        return ()
-    wanted = frozenset(ids)
-    alive = select(DeviceRow).where(DeviceRow.revoked.is_(None))
-    if len(wanted) <= FEW:
-        return session.scalars(alive.where(DeviceRow.id.in_(wanted))).all()
-    return [row for row in session.scalars(alive) if row.id in wanted]
+def _id(row: DeviceRow) -> str:
+    return row.id
 
 
 @dataclass(frozen=True, slots=True)

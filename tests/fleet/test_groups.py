@@ -7,13 +7,15 @@ import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import select
 
 from edgepack.errors import UsageError
 from edgepack_fleet.adapters.tables import DeviceRow, GroupRow
 from edgepack_fleet.core import tags
-from edgepack_fleet.core.filters import parse_filter
+from edgepack_fleet.core.filters import FIELDS, parse_filter
 from edgepack_fleet.core.model import Policy
 from edgepack_fleet.core.precedence import Claim, Group, belongs, follows
+from edgepack_fleet.membership import COLUMNS, fitting, seek
 from edgepack_fleet.organising import Description, Organiser
 from edgepack_fleet.rollouts import Plan
 from edgepack_fleet.service import Service
@@ -307,6 +309,19 @@ def test_lists_take_a_filter_and_pages_of_any_size(app: httpx.Client, cameras: S
     wrong = problem(app.get(url, params={"filter": "site=berlin"}, headers=headers), 400)
     assert wrong["reason"] == "bad_filter"
     assert "character 1," in wrong["why"]
+
+
+def test_a_filter_means_the_same_whatever_is_read_for_it(cameras: Service) -> None:
+    assert set(COLUMNS) == {field.partition(".")[0] for field in FIELDS}
+    values = ("d1", "lab", "true", "openvino", "berlin", "4096", "x")
+    fields = ("inventory.ram_mb", "inventory.runtimes", "tag.site", *COLUMNS)
+    with cameras.database.read() as session:
+        rows = session.scalars(select(DeviceRow).order_by(DeviceRow.id)).all()
+        for field in (f for f in fields if f in FIELDS or "." in f):
+            for value in values:
+                wanted = parse_filter(f"{field}={value}")
+                found = [row.id for row in seek(session, wanted)]
+                assert found == [row.id for row in fitting(session, wanted, rows)], field
 
 
 def test_groups_over_rest(app: httpx.Client, cameras: Service) -> None:

@@ -109,6 +109,8 @@ def test_a_device_waits_until_it_is_accepted(
     assert cam.joins().device == "cam"
     found = device(app, fleet, "cam")
     assert (found["group"], found["tags"]) == ("lab", {"site": "hall"})
+    told = [c for c in fleet.feed.after(0, 100) if c.type == "edgepack.applicant.state"]
+    assert [c.data["state"] for c in told] == ["pending", "accepted", "enrolled"]
     assert cam.joins().certificate == cam.joins().certificate, "a lost answer is given again"
     assert [a["state"] for a in listed(app, fleet, "applicants")] == ["enrolled"]
     assert [(t["used"], t["approval_s"]) for t in listed(app, fleet, "tokens")] == [(1, 3600)]

@@ -12,6 +12,7 @@ from sqlalchemy import event, func, insert, inspect, select
 from sqlalchemy.orm import Session
 
 from edgepack_fleet.adapters.database import Database
+from edgepack_fleet.adapters.device_tables import ApplicantRow
 from edgepack_fleet.adapters.tables import Base, ChangeRow, DeviceRow, JobRow, RolloutRow
 from edgepack_fleet.core import changes
 
@@ -122,13 +123,15 @@ class Feed:
 
 def _changes_of(row: Base, *, new: bool) -> Iterator[changes.Change]:
     """Yield what is to be told of ROW, which is being written."""
-    if not isinstance(row, DeviceRow | JobRow | RolloutRow):
+    if not isinstance(row, DeviceRow | JobRow | RolloutRow | ApplicantRow):
         return
     state: Any = inspect(row)
     changed = frozenset(a.key for a in state.attrs if a.history.has_changes())
     facts = {column.key: getattr(row, column.key) for column in state.mapper.column_attrs}
     if isinstance(row, DeviceRow):
         yield from changes.of_device(facts | {"group": row.group_id}, changed, new=new)
+    elif isinstance(row, ApplicantRow):
+        yield from changes.of_applicant(facts | {"group": row.group_id}, changed, new=new)
     elif isinstance(row, JobRow):
         more = {"device": row.device_id, "rollout": row.rollout_id}
         yield from changes.of_job(facts | more, changed, new=new)

@@ -55,7 +55,8 @@ def _deciding(action: str, text: str) -> click.Command:
             show.document("applicants", {"applicants": done})
         else:
             for applicant in done:
-                click.echo(f"{applicant['id']} ({applicant['name']}) is {applicant['state']}")
+                name = show.plain(applicant["name"])
+                click.echo(f"{applicant['id']} ({name}) is {applicant['state']}")
         if failed and not done:
             raise failed[0]
         if failed:

@@ -8,7 +8,7 @@ import click
 
 from edgepack.cli import print_json
 
-__all__ = ["document", "facts", "moment", "printable", "table"]
+__all__ = ["document", "facts", "moment", "plain", "printable", "table"]
 
 
 def document(schema: str, content: Any) -> None:
@@ -31,7 +31,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[Any]], empty: str) -> 
         view.add_column(header, overflow="fold")
     for row in rows:
         # A text is shown as it is; in a plain string `[...]` would be markup.
-        view.add_row(*(Text(_cell(value)) for value in row))
+        view.add_row(*(Text(plain(value)) for value in row))
     console = Console()
     # Into a pipe goes every column in full; a terminal wraps.
     width = None if console.is_terminal else 10_000
@@ -42,7 +42,7 @@ def facts(pairs: Sequence[tuple[str, Any]]) -> None:
     """Print names and values, one pair a line."""
     width = max(len(name) for name, _ in pairs)
     for name, value in pairs:
-        click.echo(f"{name:<{width}}  {_cell(value)}")
+        click.echo(f"{name:<{width}}  {plain(value)}")
 
 
 def moment(seconds: float | None) -> str:
@@ -57,6 +57,6 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
 
 
-def _cell(value: Any) -> str:
+def plain(value: Any) -> str:
     """Return VALUE without what would steer a terminal: much of it comes from devices."""
     return printable("-" if value is None or value == "" else str(value))

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-__all__ = ["TYPES", "Change", "cloud_event", "of_device", "of_job", "of_rollout"]
+__all__ = ["TYPES", "Change", "cloud_event", "of_applicant", "of_device", "of_job", "of_rollout"]
 
 Change = tuple[str, str, dict[str, Any]]
 """Type, subject and data."""
@@ -23,6 +23,7 @@ TYPES: dict[str, str] = {
     "edgepack.device.offline": "A device is not connected any more",
     "edgepack.device.bundle": "A device runs another model",
     "edgepack.device.revoked": "A device was revoked",
+    "edgepack.applicant.state": "A device asks to join, or was accepted, rejected or let in",
 }
 """Every type, and when it is told."""
 
@@ -57,6 +58,14 @@ def of_device(now: Facts, changed: frozenset[str], *, new: bool) -> Iterator[Cha
         kinds.append("revoked")
     for kind in kinds:
         yield f"edgepack.device.{kind}", f"devices/{now['id']}", data
+
+
+def of_applicant(now: Facts, changed: frozenset[str], *, new: bool) -> Iterator[Change]:
+    """Yield what is to be told of somebody who asks to become a device."""
+    names = ("id", "name", "group", "fingerprint", "state", "deadline")
+    if new or "state" in changed:
+        data = {name: now[name] for name in names}
+        yield "edgepack.applicant.state", f"applicants/{now['id']}", data
 
 
 def cloud_event(source: str, number: int, time: float, change: Change) -> dict[str, Any]:

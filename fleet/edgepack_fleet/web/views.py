@@ -16,12 +16,13 @@ from edgepack_fleet.adapters.tables import (
     JobRow,
     RolloutRow,
 )
+from edgepack_fleet.core.filters import parse_filter
 from edgepack_fleet.core.model import FAILURES, LIVE, SERVING, Member
 from edgepack_fleet.core.precedence import Claim, follows
 from edgepack_fleet.core.progress import count_waves
 from edgepack_fleet.core.timeline import Standing
 from edgepack_fleet.core.variants import Release, resolve
-from edgepack_fleet.membership import in_group, memberships, put_into, unknown_device, unknown_group
+from edgepack_fleet.membership import memberships, put_into, seek, unknown_device, unknown_group
 from edgepack_fleet.web import schemas
 
 __all__ = [
@@ -169,7 +170,7 @@ def serving(session: Session) -> dict[str, RolloutRow]:
 def _size(session: Session, row: GroupRow) -> tuple[int, int]:
     """Return how many devices are in a group, and how many of them are online."""
     if row.filter:
-        inside = in_group(session, row.id)
+        inside = seek(session, parse_filter(row.filter), DeviceRow.online)
         return len(inside), sum(device.online for device in inside)
     online = func.coalesce(func.sum(case((DeviceRow.online, 1), else_=0)), 0)
     counted = session.execute(select(func.count(), online).where(put_into(row.id))).one()
