@@ -84,6 +84,18 @@ class Bench:
         return (self.world.director.metadata(device, f"{version}.targets.json") or b"").decode()
 
 
+def to_revision(revision: str, database: Database) -> None:
+    """Take the schema of DATABASE back to REVISION."""
+    from alembic import command
+
+    from edgepack_fleet.adapters.database import _alembic_config
+
+    with database.engine.begin() as connection:
+        config = _alembic_config()
+        config.attributes["connection"] = connection
+        command.downgrade(config, revision)
+
+
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> World:
     world = World(tmp_path_factory.mktemp("world"))

@@ -120,11 +120,7 @@ class Organiser:
                         fix=f"edgepack fleet devices set {device} --group OTHER",
                         reason="home_group",
                     )
-                session.execute(
-                    delete(GroupMember).where(
-                        GroupMember.group_id == group, GroupMember.device_id == device
-                    )
-                )
+                _take_out(session, group, device)
 
     def describe(self, device: str, new: Description) -> None:
         """Change what people say about a DEVICE.
@@ -141,6 +137,8 @@ class Organiser:
             if new.group is not None:
                 static_group(session, new.group)
                 row.group_id = new.group
+                # At home there now; it shall not stay behind when the device moves on.
+                _take_out(session, new.group, device)
 
 
 _NEEDS: dict[type[DeviceRow | EnrolToken | RolloutRow | ApplicantRow | ExpectedRow], str] = {
@@ -150,6 +148,11 @@ _NEEDS: dict[type[DeviceRow | EnrolToken | RolloutRow | ApplicantRow | ExpectedR
     ApplicantRow: "device(s) asked to join it",
     ExpectedRow: "device(s) are expected in it",
 }
+
+
+def _take_out(session: Session, group: str, device: str) -> None:
+    mine = GroupMember.group_id == group, GroupMember.device_id == device
+    session.execute(delete(GroupMember).where(*mine))
 
 
 def _device(session: Session, device: str) -> DeviceRow:

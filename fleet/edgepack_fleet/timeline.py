@@ -8,7 +8,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, false, literal, or_, select, true, tuple_
+from sqlalchemy import (
+    BindParameter,
+    ColumnElement,
+    Select,
+    and_,
+    false,
+    literal,
+    or_,
+    select,
+    true,
+    tuple_,
+)
 from sqlalchemy.orm import Session
 
 from edgepack_fleet.adapters.device_tables import ConnectionRow
@@ -87,7 +98,8 @@ def _entries(
     session: Session, rank: int, source: _Source, after: Key | None, limit: int, down: bool
 ) -> list[Entry]:
     columns = (source.time, *source.keys)
-    order = [c.desc() if down else c.asc() for c in columns]
+    changing = [c for c in columns if not isinstance(c, BindParameter)]
+    order = [c.desc() if down else c.asc() for c in changing]
     query: Select[Any] = select(source.table, *columns).where(source.which).order_by(*order)
     if after is not None:
         query = query.where(_beyond(rank, columns, after, down))

@@ -22,7 +22,7 @@ from edgepack_fleet.service import Service
 from edgepack_fleet.web import views
 from fleet_rig import enrol
 from rest_rig import auth, problem
-from rollout_rig import Bench, bench, published
+from rollout_rig import Bench, bench, published, to_revision
 
 __all__ = ["bench", "published"]
 API = "/api/v1"
@@ -192,6 +192,17 @@ def test_in_two_groups_the_priority_decides_then_the_newer(bench: Bench) -> None
     assert bench.jobs(low) == {"b": "QUEUED"}
 
 
+def test_a_device_that_moves_on_leaves_nothing_behind(bench: Bench) -> None:
+    bench.add("a")
+    bench.add("b", group="yard")
+    made = organiser(bench)
+    made.add("yard", ["a"])
+    for group in ("yard", "lab"):
+        made.describe("a", Description(group=group))
+    with bench.database.read() as session:
+        assert [d.groups for d in views.all_devices(session)] == [["lab"], ["yard"]]
+
+
 def test_a_device_moves_to_another_group_and_follows_that_one(bench: Bench) -> None:
     bench.add("a")
     bench.add("b", group="yard")
@@ -234,6 +245,24 @@ def test_what_cannot_be_arranged_is_said(bench: Bench) -> None:
     made.delete_group("all")
     with pytest.raises(UsageError, match="no group"):
         made.delete_group("all")
+
+
+def test_the_migration_goes_both_ways_with_data(bench: Bench) -> None:
+    bench.add("a")
+    made = organiser(bench)
+    made.create_group("hot", "tag.hot=yes")
+    made.create_group("night")
+    made.add("night", ["a"])
+    made.describe("a", Description(tags={"hot": "yes"}, name="Gate"))
+    rollout = to(bench, "hot")
+    bench.tick()
+    to_revision("0004", bench.database)
+    bench.database.migrate()
+    assert bench.jobs(rollout) == {"a": "QUEUED"}
+    with bench.database.read() as session:
+        (device,) = views.all_devices(session)
+        assert (device.groups, device.tags, device.name) == (["lab"], {}, "")
+        assert [g.filter for g in views.groups(session, ["hot", "lab", "night"])] == [None] * 3
 
 
 keys = st.from_regex(r"[a-c]{1,2}", fullmatch=True)

@@ -8,7 +8,6 @@ from sqlalchemy import inspect, select, text
 from edgepack import messages
 from edgepack.errors import UsageError
 from edgepack_fleet import jobrows
-from edgepack_fleet.adapters.database import Database
 from edgepack_fleet.adapters.tables import DecisionRow, DeviceRow, JobRow
 from edgepack_fleet.core.gates import parse_gate
 from edgepack_fleet.core.model import Policy
