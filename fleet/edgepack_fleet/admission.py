@@ -42,8 +42,17 @@ class Terms:
     """The id it would like."""
     group: str
     tags: Mapping[str, str] = field(default_factory=dict)
-    settle: Callable[[str], None] = lambda _device: None
-    """Called with the id it has got, in the same transaction."""
+    entry: ExpectedRow | None = None
+    """Where it was expected."""
+    applicant: ApplicantRow | None = None
+    """As who it has asked."""
+
+    def settle(self, device: str) -> None:
+        """Write down that it has become DEVICE, in the transaction in which it does."""
+        if self.entry is not None:
+            self.entry.used_by = device
+        if self.applicant is not None:
+            self.applicant.state = "enrolled"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +83,12 @@ def admit(
     """
     mine = ApplicantRow.token_id == token.id, ApplicantRow.fingerprint == fingerprint
     applicant = session.scalar(select(ApplicantRow).where(*mine))
-    if (known := _expected(session, request.name, fingerprint)) is not None:
+    known = _expected(session, request.name, fingerprint)
+    if known is not None and not _turned_away(applicant, known):
         if applicant is None:
             spend(token, now)
-        else:
-            applicant.state = "enrolled"
-        return Terms(known.device or request.name, known.group_id, known.tags, _used(known))
+        name = known.device or request.name
+        return Terms(name, known.group_id, known.tags, known, applicant)
     if applicant is None:
         spend(token, now)
         applicant = _apply(session, token, request, fingerprint, now)
@@ -92,7 +101,7 @@ def admit(
             retry_s=RETRY_S,
         )
     if state == "accepted":
-        return Terms(applicant.name, applicant.group_id, token.tags, _enrolled(applicant))
+        return Terms(applicant.name, applicant.group_id, token.tags, None, applicant)
     raise _refused(state)
 
 
@@ -212,20 +221,9 @@ class Admission:
         return row
 
 
-def _used(row: ExpectedRow) -> Callable[[str], None]:
-    """Return what uses up the entry of ROW."""
-
-    def settle(device: str) -> None:
-        row.used_by = device
-
-    return settle
-
-
-def _enrolled(row: ApplicantRow) -> Callable[[str], None]:
-    def settle(_device: str) -> None:
-        row.state = "enrolled"
-
-    return settle
+def _turned_away(applicant: ApplicantRow | None, known: ExpectedRow) -> bool:
+    """Return whether a person has said no, which a name on a list does not outweigh; a key does."""
+    return applicant is not None and applicant.state == "rejected" and not known.fingerprint
 
 
 def _expected(session: Session, name: str, fingerprint: str) -> ExpectedRow | None:
@@ -260,6 +258,10 @@ def _refused(state: State) -> RefusedError:
     if state == "expired":
         return RefusedError(
             "nobody has accepted this device in time", fix=NEW_TOKEN, reason="approval_expired"
+        )
+    if state == "enrolled":
+        return RefusedError(
+            "the device that had this key is revoked", fix=NEW_TOKEN, reason="device_revoked"
         )
     return RefusedError(
         "a person has rejected this device", fix=NEW_TOKEN, reason="enrolment_rejected"

@@ -203,6 +203,27 @@ def test_who_claims_the_name_of_an_expected_key_waits(
     Newcomer(door, token, "gate").waits()
 
 
+def test_a_no_outweighs_a_name_on_a_list_but_not_a_key(
+    app: httpx.Client, door: httpx.Client, fleet: Service, token: str
+) -> None:
+    cam = Newcomer(door, token)
+    decide(app, fleet, cam.waits().applicant, "reject")
+    expect(app, fleet, {"id": "cam", "group": "lab"})
+    assert cam.refused() == "enrolment_rejected"
+    expect(app, fleet, {"fingerprint": cam.fingerprint, "group": "lab"})
+    assert cam.joins().device == "cam"
+
+
+def test_the_key_of_a_revoked_device_lets_nobody_in(
+    app: httpx.Client, door: httpx.Client, fleet: Service, token: str
+) -> None:
+    cam = Newcomer(door, token)
+    decide(app, fleet, cam.waits().applicant, "accept")
+    cam.joins()
+    fleet.revocation.revoke("cam")
+    assert cam.refused() == "device_revoked"
+
+
 def test_a_plain_token_leads_into_its_own_group_only(
     app: httpx.Client, door: httpx.Client, fleet: Service
 ) -> None:
@@ -298,7 +319,7 @@ def test_the_agent_waits_politely_and_keeps_its_key(
 def test_the_agent_that_waits_is_accepted_meanwhile(
     app: httpx.Client, fleet: Service, home: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgepack_fleet.roster.admission.RETRY_S", 0)
+    monkeypatch.setattr("edgepack_fleet.admission.RETRY_S", 0)
     words = (text_of(fleet, home), "--root", str(home["root"]), "--wait", "60")
     found: list[Result] = []
     thread = threading.Thread(target=lambda: found.append(enroll(home, *words)))
