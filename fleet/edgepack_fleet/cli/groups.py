@@ -40,7 +40,8 @@ def create_group(
     group: str, wanted: str, url: str | None, token: str | None, data: Path | None, as_json: bool
 ) -> None:
     """Create a group."""
-    made = Client(url, token, data).post("groups", body={"id": group, "filter": wanted})
+    body = {"id": group} | ({"filter": wanted} if wanted else {})
+    made = Client(url, token, data).post("groups", body=body)
     if as_json:
         show.document("group", made)
     else:
