@@ -241,7 +241,8 @@ def _apply(
         id=f"a-{secrets.token_hex(6)}",
         token_id=token.id,
         fingerprint=fingerprint,
-        name=request.name,
+        # What cannot be an id is not kept: a person would read it, and it is a stranger's.
+        name=request.name if DEVICE_ID.fullmatch(request.name) else "",
         group_id=token.group_id,
         inventory=msgspec.to_builtins(request.inventory),
         created=now,

@@ -388,6 +388,8 @@ def test_a_device_is_described(app: httpx.Client, cameras: Service) -> None:
     found = app.post(url, json={"tags": {"site": None}, "group": "yard"}, headers=headers).json()
     assert (found["tags"], found["name"], found["groups"]) == ({"a/b": "1"}, "Gate 3", ["yard"])
     assert ask(app, cameras, "devices", filter='name="Gate 3" and tag.a/b=1') == ["d1"]
+    for odd in ({"name": "a\x00"}, {"name": "a\nb"}, {"notes": "\x00"}, {"colour": "red"}):
+        assert problem(app.post(url, json=odd, headers=headers), 400)["reason"] == "bad_request"
     wrong = app.post(url, json={"tags": {"a b": "1"}}, headers=headers)
     assert problem(wrong, 400)["reason"] == "bad_tag"
     nobody = app.post(f"{API}/devices/nobody/describe", json={}, headers=headers)

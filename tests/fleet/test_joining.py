@@ -148,6 +148,15 @@ def test_nobody_waits_for_ever(
     assert listed(app, fleet, "applicants") == []
 
 
+def test_what_a_stranger_calls_itself_is_shown_only_if_it_could_be_a_name(
+    app: httpx.Client, door: httpx.Client, fleet: Service, token: str
+) -> None:
+    cam = Newcomer(door, token, "\x1b[31mroot\x00")
+    decide(app, fleet, cam.waits().applicant, "accept")
+    assert [a["name"] for a in listed(app, fleet, "applicants")] == [""]
+    assert cam.joins().device.startswith("device-")
+
+
 def test_strangers_cannot_fill_the_list(
     app: httpx.Client, door: httpx.Client, fleet: Service, token: str
 ) -> None:

@@ -134,6 +134,8 @@ def parse_filter(text: str) -> Filter:
     """
     if len(text) > LONGEST:
         raise FilterError(f"a filter has at most {LONGEST} characters; this one has {len(text)}")
+    if "\0" in text:
+        raise FilterError("a filter is text", why="it has a NUL, which databases do not take")
     reader = _Reader(text)
     found = reader.either(0)
     if reader.now.kind != "end":

@@ -43,8 +43,10 @@ class NamedDevices(Model):
 class Description(Model):
     """What shall be changed about a device; what is left out stays."""
 
-    name: str | None = Field(None, max_length=200, description="What people call it")
-    notes: str | None = Field(None, max_length=4000)
+    name: str | None = Field(
+        None, max_length=200, pattern=r"^[^\x00-\x1f]*$", description="What people call it"
+    )
+    notes: str | None = Field(None, max_length=4000, pattern=r"^[^\x00]*$")
     group: Name | None = Field(None, description="In place of the group it enrolled into")
     tags: dict[Name, str | None] | None = Field(
         None, max_length=64, description="Values by key; null takes a tag away"
