@@ -86,14 +86,8 @@ class Bench:
 
 def to_revision(revision: str, database: Database) -> None:
     """Take the schema of DATABASE back to REVISION."""
-    from alembic import command
-
-    from edgepack_fleet.adapters.database import _alembic_config
-
-    with database.engine.begin() as connection:
-        config = _alembic_config()
-        config.attributes["connection"] = connection
-        command.downgrade(config, revision)
+    with database.migration() as migration:
+        migration.downgrade(revision)
 
 
 @pytest.fixture(scope="module")

@@ -28,6 +28,7 @@ __all__ = [
     "memberships",
     "put_into",
     "seek",
+    "sizes",
     "static_group",
     "unknown_device",
     "unknown_group",
@@ -130,13 +131,33 @@ def devices_of(session: Session, ids: Sequence[str]) -> list[DeviceRow]:
     return found
 
 
-def seek(session: Session, wanted: Filter, *also: Any) -> list[Row[Any]]:
-    """Return of every device that is WANTED its id, what the filter looks at, and ALSO that."""
-    kinds = {field.partition(".")[0] for field in fields_of(wanted)}
+def seek(session: Session, wanted: Filter) -> list[Row[Any]]:
+    """Return of every device that is WANTED its id, and what the filter looks at, by id."""
+    return fitting(session, wanted, _read(session, fields_of(wanted)))
+
+
+def _read(session: Session, fields: frozenset[str], *also: Any) -> Sequence[Row[Any]]:
+    """Return of every device its id, what FIELDS are about, and ALSO that."""
     # Only what is asked for is read: documents cost more than all the rest.
-    columns = dict.fromkeys((DeviceRow.id, *(COLUMNS[kind] for kind in sorted(kinds)), *also))
-    rows = session.execute(select(*columns).order_by(DeviceRow.id)).all()
-    return fitting(session, wanted, rows)
+    kinds = sorted({field.partition(".")[0] for field in fields})
+    columns = dict.fromkeys((DeviceRow.id, *(COLUMNS[kind] for kind in kinds), *also))
+    return session.execute(select(*columns).order_by(DeviceRow.id)).all()
+
+
+def sizes(session: Session, groups: Sequence[GroupRow]) -> dict[str, tuple[int, int]]:
+    """Return of each of GROUPS, which are filters, how many devices are in it and how many online.
+
+    Every device is read once, however many groups there are.
+    """
+    wanted = {row.id: parse_filter(row.filter) for row in groups}
+    found = dict.fromkeys(wanted, (0, 0))
+    if not wanted:
+        return found
+    rows = _read(session, frozenset().union(*map(fields_of, wanted.values())), DeviceRow.online)
+    for group, one in wanted.items():
+        inside = fitting(session, one, rows)
+        found[group] = len(inside), sum(row.online for row in inside)
+    return found
 
 
 def fitting(session: Session, wanted: Filter, rows: Sequence[R]) -> list[R]:

@@ -158,7 +158,7 @@ def test_the_migration_goes_both_ways_with_data(bench: Bench, tmp_path: Path) ->
     assert newest(bench, "a").attempt == 2
     with bench.database.engine.begin() as connection:
         assert connection.scalar(text("SELECT COUNT(*) FROM jobs")) == 3
-    _to("0002", bench.database)
+    to_revision("0002", bench.database)
     with bench.database.engine.connect() as plain:
         rows = plain.execute(text("SELECT device_id, status FROM jobs ORDER BY device_id")).all()
         assert rows == [("a", "QUEUED"), ("b", "SUCCEEDED")]
@@ -173,8 +173,3 @@ def test_the_migration_goes_both_ways_with_data(bench: Bench, tmp_path: Path) ->
     assert newest(bench, "a").terms == {}
     bench.tick()
     assert bench.show(rollout).state == "running"
-
-
-def _to(revision: str, database: Database) -> None:
-    with database.migration() as migration:
-        migration.downgrade(revision)

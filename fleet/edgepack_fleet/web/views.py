@@ -16,13 +16,12 @@ from edgepack_fleet.adapters.tables import (
     JobRow,
     RolloutRow,
 )
-from edgepack_fleet.core.filters import parse_filter
 from edgepack_fleet.core.model import FAILURES, LIVE, SERVING, Member
 from edgepack_fleet.core.precedence import Claim, follows
 from edgepack_fleet.core.progress import count_waves
 from edgepack_fleet.core.timeline import Standing
 from edgepack_fleet.core.variants import Release, resolve
-from edgepack_fleet.membership import memberships, put_into, seek, unknown_device, unknown_group
+from edgepack_fleet.membership import memberships, put_into, sizes, unknown_device, unknown_group
 from edgepack_fleet.web import schemas
 
 __all__ = [
@@ -105,7 +104,9 @@ def groups(session: Session, ids: Sequence[str]) -> list[schemas.Group]:
     """Return the groups of IDS."""
     claims = _claims(session)
     rows = {row.id: row for row in session.scalars(select(GroupRow).where(GroupRow.id.in_(ids)))}
-    return [_group(session, rows[group], claims) for group in ids if group in rows]
+    counts = sizes(session, [row for row in rows.values() if row.filter])
+    counts |= {row.id: _count(session, row.id) for row in rows.values() if not row.filter}
+    return [_group(rows[group], counts[group], claims) for group in ids if group in rows]
 
 
 def release(info: Release) -> schemas.Release:
@@ -149,8 +150,8 @@ def enrol_token(row: EnrolToken) -> schemas.EnrolToken:
     )
 
 
-def _group(session: Session, row: GroupRow, claims: Sequence[Claim]) -> schemas.Group:
-    devices, online = _size(session, row)
+def _group(row: GroupRow, counted: tuple[int, int], claims: Sequence[Claim]) -> schemas.Group:
+    devices, online = counted
     wanted = follows({row.id}, {}, claims)
     return schemas.Group(
         id=row.id,
@@ -167,13 +168,10 @@ def serving(session: Session) -> dict[str, RolloutRow]:
     return {row.group_id: row for row in session.scalars(query)}
 
 
-def _size(session: Session, row: GroupRow) -> tuple[int, int]:
-    """Return how many devices are in a group, and how many of them are online."""
-    if row.filter:
-        inside = seek(session, parse_filter(row.filter), DeviceRow.online)
-        return len(inside), sum(device.online for device in inside)
+def _count(session: Session, group: str) -> tuple[int, int]:
+    """Return how many devices were put into GROUP, and how many of them are online."""
     online = func.coalesce(func.sum(case((DeviceRow.online, 1), else_=0)), 0)
-    counted = session.execute(select(func.count(), online).where(put_into(row.id))).one()
+    counted = session.execute(select(func.count(), online).where(put_into(group))).one()
     return int(counted[0]), int(counted[1])
 
 
