@@ -52,6 +52,7 @@ EXAMPLES: list[messages.Message] = [
         device="cam-1", group="eu", certificate="c", ca="a", broker_host="h", broker_port=8883,
         director_root="{}",
     ),
+    messages.EnrollPending(applicant="a-1", fingerprint="0" * 64, deadline=1.0, retry_s=15),
 ]  # fmt: skip
 examples = pytest.mark.parametrize("message", EXAMPLES, ids=lambda m: type(m).__name__)
 
