@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,25 @@ def test_a_stream_that_is_cut_is_opened_again_and_inference_goes_on(
     assert told["online"]
     assert told["reconnects"] >= 1
     assert told["last_frame_age_s"] < 10
+
+
+@needs_rtsp
+def test_two_instances_look_at_one_camera(slot: Path, tmp_path: Path) -> None:
+    port = free_port()
+    door = {"name": "door", "source": f"rtsp://127.0.0.1:{port}/door", "fps": 8}
+    with ExitStack() as stack:
+        boxes = []
+        for name in ("a", "b"):
+            (home := tmp_path / name).mkdir()
+            unix = stack.enter_context(listen(home / "api.sock"))
+            heard = stack.enter_context(Heard(slot, [unix], state=home))
+            boxes.append(Box(heard.accepting(), unix.getsockname(), home))
+        with rtsp(port):
+            for each in boxes:
+                each.feed(door)
+            for each in boxes:
+                wait("objects", lambda each=each: any(row["objects"] for row in each.rows()), 30)  # type: ignore[misc]
+            assert all(each.camera()["online"] for each in boxes)
 
 
 def test_a_pattern_is_seen_and_drawn(box: Box, tmp_path: Path) -> None:
