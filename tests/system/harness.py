@@ -257,7 +257,7 @@ class Site:
         done = self.agent_command(name, "enroll", self.token(group), "--root", root, "--name", name)
         assert done.code == 0, done.stderr
         self.start(name, "edgepack-agent", "--config", agent.config, "run", bin_dir=bin_dir)
-        wait(f"{name} online", lambda: self.device(name)["online"])
+        wait(f"{name} online", lambda: self.asked("devices", name).get("online"))
         return agent
 
     def device(self, name: str) -> dict[str, Any]:
@@ -275,12 +275,25 @@ class Site:
         return shown
 
     def ended(self, rollout: str, seconds: float = 90) -> dict[str, Any]:
-        def probe() -> dict[str, Any] | None:
-            shown = self.rollout(rollout)
-            return shown if shown["state"] in {"completed", "paused", "cancelled"} else None
+        def over() -> bool:
+            ends = {"completed", "paused", "cancelled"}
+            return self.asked("rollouts", rollout).get("state") in ends
 
-        found: dict[str, Any] = wait(f"rollout {rollout} to end", probe, seconds)
-        return found
+        wait(f"rollout {rollout} to end", over, seconds)
+        return self.rollout(rollout)
+
+    def asked(self, *path: str) -> dict[str, Any]:
+        """Return what the fleet answers over HTTP now; nothing while it is not there.
+
+        For waiting: a process for each look would take the processor from what is waited for.
+        """
+        url = "/".join((self.env["EDGEPACK_FLEET_URL"], "api/v1", *path))
+        token = {"Authorization": f"Bearer {self.env['EDGEPACK_FLEET_TOKEN']}"}
+        with contextlib.suppress(httpx.HTTPError):
+            answer = httpx.get(url, headers=token, timeout=10)
+            if answer.status_code == 200:
+                return dict(answer.json())
+        return {}
 
     # -- inference
 

@@ -28,7 +28,7 @@ def middle(place: Site, rollout: str) -> None:
     """Wait until the device has begun the job of ROLLOUT and not ended it."""
 
     def begun() -> bool:
-        status = {d["status"] for d in place.rollout(rollout)["devices"]}
+        status = {d["status"] for d in place.asked("rollouts", rollout)["devices"]}
         assert "SUCCEEDED" not in status, "too late: the rollout is over"
         return "IN_PROGRESS" in status
 

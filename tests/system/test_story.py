@@ -40,7 +40,7 @@ def test_a_release_reaches_every_device_and_a_bad_one_none(
 
     shown = wait(
         "telemetry to arrive",
-        lambda: (d := place.device("cam-onnx"))["inferences"] >= 40 and d,
+        lambda: (d := place.asked("devices", "cam-onnx"))["inferences"] >= 40 and d,
     )
     assert shown["bundle"] == "digits@3.0.0"
     assert shown["online"]
@@ -81,7 +81,7 @@ def test_a_device_infers_offline_and_across_its_own_restart(
     place.wait_for_fleet()
     wait(
         "what happened offline to be reported",
-        lambda: place.device("cam")["inferences"] >= asked,
+        lambda: place.asked("devices", "cam")["inferences"] >= asked,
         90,
     )
 
