@@ -75,8 +75,14 @@ install() {
     mkdir -p /usr/local/bin
     ln -sfn "$program" /usr/local/bin/edgepack-agent
     if [ -n "$service" ]; then
-        "$program" service install --program "$program"
-        [ ! -d /run/systemd/system ] || systemctl try-restart edgepack-agent
+        for name in $(instances); do
+            "$program" --instance "$name" service install --program "$program"
+        done
+        # A box that has instances only stays so.
+        if [ -e "$units/edgepack-agent.service" ] || [ -z "$(instances)" ]; then
+            "$program" service install --program "$program"
+        fi
+        [ ! -d /run/systemd/system ] || systemctl try-restart edgepack-agent 'edgepack-agent@*'
     fi
     for old in "$prefix/versions"/*; do
         [ "$old" = "$new" ] || rm -rf "$old"
@@ -85,8 +91,19 @@ install() {
     say "installed; edgepack-agent doctor says how it is"
 }
 
+units=/etc/systemd/system
+# The agents of this box that have a name, one a line.
+instances() {
+    for link in "$units"/multi-user.target.wants/edgepack-agent@*.service; do
+        [ ! -L "$link" ] || basename "${link#*@}" .service
+    done
+}
+
 uninstall() {
     if [ -x "$prefix/current/bin/edgepack-agent" ]; then
+        for name in $(instances); do
+            "$prefix/current/bin/edgepack-agent" --instance "$name" service uninstall $purge
+        done
         "$prefix/current/bin/edgepack-agent" service uninstall $purge
     fi
     rm -rf "$prefix/current" "$prefix/versions"
