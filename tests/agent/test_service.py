@@ -71,9 +71,9 @@ def test_systemd_finds_nothing_wrong_with_the_unit(
     unit: str, request: pytest.FixtureRequest
 ) -> None:
     path: Path = request.getfixturevalue(unit)
-    path.with_name("edgepack.slice").write_text(SLICE)
+    path.with_name("system-edgepack.slice").write_text(SLICE)
     verdict = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", path.with_name("edgepack.slice"), path],
+        ["systemd-analyze", "verify", "--man=no", path.with_name("system-edgepack.slice"), path],
         capture_output=True,
         text=True,
         check=False,

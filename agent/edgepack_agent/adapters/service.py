@@ -60,7 +60,7 @@ class Place:
     @property
     def slice(self) -> Path:
         """Holds the limits for all agents together."""
-        return self._units / "edgepack.slice"
+        return self._units / "system-edgepack.slice"
 
     @property
     def sysusers(self) -> Path:

@@ -18,7 +18,8 @@ g render - -
 """
 SLICE = """\
 # All edgepack agents of this box together, each for one line of models. When they want more
-# processor than there is, each gets the same; a fifth of the memory stays for other programs.
+# processor than there is, each gets the same; a fifth of the memory stays for other programs. By
+# its name it is within system.slice, where all agents together count as one service.
 
 [Unit]
 Description=edgepack agents
