@@ -13,7 +13,7 @@ from edgepack_fleet.core.gates import parse_gate
 from edgepack_fleet.core.model import Policy
 from edgepack_fleet.replaying import made_of
 from edgepack_fleet.rollouts import Plan
-from rollout_rig import Bench, bench, published
+from rollout_rig import Bench, bench, published, to_revision
 
 __all__ = ["bench", "published"]
 

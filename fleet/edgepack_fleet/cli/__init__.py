@@ -10,6 +10,7 @@ COMMANDS = {
     "up": ("edgepack_fleet.cli.up", "Broker and fleet in one command, watched over."),
     "serve": ("edgepack_fleet.cli.serve", "Serve the fleet: REST, pages, enrolment, devices."),
     "broker": ("edgepack_fleet.cli.serve", "Run mosquitto with the fleet's configuration."),
+    "health": ("edgepack_fleet.cli.health", "Say whether fleet and broker of this machine work."),
     "service": ("edgepack_fleet.cli.service", "Units for systemd: broker and fleet."),
     "backup": ("edgepack_fleet.cli.backup", "Write the fleet into a file while it serves."),
     "restore": ("edgepack_fleet.cli.backup", "Make a fleet of such a file."),

@@ -196,6 +196,9 @@ def _print(standing: Mapping[str, Any], as_json: bool) -> None:
         show.document("fleet-up", dict(standing))
     else:
         told = {name: value for name, value in standing.items() if value is not None}
+        if not sys.stdout.isatty():
+            # What a service manager or a container runtime collects is a log.
+            told.pop("token", None)
         show.facts(list(told.items()))
         if "token" not in told:
             hint = f"edgepack fleet tokens show --data {standing['data']} --role admin"
