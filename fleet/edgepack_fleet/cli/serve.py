@@ -120,7 +120,7 @@ def serve(
     server.check_exposure(listeners)
     _log_to_stderr()
     settings = Settings(
-        data.absolute(),
+        data,
         address,
         database,
         hosts,
