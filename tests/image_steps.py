@@ -16,6 +16,7 @@ from typing import Any
 
 __all__ = ["Container", "Image", "build", "instructions"]
 
+SEARCHED = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 QUIET = frozenset({"LABEL", "VOLUME", "EXPOSE", "STOPSIGNAL"})
 
 
@@ -32,7 +33,7 @@ class Image:
     """What a stage of a Dockerfile makes."""
 
     root: Path
-    env: dict[str, str] = field(default_factory=lambda: {"PATH": os.defpath})
+    env: dict[str, str] = field(default_factory=lambda: {"PATH": SEARCHED})
     workdir: str = "/"
     user: str = "0:0"
     volumes: list[str] = field(default_factory=list)

@@ -221,9 +221,11 @@ def test_devices_are_sent_to_where_they_can_reach_the_broker(data: Path, broker:
     assert known_address(data) == Address("127.0.0.1", 8883)
     service = Service(Settings(data, known_address(data), hosts=("fleet.example",)))
     elsewhere = Service(Settings(data, Address("mqtt.example", 1), hosts=("fleet.example",)))
-    asked = [broker_of(service), broker_of(elsewhere)]
-    assert asked == [("fleet.example", 8883), ("mqtt.example", 1)]
-    for made in (service, elsewhere):
+    public = Address("public.example", 8884)
+    said = Service(Settings(data, Address("mqtt.example", 1), public_broker=public))
+    asked = [broker_of(fleet) for fleet in (service, elsewhere, said)]
+    assert asked == [("fleet.example", 8883), ("mqtt.example", 1), ("public.example", 8884)]
+    for made in (service, elsewhere, said):
         made.database.close()
 
 

@@ -193,8 +193,8 @@ class Machine:
 
 
 @contextlib.contextmanager
-def booted(root: Path, log: Path) -> Iterator[Machine]:
-    command = ["systemd-nspawn", "-q", "-D", root, "--register=no", "--keep-unit", "-b"]
+def booted(root: Path, log: Path, *options: str) -> Iterator[Machine]:
+    command = ["systemd-nspawn", "-q", "-D", root, "--register=no", "--keep-unit", *options, "-b"]
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
     try:

@@ -17,6 +17,7 @@ import yaml
 from fleet_rig import wait
 from image_steps import Container, Image, build, filled, instructions
 from system.harness import BIN
+from system.test_clean_root import Machine, booted
 
 HERE = Path(__file__).parents[2]
 DOCKER = HERE / "deploy" / "docker"
@@ -94,7 +95,7 @@ def healthy(container: Container, words: list[str], log: Path) -> None:
         assert container.process.poll() is None, log.read_text()
         return container.run(*words).returncode == 0
 
-    wait("its health check to pass", passes, 60)
+    wait("its health check to pass", passes, 120)
 
 
 @pytest.mark.clean_root
@@ -153,5 +154,59 @@ def test_compose_runs_broker_and_fleet_apart(
     token = fleet.run("edgepack", "fleet", "tokens", "create", "--group", "lab", *ask)
     assert token.returncode == 0, token.stderr
     broker.stop()
-    wait("the fleet to miss its broker", lambda: fleet.run(*check("fleet")).returncode == 8)
+    wait("the fleet to miss its broker", lambda: fleet.run(*check("fleet")).returncode == 8, 60)
     assert fleet.stop() == 0, log.read_text()
+
+
+@pytest.mark.clean_root
+def test_the_units_run_under_a_real_systemd(image: Image, tmp_path: Path) -> None:
+    """What hardening takes away is not missed, and the fleet reaches its broker through it."""
+    root = tmp_path / "root"
+    subprocess.run(["cp", "-a", image.root, root], check=True)
+    machine = Image(root)
+    machine.run(
+        "apt-get update && apt-get install -y --no-install-recommends systemd-sysv dbus", {}
+    )
+    printed = ["service", "print", "--host", HOST, "--program", "/opt/edgepack/bin/edgepack"]
+    subprocess.run([BIN / "edgepack", "fleet", *printed, "--into", root], check=True)
+    wants = root / "etc/systemd/system/multi-user.target.wants"
+    wants.mkdir(parents=True, exist_ok=True)
+    for unit in ("edgepack-broker.service", "edgepack-fleet.service"):
+        (wants / unit).symlink_to(f"../{unit}")
+    with booted(root, tmp_path / "console.log", "--private-network") as running:
+        program = ("/opt/edgepack/bin/edgepack", "fleet")
+        data = ("--data", "/var/lib/edgepack-fleet")
+
+        def works() -> bool:
+            return running.run(*program, "health", *data, check=False).strip() == "ok"
+
+        wait("the fleet to work", works, 120)
+        for unit in ("edgepack-broker", "edgepack-fleet"):
+            assert shown(running, unit, "ActiveState") == "active"
+            assert shown(running, unit, "NRestarts") == "0"
+            facts = status(running, shown(running, unit, "MainPID"))
+            assert facts["Uid"].split()[0] != "0"
+            assert facts["CapBnd"] == "0" * 16
+            assert (facts["NoNewPrivs"], facts["Seccomp"]) == ("1", "2")
+        # The fleet sees the broker and may tell it to read a new certificate.
+        pid = shown(running, "edgepack-broker", "MainPID")
+        told = running.run(
+            "setpriv", "--reuid=edgepack-fleet", "--regid=edgepack-fleet", "--clear-groups",
+            "/opt/edgepack/bin/python", "-c",
+            "from pathlib import Path; from edgepack_fleet.adapters.broker import reload; "
+            "print(reload(Path('/var/lib/edgepack-fleet')))",
+        )  # fmt: skip
+        assert told.strip() == "True"
+        assert shown(running, "edgepack-broker", "MainPID") == pid
+        running.run("systemctl", "kill", "--signal=KILL", "edgepack-broker")
+        wait("another broker", lambda: shown(running, "edgepack-broker", "NRestarts") == "1", 60)
+        wait("the fleet to find it", works, 120)
+
+
+def shown(machine: Machine, unit: str, name: str) -> str:
+    return machine.run("systemctl", "show", "-P", name, unit).strip()
+
+
+def status(machine: Machine, pid: str) -> dict[str, str]:
+    lines = machine.run("cat", f"/proc/{pid}/status").splitlines()
+    return dict(line.split(":\t", 1) for line in lines if ":\t" in line)

@@ -52,7 +52,7 @@ def _ended(client: Client, rollout: str, timeout: float) -> dict[str, Any]:
     """
     from edgepack_fleet.core.outcome import outcome
 
-    deadline, pause, last_error = time.monotonic() + timeout, 0.5, None
+    deadline, pause, last_error = time.monotonic() + timeout, 0.25, None
     found: dict[str, Any] = client.get("rollouts", rollout)
     while outcome(found["state"], ()) == "waits" and time.monotonic() < deadline:
         time.sleep(max(0.0, min(pause, deadline - time.monotonic())))
