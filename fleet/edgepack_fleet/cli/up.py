@@ -90,7 +90,9 @@ def _run(
 ) -> None:
     from edgepack_fleet.supervising import Part, Supervisor
 
-    (data / "endpoints.json").unlink(missing_ok=True)
+    endpoints = data / "endpoints.json"
+    # One that was killed leaves its own behind, and a fleet that somebody else started has one.
+    before = _version(endpoints)
     new = not (data / "secret").exists()
     names = [word for host in hosts for word in ("--host", host)]
     fleet: list[str | Path] = [Path(sysconfig.get_path("scripts"), "edgepack"), "fleet"]
@@ -111,7 +113,7 @@ def _run(
                 *serve,
                 *serve_options,
             ],
-            (data / "endpoints.json").exists,
+            lambda: _version(endpoints) not in {None, before},
         ),
     ]
     Supervisor(parts, _log).run(lambda: _print(_standing(data, new=new), as_json))
@@ -142,6 +144,15 @@ def _address(text: str | None, port: int, wide: bool) -> str:
                 reason="listen",
             ) from error
     return str(address)
+
+
+def _version(path: Path) -> tuple[int, int] | None:
+    """Return what tells the file at PATH from one that replaces it; None: there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def _own_tls(listen: str, serve_options: Sequence[str]) -> list[str]:
