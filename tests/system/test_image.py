@@ -6,6 +6,7 @@ root and debootstrap for that; run by `scripts/test-image`.
 """
 
 import os
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,7 +76,9 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
         command = ["debootstrap", "--variant=minbase", "bookworm", bare, MIRROR]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     made = build(DOCKERFILE, HERE, bare, work)
-    (made.root / "etc/hosts").write_text(f"127.0.0.1 localhost broker {HOST}\n::1 localhost\n")
+    # As an engine writes it: the container's own name, and those of its neighbours.
+    names = f"localhost broker {HOST} {socket.gethostname()}"
+    (made.root / "etc/hosts").write_text(f"127.0.0.1 {names}\n::1 localhost\n")
     return made
 
 
