@@ -140,7 +140,8 @@ class Enrolment:
         key = csr_key(request.csr)
         with self._database.write() as session:
             token = self._find(session, request.secret)
-            device = _enrolled_with(session, token, key)
+            report_key = public_pem(public_key(request.report_key)) if request.report_key else ""
+            device = _enrolled_with(session, token, key, report_key)
             if device is None:
                 terms = _terms(session, token, request, key_id(key), now)
                 if isinstance(terms, EnrollPending):
@@ -196,10 +197,17 @@ def _digest(secret: str) -> str:
 
 
 def _enrolled_with(
-    session: Session, token: EnrolToken, key: ec.EllipticCurvePublicKey
+    session: Session, token: EnrolToken, key: ec.EllipticCurvePublicKey, report_key: str
 ) -> DeviceRow | None:
-    """Return the device that has enrolled with TOKEN and KEY; None: there is none yet."""
-    mine = select(DeviceRow).where(DeviceRow.enrol_token == token.id, DeviceRow.revoked.is_(None))
+    """Return the device that has enrolled with TOKEN and both keys; None: there is none yet."""
+    if not token.used:
+        return None
+    # Whoever asks again has its report key, too: no need to read everybody's certificate.
+    mine = select(DeviceRow).where(
+        DeviceRow.enrol_token == token.id,
+        DeviceRow.report_key == report_key,
+        DeviceRow.revoked.is_(None),
+    )
     for device in session.scalars(mine):
         certificate = x509.load_pem_x509_certificate(device.certificate.encode())
         if certificate.public_key() == key:

@@ -15,7 +15,7 @@ from functools import partial
 from typing import TypeVar
 
 import msgspec
-from sqlalchemy import select
+from sqlalchemy import select, tuple_
 from sqlalchemy.orm import Session
 
 from edgepack import messages, topics
@@ -78,6 +78,30 @@ class _Turn:
     refused: Counter[str] = field(default_factory=Counter)
     answers: list[Answer] = field(default_factory=list)
     acks: dict[tuple[str, str], Stream] = field(default_factory=dict)
+    streams: dict[tuple[str, str], StreamRow] = field(default_factory=dict)
+    """Rows read already, by device and boot, those that are new among them."""
+
+    def look_ahead(self) -> None:
+        """Read at once the streams that the devices will go on with.
+
+        A look-up for each message would also write what the ones before have left.
+        """
+        boots = [(device.id, device.boot) for device in self.devices.values()]
+        known = tuple_(StreamRow.device_id, StreamRow.boot).in_(boots)
+        for row in self.session.scalars(select(StreamRow).where(known)):
+            self.streams[row.device_id, row.boot] = row
+
+    def stream(self, device: str, boot: str) -> StreamRow:
+        """Return the row about the reports of one boot of DEVICE; a new one if there is none."""
+        found = self.streams.get((device, boot))
+        if found is None:
+            with self.session.no_autoflush:
+                found = self.session.get(StreamRow, (device, boot))
+            if found is None:
+                found = StreamRow(device_id=device, boot=boot, upto=-1, missing=[])
+                self.session.add(found)
+            self.streams[device, boot] = found
+        return found
 
     def say(self, device: str, kind: str, message: messages.Message) -> None:
         self.answers.append(Answer(topics.down(device, kind), messages.encode(message)))
@@ -160,7 +184,7 @@ class Uplink:
         return next(iter(turn.refused), "")
 
     def _turn(self, session: Session, batch: Sequence[Incoming], *, careful: bool) -> _Turn:
-        return _Turn(
+        turn = _Turn(
             session,
             self._clock(),
             self._link,
@@ -168,6 +192,8 @@ class Uplink:
             keep_raw=self._keep_raw,
             careful=careful,
         )
+        turn.look_ahead()
+        return turn
 
     def _alone(self, message: Incoming) -> list[Answer]:
         try:
@@ -410,13 +436,9 @@ def _fresh(turn: _Turn, device: DeviceRow, rows: Sequence[T | _Number]) -> list[
     found: list[T] = []
     for boot in dict.fromkeys(row.boot for row in rows):
         mine = {row.seq: row for row in rows if row.boot == boot}
-        stored = turn.session.get(StreamRow, (device.id, boot))
-        gaps = [_span(gap) for gap in stored.missing] if stored else []
-        before = Stream(stored.upto, tuple(gaps)) if stored else Stream()
+        stored = turn.stream(device.id, boot)
+        before = Stream(stored.upto, tuple(_span(gap) for gap in stored.missing))
         after, fresh = absorb(before, mine, _superseded(mine.values()))
-        if stored is None:
-            stored = StreamRow(device_id=device.id, boot=boot)
-            turn.session.add(stored)
         stored.upto, stored.updated = after.upto, turn.now
         stored.missing = [list(gap) for gap in after.missing]
         turn.acks[device.id, boot] = after

@@ -126,6 +126,10 @@ def _changes_of(row: Base, *, new: bool) -> Iterator[changes.Change]:
     if not isinstance(row, DeviceRow | JobRow | RolloutRow | ApplicantRow):
         return
     state: Any = inspect(row)
+    if not new and not any(
+        state.attrs[name].history.has_changes() for name in changes.WATCHED if name in state.attrs
+    ):
+        return  # nearly every row: a device was heard of
     changed = frozenset(a.key for a in state.attrs if a.history.has_changes())
     facts = {column.key: getattr(row, column.key) for column in state.mapper.column_attrs}
     if isinstance(row, DeviceRow):

@@ -7,7 +7,16 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-__all__ = ["TYPES", "Change", "cloud_event", "of_applicant", "of_device", "of_job", "of_rollout"]
+__all__ = [
+    "TYPES",
+    "WATCHED",
+    "Change",
+    "cloud_event",
+    "of_applicant",
+    "of_device",
+    "of_job",
+    "of_rollout",
+]
 
 Change = tuple[str, str, dict[str, Any]]
 """Type, subject and data."""
@@ -26,6 +35,10 @@ TYPES: dict[str, str] = {
     "edgepack.applicant.state": "A device asks to join, or was accepted, rejected or let in",
 }
 """Every type, and when it is told."""
+
+
+WATCHED = ("status", "online", "bundle", "revoked", "state", "reason")
+"""Fields of any row of which a change may be told."""
 
 
 def of_rollout(now: Facts, changed: frozenset[str], *, new: bool) -> Iterator[Change]:
