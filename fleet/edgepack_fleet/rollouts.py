@@ -230,18 +230,24 @@ class Rollouts:
         with self._database.read() as session:
             row = session.get_one(RolloutRow, rollout)
             members = store.members_of(session, row, heard_since, now=now)
-            jobs = store.jobs_of(session, rollout)
         meant = store.rollout_of(row)
         decision = decide(meant, members, now)
         if not decision.actions and decision.reason in {"", row.reason}:
             return False
-        variants = {v.path: v for v in store.release_of(row).variants}
-        for action in decision.actions:
-            if isinstance(action, Assign):
-                back = action.kind == "revert"
-                before = TargetInfo(**jobs[action.device].before["variant"]) if back else None
-                self._say(action.device, before or variants[action.target])
+        self._point(row, [a for a in decision.actions if isinstance(a, Assign)])
         return self._save(row, decision, _packed(meant, members, decision, now), now)
+
+    def _point(self, row: RolloutRow, given: Sequence[Assign]) -> None:
+        """Let the director say what the devices shall run that are GIVEN a job of ROW."""
+        variants = {v.path: v for v in store.release_of(row).variants}
+        jobs: dict[str, JobRow] = {}
+        if any(action.kind == "revert" for action in given):
+            with self._database.read() as session:
+                jobs = store.jobs_of(session, row.id)
+        for action in given:
+            back = action.kind == "revert"
+            before = TargetInfo(**jobs[action.device].before["variant"]) if back else None
+            self._say(action.device, before or variants[action.target])
 
     def _save(
         self, seen: RolloutRow, decision: Decision, inputs: Packed | None, now: float

@@ -335,7 +335,7 @@ class Service:
         while not self._stopping.is_set():
             self._wake.wait(TICK_S)
             self._wake.clear()
-            now = self._clock()
+            now, began = self._clock(), time.monotonic()
             before, offset = offset, now - time.monotonic()
             if abs(offset - before) > JUMP_S:
                 # The clock was set: what it said before tells nothing about how long ago it was.
@@ -360,7 +360,8 @@ class Service:
                     outbox.empty(self.database, self.link.publish_all)
             except Exception:  # a thread that ends would stop every rollout, silently
                 log.exception("a tick failed; the next one tries again")
-            self._stopping.wait(SHORTEST_TICK_S)
+            # With many devices a decision takes long: half of the time is for what they say.
+            self._stopping.wait(max(SHORTEST_TICK_S, time.monotonic() - began))
 
     def _learn(self) -> None:
         """Learn what other workers have done."""

@@ -6,10 +6,10 @@ Which rollout goes first on a device is said in `core.precedence`.
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import msgspec
-from sqlalchemy import ColumnElement, and_, or_, select
+from sqlalchemy import ColumnElement, Row, Select, and_, or_, select
 from sqlalchemy.orm import Session
 
 from edgepack.messages import Inventory
@@ -33,6 +33,8 @@ from edgepack_fleet.core.precedence import Claim, follows
 from edgepack_fleet.core.variants import Release, resolve
 from edgepack_fleet.core.waves import parse_waves
 from edgepack_fleet.membership import devices_of, in_group, memberships
+
+Q = TypeVar("Q", bound=Select[*tuple[Any, ...]])
 
 __all__ = [
     "claim_of",
@@ -88,9 +90,33 @@ def rank(row: RolloutRow) -> tuple[int, int]:
 
 def jobs_of(session: Session, rollout: str) -> dict[str, JobRow]:
     """Return the newest job of every device in ROLLOUT."""
-    query = select(JobRow).where(JobRow.rollout_id == rollout).order_by(JobRow.attempt)
+    rows = session.scalars(_newest_last(select(JobRow), rollout))
     # Later ones replace earlier ones in the dictionary.
-    return {job.device_id: job for job in session.scalars(query)}
+    return {job.device_id: job for job in rows}
+
+
+def _newest_last(query: Q, rollout: str) -> Q:
+    return query.where(JobRow.rollout_id == rollout).order_by(JobRow.attempt)
+
+
+# Columns in place of objects: every decision reads them of every device, and keeping track of
+# objects costs more than reading them.
+_JOB = select(
+    JobRow.device_id,
+    JobRow.target,
+    JobRow.wave,
+    JobRow.status,
+    JobRow.reason,
+    JobRow.state,
+    JobRow.kind,
+    JobRow.attempt,
+    JobRow.created,
+    JobRow.started,
+    JobRow.updated,
+    JobRow.before,
+    JobRow.measured,
+    JobRow.detail,
+)
 
 
 def members_of(
@@ -111,7 +137,8 @@ def members_of(
         now: Unix seconds; what is left out because of failures depends on it.
         everybody: Also those that another rollout has taken on.
     """
-    jobs = jobs_of(session, row.id)
+    newest_last: Sequence[Any] = session.execute(_newest_last(_JOB, row.id)).all()
+    jobs = {job.device_id: job for job in newest_last}
     covered = {d.id: d for d in in_group(session, row.group_id) if d.revoked is None}
     left = devices_of(session, [device for device in jobs if device not in covered])
     devices = sorted((*covered.values(), *(d for d in left if d.revoked is None)), key=_id)
@@ -191,7 +218,7 @@ def _until(times: Mapping[str, list[float]], policy: Policy) -> dict[str, float]
     }
 
 
-def _member(row: DeviceRow, facts: _Facts, job: JobRow | None) -> Member:
+def _member(row: DeviceRow, facts: _Facts, job: Row[Any] | None) -> Member:
     device = device_of(row)
     member = Member(
         device,
@@ -207,7 +234,7 @@ def _member(row: DeviceRow, facts: _Facts, job: JobRow | None) -> Member:
     return replace(member, target=variant.path if variant else None)
 
 
-def _with_job(member: Member, facts: _Facts, job: JobRow) -> Member:
+def _with_job(member: Member, facts: _Facts, job: Row[Any]) -> Member:
     waits = job.status in jobrows.OPEN
     return replace(
         member,
@@ -226,7 +253,7 @@ def _with_job(member: Member, facts: _Facts, job: JobRow) -> Member:
     )
 
 
-def _path_before(job: JobRow, release: str) -> str | None:
+def _path_before(job: Row[Any], release: str) -> str | None:
     if not job.before or job.before["release"] == release:
         return None
     return str(job.before["variant"]["path"])

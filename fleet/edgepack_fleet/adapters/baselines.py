@@ -5,7 +5,7 @@ import threading
 from edgepack.errors import EdgepackError
 from edgepack.manifest import read_manifest
 from edgepack.oci import MANIFEST, read_oci_manifest
-from edgepack_fleet.adapters.content import ContentStore
+from edgepack_fleet.adapters.content import Content
 from edgepack_targets.pipeline.baseline import Baseline, read_baseline
 
 __all__ = ["Baselines"]
@@ -16,7 +16,7 @@ KEPT = 256
 class Baselines:
     """The baselines of bundles in CONTENT; any thread may ask."""
 
-    def __init__(self, content: ContentStore) -> None:
+    def __init__(self, content: Content) -> None:
         self._content, self._lock = content, threading.Lock()
         self._known: dict[str, Baseline | None] = {}
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from sqlalchemy import Connection, Engine, create_engine, event, func, select
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import (
@@ -229,8 +230,12 @@ def _engine(url: str) -> Engine:
         if parsed.drivername in {"postgres", "postgresql"}:
             # What everybody else writes; the driver is ours to name.
             parsed = parsed.set(drivername="postgresql+psycopg")
-        shared = parsed.get_backend_name() == "postgresql"
-        engine = create_engine(parsed, pool_pre_ping=shared)
+        engine = create_engine(
+            parsed,
+            pool_pre_ping=parsed.get_backend_name() == "postgresql",
+            # Every decision reads some JSON of every device: the library's own reader is slower.
+            json_deserializer=msgspec.json.decode,
+        )
     except (ArgumentError, NoSuchModuleError) as error:
         raise UsageError(
             f"not a database URL: {_without_password(url)}",
@@ -244,7 +249,7 @@ def _engine(url: str) -> Engine:
             fix="use SQLite or PostgreSQL: postgresql://USER:PASSWORD@HOST/NAME",
             reason="extra_missing",
         ) from error
-    if shared:
+    if parsed.get_backend_name() == "postgresql":
         _prepare_postgresql(engine)
     elif parsed.get_backend_name() == "sqlite":
         _prepare_sqlite(engine)

@@ -10,6 +10,7 @@ import json
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -82,11 +83,19 @@ def _member(member: Member) -> dict[str, Any]:
 def _short(value: Rollout | Member | Device) -> dict[str, Any]:
     """Return the fields of VALUE that do not have their default, as JSON."""
     found = {}
-    for field in dataclasses.fields(value):
-        one = getattr(value, field.name)
-        factory = field.default_factory
-        default = field.default if factory is dataclasses.MISSING else factory()
+    kind: type[Any] = type(value)
+    for name, default in _defaults(kind):
+        one = getattr(value, name)
         if one != default:
             built = msgspec.to_builtins(one)
-            found[field.name] = sorted(built) if isinstance(one, frozenset) else built
+            found[name] = sorted(built) if isinstance(one, frozenset) else built
     return found
+
+
+@cache
+def _defaults(kind: type[Any]) -> tuple[tuple[str, Any], ...]:
+    """Return the fields of KIND and their defaults; nothing is equal to a default that is not."""
+    return tuple(
+        (f.name, f.default if f.default_factory is dataclasses.MISSING else f.default_factory())
+        for f in dataclasses.fields(kind)
+    )
