@@ -203,6 +203,21 @@ class Device:
             self.process.send_signal(signal.SIGCONT)
             self.kill()
 
+    def configure_new(self, **changes: Any) -> None:
+        """Write its first configuration."""
+        settings = {
+            "data_dir": str(self.data),
+            "run_dir": str(self.home / "run"),
+            "listen": f"127.0.0.1:{self.port}",
+            "api": {"token": False},
+            "runtimes": ["onnx"],
+            "threads": 1,
+            "poll_s": 1,
+            "telemetry": {"level": "metrics", "interval_s": 0.5},
+            "log_level": "debug",
+        }
+        self.config.write_text(json.dumps(settings | changes))
+
     def configure(self, **changes: Any) -> None:
         settings = json.loads(self.config.read_text()) | changes
         self.config.write_text(json.dumps(settings))  # JSON is YAML
@@ -259,18 +274,7 @@ class Site:
         home = self.root / name
         home.mkdir()
         device = Device(name, home, free_port())
-        settings = {
-            "data_dir": str(device.data),
-            "run_dir": str(device.run),
-            "listen": f"127.0.0.1:{device.port}",
-            "api": {"token": False},
-            "runtimes": ["onnx"],
-            "threads": 1,
-            "poll_s": 1,
-            "telemetry": {"level": "metrics", "interval_s": 0.5},
-            "log_level": "debug",
-        }
-        device.config.write_text(json.dumps(settings | changes))
+        device.configure_new(**changes)
         self._enrol(device, group)
         self.devices.append(device)
         return device

@@ -10,7 +10,6 @@ import json
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import msgspec
@@ -83,8 +82,7 @@ def _member(member: Member) -> dict[str, Any]:
 def _short(value: Rollout | Member | Device) -> dict[str, Any]:
     """Return the fields of VALUE that do not have their default, as JSON."""
     found = {}
-    kind: type[Any] = type(value)
-    for name, default in _defaults(kind):
+    for name, default in _DEFAULTS[type(value)]:
         one = getattr(value, name)
         if one != default:
             built = msgspec.to_builtins(one)
@@ -92,10 +90,10 @@ def _short(value: Rollout | Member | Device) -> dict[str, Any]:
     return found
 
 
-@cache
-def _defaults(kind: type[Any]) -> tuple[tuple[str, Any], ...]:
-    """Return the fields of KIND and their defaults; nothing is equal to a default that is not."""
-    return tuple(
+_DEFAULTS: dict[type[Any], tuple[tuple[str, Any], ...]] = {
+    kind: tuple(
         (f.name, f.default if f.default_factory is dataclasses.MISSING else f.default_factory())
         for f in dataclasses.fields(kind)
     )
+    for kind in (Rollout, Member, Device)
+}

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sysconfig
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -99,18 +99,22 @@ class LocalFleet:
         """Return where the fleet is."""
         return dict(json.loads((self.data / "endpoints.json").read_text()))
 
-    def publish(self, bundles: tuple[Path, ...]) -> None:
-        """Publish BUNDLES with keys made for this fleet.
+    @property
+    def publisher(self) -> Path:
+        """Home of the keys that were made for this fleet, once something is published."""
+        return self.home / "publisher"
+
+    def publish(self, bundles: Sequence[Path], *options: str) -> None:
+        """Publish BUNDLES with keys made for this fleet, with OPTIONS of `edgepack repo publish`.
 
         Raises:
             EdgepackError: `edgepack repo` refused.
         """
-        url, publisher = self.endpoints()["http"], self.home / "publisher"
-        env = self._operator()
-        if not publisher.exists():
-            _call("repo", "init", str(publisher), "--fleet", url, "--no-passphrase", env=env)
+        url, home, env = self.endpoints()["http"], str(self.publisher), self._operator()
+        if not self.publisher.exists():
+            _call("repo", "init", home, "--fleet", url, "--no-passphrase", env=env)
         names = map(str, bundles)
-        _call("repo", "publish", *names, "--home", str(publisher), "--repo", url, env=env)
+        _call("repo", "publish", *names, "--home", home, "--repo", url, *options, env=env)
 
     def stop(self) -> None:
         """End the processes, the fleet first."""
