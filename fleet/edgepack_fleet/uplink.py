@@ -78,6 +78,8 @@ class _Turn:
     refused: Counter[str] = field(default_factory=Counter)
     answers: list[Answer] = field(default_factory=list)
     acks: dict[tuple[str, str], Stream] = field(default_factory=dict)
+    jobs: dict[str, tuple[JobRow, RolloutRow]] = field(default_factory=dict)
+    """The job of every device that was open when the turn began."""
     streams: dict[tuple[str, str], StreamRow] = field(default_factory=dict)
     """Rows read already, by device and boot, those that are new among them."""
 
@@ -90,6 +92,13 @@ class _Turn:
         known = tuple_(StreamRow.device_id, StreamRow.boot).in_(boots)
         for row in self.session.scalars(select(StreamRow).where(known)):
             self.streams[row.device_id, row.boot] = row
+        if any("/up/job/" in message.topic for message in batch):
+            for job, rollout in self.session.execute(
+                select(JobRow, RolloutRow)
+                .join(RolloutRow, RolloutRow.id == JobRow.rollout_id)
+                .where(JobRow.device_id.in_(names), JobRow.status.in_(jobrows.OPEN))
+            ):
+                self.jobs[job.device_id] = job, rollout
 
     def stream(self, device: str, boot: str) -> StreamRow:
         """Return the row about the reports of one boot of DEVICE; a new one if there is none."""
@@ -468,17 +477,14 @@ def _superseded(rows: Iterable[T | _Number]) -> list[tuple[int, int]]:
 
 def _job_get(turn: _Turn, device: DeviceRow, payload: bytes) -> None:
     request = messages.decode(payload, messages.JobGet)
-    found = turn.session.execute(
-        select(JobRow, RolloutRow.state, RolloutRow.variants)
-        .join(RolloutRow, RolloutRow.id == JobRow.rollout_id)
-        .where(JobRow.device_id == device.id, JobRow.status.in_(jobrows.OPEN))
-    ).first()
-    job = None
-    # What waits in a paused rollout stays there; what has begun may go on.
-    if found is not None and (found[0].status == "IN_PROGRESS" or found[1] in HANDING_OUT):
-        images = {variant["path"]: variant["sha256"] for variant in found[2]}
-        link = turn.link(device.id, found[0].image or images.get(found[0].target, ""))
-        job = msgspec.structs.replace(jobrows.job_message(found[0]), link=link)
+    found, job = turn.jobs.get(device.id), None
+    if found is not None and found[0].status in jobrows.OPEN:
+        row, rollout = found
+        # What waits in a paused rollout stays there; what has begun may go on.
+        if row.status == "IN_PROGRESS" or rollout.state in HANDING_OUT:
+            images = {variant["path"]: variant["sha256"] for variant in rollout.variants}
+            link = turn.link(device.id, row.image or images.get(row.target, ""))
+            job = msgspec.structs.replace(jobrows.job_message(row), link=link)
     turn.say(device.id, "job/get/accepted", messages.JobReply(token=request.token, job=job))
 
 
