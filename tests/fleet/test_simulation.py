@@ -16,7 +16,7 @@ from edgepack_fleet.core.measures import metrics, p95
 from edgepack_fleet.simulation.behaviour import measure, steps, traits
 from edgepack_fleet.simulation.driver import allow_files
 from edgepack_fleet.simulation.enrolment import read_token
-from edgepack_fleet.simulation.outbox import PATIENCE_S, Outbox
+from edgepack_fleet.simulation.outbox import Outbox
 from edgepack_fleet.simulation.scenario import Faults, Model, Scenario, load, with_rollout
 from fleet_rig import ANYWHERE, EDGEPACK, environment
 
@@ -46,13 +46,13 @@ def test_only_what_is_acknowledged_goes(
 
 
 def test_a_report_is_said_again_when_nobody_answers_and_on_a_new_connection() -> None:
-    box = Outbox()
+    box = Outbox(patience_s=5)
     box.add("evt", event(0))
     assert [len(batch) for _, batch in box.due(0.0)] == [1]
-    assert list(box.due(PATIENCE_S - 1)) == []
-    assert [len(batch) for _, batch in box.due(PATIENCE_S + 1)] == [1]
+    assert list(box.due(box.patience_s - 1)) == []
+    assert [len(batch) for _, batch in box.due(box.patience_s + 1)] == [1]
     box.connected()
-    assert [len(batch) for _, batch in box.due(PATIENCE_S + 2)] == [1]
+    assert [len(batch) for _, batch in box.due(box.patience_s + 2)] == [1]
     assert box.again == 2
 
 

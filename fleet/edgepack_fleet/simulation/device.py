@@ -19,7 +19,7 @@ from edgepack.errors import IntegrityError
 from edgepack.signed import SIGNED_KINDS, sign_report
 from edgepack_fleet.simulation.behaviour import Step, Traits, measure, steps
 from edgepack_fleet.simulation.hub import Connection, Hub, Opening
-from edgepack_fleet.simulation.outbox import PATIENCE_S, Outbox
+from edgepack_fleet.simulation.outbox import Outbox
 from edgepack_fleet.simulation.scenario import Scenario
 from edgepack_fleet.simulation.tally import Tally
 
@@ -27,8 +27,6 @@ __all__ = ["AGENT", "Checker", "Device", "Identity"]
 
 AGENT = "edgepack-simulate"
 """What the inventory says for the agent, so that nobody takes it for a device."""
-ANSWER_S = 10.0
-"""Seconds after which a request is repeated."""
 LONGEST_PAUSE_S = 30.0
 DRIFTS_AFTER = 2
 """Reports after which a model that drifts is noticed."""
@@ -103,6 +101,7 @@ class Device:
     def start(self) -> None:
         """Connect, and go on by itself from here."""
         self.release, self._boot = self.scenario.release, secrets.token_hex(8)
+        self.outbox.patience_s = self.scenario.resend_s
         self._since = self.hub.clock()
         self._event("inventory", detail=_inventory(self.scenario))
         if self.release:
@@ -231,7 +230,7 @@ class Device:
     def _tell_again(self) -> None:
         self._flush()
         if not self._dead and self.outbox.rows:
-            self.hub.after(PATIENCE_S / 4, self._tell_again)
+            self.hub.after(self.outbox.patience_s / 4, self._tell_again)
 
     def _report(self) -> None:
         if self._dead or self._calm:
@@ -304,7 +303,7 @@ class Device:
         self._get = secrets.token_hex(8)
         self._say("job/get", messages.encode(messages.JobGet(token=self._get)))
         token = self._get
-        self.hub.after(ANSWER_S, lambda: self._ask() if self._get == token else None)
+        self.hub.after(self.scenario.answer_s, lambda: self._ask() if self._get == token else None)
 
     def _job(self, kind: str, payload: bytes) -> None:
         if kind == "notify":
@@ -351,7 +350,7 @@ class Device:
         if self.online:
             self._say("job/update", messages.encode(update))
         token = work.token
-        self.hub.after(ANSWER_S, lambda: self._speak_again(token))
+        self.hub.after(self.scenario.answer_s, lambda: self._speak_again(token))
 
     def _speak_again(self, token: str) -> None:
         if self._work is not None and self._work.token == token:

@@ -10,10 +10,8 @@ from typing import Literal
 
 from edgepack.messages import Ack, Event, Telemetry
 
-__all__ = ["PATIENCE_S", "Outbox"]
+__all__ = ["Outbox"]
 
-PATIENCE_S = 20.0
-"""Seconds after which what was not acknowledged is sent again."""
 BATCH = 50
 Kind = Literal["tele", "evt"]
 
@@ -29,8 +27,13 @@ class _Row:
 
 @dataclass(slots=True)
 class Outbox:
-    """Rows of one device, by boot and number."""
+    """Rows of one device, by boot and number.
 
+    Args:
+        patience_s: Seconds after which what was not acknowledged is sent again.
+    """
+
+    patience_s: float = 20.0
     rows: dict[tuple[str, int], _Row] = field(default_factory=dict)
     added: int = 0
     again: int = 0
@@ -44,7 +47,9 @@ class Outbox:
     def due(self, now: float) -> Iterator[tuple[Kind, list[Telemetry | Event]]]:
         """Yield batches of what is to be said NOW, a kind each, and hold them to be said."""
         waiting = [
-            row for row in self.rows.values() if row.sent is None or now - row.sent > PATIENCE_S
+            row
+            for row in self.rows.values()
+            if row.sent is None or now - row.sent > self.patience_s
         ]
         kinds: tuple[Kind, ...] = ("evt", "tele")
         for kind in kinds:

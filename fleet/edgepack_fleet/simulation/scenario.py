@@ -81,6 +81,10 @@ class Scenario(_Struct, frozen=True, kw_only=True):
     cpu_features: tuple[str, ...] = ("avx2", "avx512_vnni", "avx_vnni")
     telemetry_s: Positive = 30.0
     """Seconds between two reports of a device."""
+    resend_s: Positive = 20.0
+    """Seconds after which a report without an acknowledgement is sent again, as agents do."""
+    answer_s: Positive = 10.0
+    """Seconds after which a request about a job is repeated, as agents do."""
     inferences_per_s: Annotated[float, msgspec.Meta(ge=0, le=1000)] = 5.0
     latency_ms: Positive = 12.0
     """Of a good model, at the median."""
