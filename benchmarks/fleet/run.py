@@ -76,12 +76,12 @@ def bundle(home: Path, version: str) -> Path:
 class Meter:
     """Reads what the processes have used since the last look."""
 
-    def __init__(self, fleet: LocalFleet, devices: int) -> None:
+    def __init__(self, fleet: LocalFleet, devices: int, began: float) -> None:
         broker, served = fleet.pids()
         self._pids = {"fleet": served, "broker": broker, "devices": os.getpid()}
         self._data, self._count = fleet.data, devices
-        self._cpu = dict.fromkeys(self._pids, 0.0) | {"devices": _cpu(os.getpid())}
-        self._at = time.monotonic()
+        self._cpu = dict.fromkeys(self._pids, 0.0)
+        self._at = began
         self.rows: list[dict[str, Any]] = []
 
     def stage(self, name: str, **more: Any) -> None:
@@ -123,8 +123,9 @@ def measure(devices: int, *, mtls: bool, minutes: float) -> list[dict[str, Any]]
         home = Path(name)
         bundles = tuple(bundle(home / "bundles", version) for version in ("1.0.0", "2.0.0"))
         rehearsal = Rehearsal(scenario, home / "fleet", bundles, mtls, _say)
+        began = time.monotonic()
         with rehearsal.running() as (fleet, client, simulation):
-            meter = Meter(fleet, devices)
+            meter = Meter(fleet, devices, began)
             label = " (mTLS)" if mtls else ""
             meter.stage(f"enrol{label}")
             simulation.run(lambda: simulation.connected_s is not None)
