@@ -38,7 +38,7 @@ def _supervise(launch: Launch) -> None:
 
     about = logs.begin(launch.config.log_level, "edgepack-agent")
     one_arena()
-    parts = assemble(launch.config, Path(launch.file) if launch.file else None)
+    parts = assemble(launch.config, Path(launch.file) if launch.file else None, launch.said)
     supervisor = Supervisor(parts)
     about(lambda: logs.fields(parts.identity.device, supervisor.state))
     for number in (signal.SIGTERM, signal.SIGINT):

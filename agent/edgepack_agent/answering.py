@@ -35,6 +35,7 @@ class Answering:
         config: Returns the settings as they are now.
         finders: What finds out, by kind.
         clock: Monotonic seconds.
+        settings: Is told which version of the settings the fleet speaks of.
     """
 
     def __init__(
@@ -44,8 +45,9 @@ class Answering:
         config: Callable[[], Config],
         finders: Mapping[str, Finder],
         clock: Callable[[], float] = time.monotonic,
+        settings: Callable[[int], None] = lambda _: None,
     ) -> None:
-        self.requests = Requests(say, self._begin, clock)
+        self.requests = Requests(say, self._begin, clock, settings)
         self._post, self._config, self._finders, self._clock = post, config, finders, clock
         self._waiting: deque[tuple[Request, float]] = deque()
         self._busy: str | None = None

@@ -65,9 +65,11 @@ transfer:                          # how the files of a model come
     memory_mb: 128                 # of the process that applies a patch
 remote:                            # what the fleet may do from afar, beside updates
   answers: [doctor, logs, measure] # what it may ask; with telemetry.level off: nothing
+  settings: true                   # may it set some keys that no file here names?
 log_level: info                    # debug | info | warning | error
 """
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -76,6 +78,7 @@ import msgspec
 from edgepack.errors import UsageError
 from edgepack.messages import Shadow, Window
 from edgepack.requests import KINDS, Kind
+from edgepack.settings import check_settings
 from edgepack_agent.core.delta import Fallback
 from edgepack_agent.core.drift import Rule
 from edgepack_agent.core.heat import HeatRule
@@ -101,6 +104,8 @@ __all__ = [
     "UpdateConfig",
     "address",
     "as_path",
+    "overlaid",
+    "pinned_of",
 ]
 
 _Labels = Annotated[
@@ -280,6 +285,7 @@ class RemoteConfig(_Section, frozen=True, kw_only=True):
     """What the fleet may do from afar, beside updates."""
 
     answers: tuple[Kind, ...] = KINDS
+    settings: bool = True
 
 
 class Config(_Section, frozen=True, kw_only=True):
@@ -340,6 +346,8 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     config: Config
     file: str | None = None
     """Where the settings come from; None: the system's place."""
+    said: tuple[str, ...] = ()
+    """Dotted keys that files say something about; the fleet cannot set them."""
 
 
 def address(text: str) -> tuple[str, int]:
@@ -363,3 +371,31 @@ def as_path(kind: type[Any], value: Any) -> Any:
     if kind is Path and isinstance(value, str):
         return Path(value)
     raise ValueError(f"{value!r} is not a path")
+
+
+def pinned_of(values: Mapping[str, Any], said: Collection[str]) -> tuple[str, ...]:
+    """Return the keys of VALUES that are among those that files here have SAID something about."""
+    return tuple(key for key in values if key in said)
+
+
+def overlaid(config: Config, values: Mapping[str, Any], said: Collection[str]) -> Config:
+    """Return CONFIG with VALUES, by dotted key, where files here have not SAID otherwise.
+
+    Raises:
+        UsageError: they cannot be set, or do not go with the rest (reason `bad_settings`).
+    """
+    check_settings(values)
+    plain = msgspec.to_builtins(config, enc_hook=str)
+    for key, value in values.items():
+        if key not in said:
+            *path, name = key.split(".")
+            section = plain
+            for step in path:
+                section = section[step]
+            section[name] = value
+    try:
+        return msgspec.convert(plain, Config, dec_hook=as_path)
+    except msgspec.ValidationError as error:
+        raise UsageError(
+            "the settings do not go with this device's own", why=str(error), reason="bad_settings"
+        ) from error

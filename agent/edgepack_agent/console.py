@@ -110,6 +110,7 @@ class Console:
             "certificate": parts.renewer.describe(),
             "drift": parts.drifting.describe(),
             "telemetry": parts.allowance.describe(),
+            "settings": parts.steering.describe(),
         }
 
     def _drift(self, asked: Asked) -> None:

@@ -31,7 +31,7 @@ class Engine(Protocol):
         """Take an event."""
         ...
 
-    def work(self, run: Callable[[Callable[[], bool]], Event]) -> None:
+    def work(self, run: Callable[[Callable[[], bool]], Event | None]) -> None:
         """Do something long; its result comes back as an event."""
         ...
 

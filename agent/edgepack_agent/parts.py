@@ -5,7 +5,7 @@ What may fail for a person (a taken port, an unreadable identity) fails here, be
 
 import queue
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,7 @@ from edgepack_agent.adapters.inventory import read_inventory
 from edgepack_agent.adapters.jobs import Desk
 from edgepack_agent.adapters.journal import Journal
 from edgepack_agent.adapters.lock import Locks
-from edgepack_agent.adapters.logs import recent
+from edgepack_agent.adapters.logs import recent, set_level
 from edgepack_agent.adapters.mqtt import Heard, Link, LinkChanged
 from edgepack_agent.adapters.network import Metering
 from edgepack_agent.adapters.notify import Notifier
@@ -57,6 +57,7 @@ from edgepack_agent.core.pace import Limits
 from edgepack_agent.core.state import Model, Stamp
 from edgepack_agent.drifting import Drifting
 from edgepack_agent.serving import Serving, open_sockets
+from edgepack_agent.steering import Steering
 
 if TYPE_CHECKING:
     from edgepack_agent.adapters.announcer import Announcer
@@ -75,7 +76,7 @@ SLOW_S, STALL_S = 120.0, 60.0
 class Parts:
     """The adapters of one agent; they all post to `queue`."""
 
-    config: Config
+    steering: Steering
     lock: int
     """A descriptor; the data belong to whoever holds it."""
     identity: Identity
@@ -91,7 +92,7 @@ class Parts:
     reports: Reports
     drifting: Drifting
     installer: Installer
-    worker: Worker[Event]
+    worker: Worker[Event | None]
     serving: Serving
     control: ControlServer
     notifier: Notifier
@@ -102,6 +103,11 @@ class Parts:
     locks: Locks
     now: Callable[[], Stamp] = read_stamp
     power: Callable[[], Power] = read_power
+
+    @property
+    def config(self) -> Config:
+        """The settings that hold now."""
+        return self.steering.config
 
     def raise_floor(self, line: str, epoch: int) -> None:
         """Raise the epoch floor of the model LINE: a model of EPOCH was committed.
@@ -128,21 +134,15 @@ class Parts:
         return self.floors.standing(model.release.partition("@")[0]).stops(model.epoch)
 
 
-def assemble(config: Config, file: Path | None = None) -> Parts:
-    """Return the parts of the agent of CONFIG, which was read from FILE.
+def assemble(config: Config, file: Path | None = None, said: Collection[str] = ()) -> Parts:
+    """Return the parts of the agent of CONFIG, which was read from FILE and SAID these keys.
 
     Raises:
         UsageError: this device is not enrolled, or an address is taken.
         EdgepackError: the disk cannot be used, or what the device remembers is damaged.
     """
-    identity = load_identity(config.identity_dir)
-    if identity is None:
-        raise UsageError(
-            "this device is not enrolled",
-            why=f"there is no {config.identity_dir}",
-            fix="edgepack-agent enroll TOKEN --root FILE",
-            reason="not_enrolled",
-        )
+    identity, steering = _enrolled(config), Steering(config, said)
+    config = steering.config
     happenings: queue.SimpleQueue[Any] = queue.SimpleQueue()
     post = happenings.put
     data, lock = config.data_dir, take_data(config.data_dir)
@@ -172,8 +172,9 @@ def assemble(config: Config, file: Path | None = None) -> Parts:
     patching = _patching(config, downloads, link, metering, lambda r: post(partial(_note, desk, r)))
     trust = _trust(data, identity, link, floors)
     reports = Reports(outbox, config.telemetry.level, signing.say, batches=allowance.batches)
+    steering.then(partial(_steer, reports, allowance, route))
     return Parts(
-        config=config,
+        steering=steering,
         lock=lock,
         identity=identity,
         queue=happenings,
@@ -193,7 +194,7 @@ def assemble(config: Config, file: Path | None = None) -> Parts:
         control=control,
         notifier=Notifier(),
         renewer=Renewer(identity, link.say, link.renew, post),
-        requests=_requests(signing.say, post, config, file),
+        requests=_requests(signing.say, post, steering, file),
         inventory=inventory,
         announcer=_announcer(config, identity.device, shelf, lambda: post(desk.ask)),
         locks=Locks(data / "lock.json", config.run_dir / "inhibit", time.time),
@@ -203,14 +204,34 @@ def assemble(config: Config, file: Path | None = None) -> Parts:
 def _requests(
     say: Callable[[str, bytes], bool],
     post: Callable[[Callable[[], None]], None],
-    config: Config,
+    steering: Steering,
     file: Path | None,
 ) -> Requests:
     finders: dict[str, Finder] = {
         "doctor": lambda _request, _over: check_up(file),
         "logs": lambda request, _over: recent(request.args),
     }
-    return Answering(say, post, lambda: config, finders).requests
+    return Answering(say, post, lambda: steering.config, finders, settings=steering.told).requests
+
+
+def _enrolled(config: Config) -> Identity:
+    identity = load_identity(config.identity_dir)
+    if identity is None:
+        raise UsageError(
+            "this device is not enrolled",
+            why=f"there is no {config.identity_dir}",
+            fix="edgepack-agent enroll TOKEN --root FILE",
+            reason="not_enrolled",
+        )
+    return identity
+
+
+def _steer(reports: Reports, allowance: Allowance, route: Route, config: Config) -> None:
+    """Let CONFIG hold from now on; what reads it anew every time needs no telling."""
+    reports.tell(config.telemetry.level)
+    allowance.limit(config.telemetry.max_kb_per_day)
+    route.limit(*_pace(config.transfer))
+    set_level(config.log_level)
 
 
 def _announcer(
@@ -301,11 +322,18 @@ def _patching(
 
 
 def _route(config: TransferConfig, link: Link, https: Https, metering: Metering) -> Route:
+    limits, rate = _pace(config)
     return Route(
         {"mqtt": link.transfers, "https": https},
         config.via,
         lambda: https.ready,
         metering,
-        Limits(config.min_kbps * KILOBIT, SLOW_S, STALL_S),
-        Cap(config.max_kbps * KILOBIT if config.max_kbps else None),
+        limits,
+        Cap(rate),
     )
+
+
+def _pace(config: TransferConfig) -> tuple[Limits, float | None]:
+    """Return what downloads keep up, and the bytes a second they must not exceed."""
+    limits = Limits(config.min_kbps * KILOBIT, SLOW_S, STALL_S)
+    return limits, config.max_kbps * KILOBIT if config.max_kbps else None

@@ -13,12 +13,14 @@ from collections.abc import Callable
 from typing import Any
 
 from edgepack.errors import EdgepackError
+from edgepack.settings import Settings
 from edgepack_agent.adapters.control import Asked
 from edgepack_agent.adapters.download import disk_errors
 from edgepack_agent.adapters.install import as_event
 from edgepack_agent.adapters.memory import give_back
 from edgepack_agent.adapters.mqtt import Heard, LinkChanged
 from edgepack_agent.adapters.worker import Done
+from edgepack_agent.config import Config
 from edgepack_agent.console import Console
 from edgepack_agent.core.age import aged
 from edgepack_agent.core.effects import (
@@ -60,7 +62,7 @@ RETRY_S = 5.0
 INVENTORY_S = 600.0
 STANDING_S = 300.0
 """Seconds between two looks at what the publisher says of the model that runs, at least."""
-_Happening = Event | Heard | LinkChanged | Spoke | Done[Event] | Asked | Callable[[], None]
+_Happening = Event | Heard | LinkChanged | Spoke | Done[Event | None] | Asked | Callable[[], None]
 
 
 class Supervisor:
@@ -111,6 +113,10 @@ class Supervisor:
         return self._state
 
     @property
+    def _config(self) -> Config:
+        return self._parts.config
+
+    @property
     def entered(self) -> int:
         """How many phases have been entered."""
         return self._entered
@@ -124,12 +130,12 @@ class Supervisor:
         self._parts.link.start()
         if self._parts.announcer:
             self._parts.announcer.start()
-        self._timers.repeat(self._parts.config.telemetry.interval_s, self._close_interval)
+        self._timers.repeat(lambda: self._config.telemetry.interval_s, self._close_interval)
         self._timers.repeat(TICK_S, self._tick)
-        self._timers.repeat(self._parts.config.poll_s, self._ask, jitter=True)
+        self._timers.repeat(lambda: self._config.poll_s, self._ask, jitter=True)
         self._timers.repeat(INVENTORY_S, self._tell_inventory)
         self._timers.repeat(
-            max(self._parts.config.poll_s, STANDING_S), self.ask_standing, jitter=True
+            lambda: max(self._config.poll_s, STANDING_S), self.ask_standing, jitter=True
         )
         if self._parts.notifier.watchdog_s:
             self._timers.repeat(self._parts.notifier.watchdog_s, self._sign_of_life)
@@ -188,8 +194,8 @@ class Supervisor:
             case _:
                 self.on(happening)
 
-    def _done(self, done: Done[Event]) -> None:
-        if not self._parts.worker.accept(done):
+    def _done(self, done: Done[Event | None]) -> None:
+        if not self._parts.worker.accept(done) or done.result is None:
             return
         if isinstance(done.result, Stood):
             self.on(done.result)
@@ -270,6 +276,7 @@ class Supervisor:
             self._parts.reports.send()
         idle = self._state.phase == "idle"
         self._parts.renewer.tick(connected=self._parts.link.connected, idle=idle)
+        self._follow_settings(idle=idle)
         if self._parts.announcer:
             self._parts.announcer.tick(self._console.describe())
 
@@ -280,6 +287,26 @@ class Supervisor:
     def _tell_inventory(self) -> None:
         self._parts.reports.inventory(self._parts.inventory())
         give_back()
+
+    def _follow_settings(self, *, idle: bool) -> None:
+        """Ask the director for new settings, if nothing else is going on."""
+        parts = self._parts
+        if idle and parts.link.connected and not parts.worker.busy and parts.steering.due():
+            self.work(self._read_settings)
+
+    def _read_settings(self, _stop: Callable[[], bool]) -> None:
+        try:
+            found = self._parts.installer.settings()
+        except EdgepackError as error:
+            log.warning("no news of settings: %s: %s", error, error.why)
+            return
+        self.post(lambda: self._take_settings(found))
+
+    def _take_settings(self, found: Settings | None) -> None:
+        with disk_errors():
+            told = self._parts.steering.take(found)
+        if told is not None:
+            self._publish(told)
 
     def _close_interval(self) -> None:
         self._parts.reports.close_interval()
@@ -293,7 +320,7 @@ class Supervisor:
 
     # -- effects
 
-    def work(self, run: Callable[[Callable[[], bool]], Event]) -> None:
+    def work(self, run: Callable[[Callable[[], bool]], Event | None]) -> None:
         """Let the worker do RUN; its result comes back as an event."""
         self._parts.worker.begin(run, as_event)
 

@@ -31,7 +31,9 @@ class Timers:
         self._waiting = [entry for entry in self._waiting if not entry[3]]
         heapq.heapify(self._waiting)
 
-    def repeat(self, seconds: float, action: _Action, *, jitter: bool = False) -> None:
+    def repeat(
+        self, seconds: float | Callable[[], float], action: _Action, *, jitter: bool = False
+    ) -> None:
         """Let ACTION fall due every SECONDS, give or take a quarter with JITTER."""
 
         def again() -> None:
@@ -40,7 +42,8 @@ class Timers:
 
         def wait() -> None:
             spread = random.uniform(0.75, 1.25) if jitter else 1.0  # noqa: S311 - no secret
-            self.later(seconds * spread, again)
+            pause = seconds() if callable(seconds) else seconds
+            self.later(pause * spread, again)
 
         wait()
 

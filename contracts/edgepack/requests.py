@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from edgepack.messages import Id, Message, Text
+from edgepack.messages import Count, Id, Message, Text
 
 __all__ = [
     "KINDS",
@@ -54,6 +54,8 @@ class RequestList(Message, frozen=True, kw_only=True):
     """Everything that waits for this device, oldest first."""
 
     token: Id
+    settings: Count = 0
+    """Version of the settings that the director says this device shall have; 0: none."""
     requests: Annotated[tuple[Request, ...], msgspec.Meta(max_length=MAX_OPEN)] = ()
 
 

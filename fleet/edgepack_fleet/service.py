@@ -54,6 +54,7 @@ from edgepack_fleet.revocation import Revocation
 from edgepack_fleet.rollouts import Rollouts
 from edgepack_fleet.roster import Roster
 from edgepack_fleet.sending import Sender
+from edgepack_fleet.steering import Steering
 from edgepack_fleet.transfer import KINDS, Piece, Transfer
 from edgepack_fleet.uplink import Uplink
 from edgepack_fleet.webhooks import Webhooks
@@ -154,6 +155,7 @@ class Service:
         )
         self.renewals = Renewals(self.database, self.pki, secret, clock, settings.grace_days)
         self.requests = Requests(self.database, clock)
+        self.steering = Steering(self.database, self.director.configure, clock)
         self.uplink = Uplink(
             self.database,
             clock,
@@ -355,6 +357,7 @@ class Service:
                 if self.leadership.held:
                     self.revocation.tick()
                     self.requests.tick(now)
+                    self.steering.tick(now)
                     self.rollouts.tick(self._heard_since or now, now)
                 if self.link.connected:
                     outbox.empty(self.database, self.link.publish_all)

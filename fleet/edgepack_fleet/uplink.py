@@ -23,7 +23,7 @@ from edgepack.errors import IntegrityError
 from edgepack.requests import Answer as RequestAnswer
 from edgepack.requests import AnswerTaken, RequestGet
 from edgepack.signed import SIGNED_KINDS, public_key, read_report
-from edgepack_fleet import asking, jobrows, measuring, rollups
+from edgepack_fleet import asking, jobrows, measuring, rollups, steering
 from edgepack_fleet.adapters.database import Database, is_passing
 from edgepack_fleet.adapters.mqtt import Incoming
 from edgepack_fleet.adapters.tables import (
@@ -348,6 +348,8 @@ def _events(turn: _Turn, device: DeviceRow, payload: bytes) -> None:
             if not _is_overtaken(turn, device, row):
                 _learn(device, row)
             measuring.notice(turn.session, device, row)
+            if row.type == "settings":
+                steering.learn(turn.session, device.id, row, turn.now)
 
 
 def _keep(turn: _Turn, device: DeviceRow, save: Callable[[], None]) -> bool:
@@ -517,6 +519,8 @@ def _job_update(turn: _Turn, device: DeviceRow, payload: bytes) -> None:
 def _request_get(turn: _Turn, device: DeviceRow, payload: bytes) -> None:
     token = messages.decode(payload, RequestGet).token
     found = asking.listed(turn.session, device.id, token, turn.now)
+    version = steering.version_for(turn.session, device.id)
+    found = msgspec.structs.replace(found, settings=version)
     turn.say(device.id, "req/get/accepted", found)
 
 

@@ -31,6 +31,8 @@ NEEDS = {
     "GET /requests/{request}": OPERATOR,
     "POST /requests/{request}/cancel": OPERATOR,
     "GET /devices/{device}/timeline": VIEWER,
+    "GET /settings/{scope}/{name}": VIEWER,
+    "POST /settings/{scope}/{name}": OPERATOR,
     "GET /events": VIEWER,
     "GET /events/stream": VIEWER,
     "GET /groups": VIEWER,

@@ -34,6 +34,10 @@ class Allowance:
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._outbox, self._say, self._wall = outbox, say, wall
+        self.limit(max_kb)
+
+    def limit(self, max_kb: float | None) -> None:
+        """Let a day take MAX_KB thousands of bytes from now on; None: any number."""
         self._max = None if max_kb is None else max_kb * KB
 
     def batches(self) -> int | None:

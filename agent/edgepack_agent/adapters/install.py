@@ -17,6 +17,7 @@ from edgepack.errors import EdgepackError, IntegrityError, UnreachableError
 from edgepack.manifest import Manifest, read_manifest
 from edgepack.messages import Inventory
 from edgepack.oci import CHUNKS, MANIFEST, MAX_DOCUMENT, OciManifest
+from edgepack.settings import Settings
 from edgepack.trust import Approved as ApprovedModel
 from edgepack.trust import DeviceFacts, TrustError, model_target
 from edgepack_agent.adapters.download import BlobSource, Cancelled, DiskFullError, Downloads
@@ -179,6 +180,14 @@ class Installer:
             found = self._trust.standing(line)
         back = previous is not None and not self._revoked(previous)
         return Stood(model.digest, found.revokes(model.epoch), found.stops(model.epoch), back)
+
+    def settings(self) -> Settings | None:
+        """Return what the director says this device is to be set to; None: nothing.
+
+        Raises:
+            EdgepackError: it cannot be asked, or not be believed.
+        """
+        return self._trust.settings()
 
     def _revoked(self, model: Model) -> bool:
         return self._trust.standing(model.release.partition("@")[0]).revokes(model.epoch)

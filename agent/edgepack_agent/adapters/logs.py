@@ -26,7 +26,7 @@ from edgepack.redact import redact
 from edgepack_agent.core.asking import newest
 from edgepack_agent.core.state import State
 
-__all__ = ["JOURNAL", "begin", "fields", "recent"]
+__all__ = ["JOURNAL", "begin", "fields", "recent", "set_level"]
 
 JOURNAL = Path("/run/systemd/journal/socket")
 MAX_TEXT = 16 * 1024
@@ -79,6 +79,11 @@ def fields(device: str, state: State) -> dict[str, str]:
     reason = state.result.reason if state.result else ""
     found = {"DEVICE": device, "PHASE": state.phase, "RELEASE": release, "REASON": reason}
     return {f"EDGEPACK_{name}": value for name, value in found.items() if value}
+
+
+def set_level(level: str) -> None:
+    """Log messages of LEVEL and above from now on."""
+    logging.getLogger().setLevel(level.upper())
 
 
 def recent(wanted: Mapping[str, Any]) -> dict[str, Any]:

@@ -37,13 +37,19 @@ class Cap:
     ) -> None:
         self.clock, self.sleep = clock, sleep
         self._lock = threading.Lock()
-        self._bucket = Bucket.full(rate, clock()) if rate else None
+        self._bucket: Bucket | None = None
+        self.set(rate)
+
+    def set(self, rate: float | None) -> None:
+        """Let RATE bytes per second come from now on; None: any number."""
+        with self._lock:
+            self._bucket = Bucket.full(rate, self.clock()) if rate else None
 
     def take(self, count: int) -> float:
         """Return the seconds to wait before COUNT bytes may be asked for; they are taken."""
-        if self._bucket is None:
-            return 0.0
         with self._lock:
+            if self._bucket is None:
+                return 0.0
             self._bucket, wait_s = self._bucket.take(count, self.clock())
         return wait_s
 

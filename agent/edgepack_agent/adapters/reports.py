@@ -45,6 +45,12 @@ class Reports:
         self._tallies: dict[str, Tally] = {}
         self._inventory: Inventory | None = None
 
+    def tell(self, level: Level) -> None:
+        """Tell as much as LEVEL says from now on; what was counted for more is dropped."""
+        if level == "off":
+            self._tallies.clear()
+        self._level = level
+
     def beat(self, slot: Slot, beat: Mapping[str, Any]) -> None:
         """Count a heartbeat of the runner of SLOT."""
         model = slot.model

@@ -38,6 +38,7 @@ class Requests:
         say: Sends a payload about a kind; False: the link is down.
         begin: Takes a request that is new.
         clock: Monotonic seconds.
+        settings: Is told which version of the settings the fleet speaks of.
     """
 
     def __init__(
@@ -45,8 +46,9 @@ class Requests:
         say: Callable[[str, bytes], bool],
         begin: Callable[[Request], None],
         clock: Callable[[], float] = time.monotonic,
+        settings: Callable[[int], None] = lambda _: None,
     ) -> None:
-        self._say, self._begin, self._clock = say, begin, clock
+        self._say, self._begin, self._clock, self._settings = say, begin, clock, settings
         self._open: dict[str, _Open] = {}
         self._get: tuple[str, float] | None = None
 
@@ -113,6 +115,7 @@ class Requests:
         if self._get is None or found.token != self._get[0]:
             return
         self._get = None
+        self._settings(found.settings)
         listed = {request.request: request for request in found.requests}
         self._open = {name: known for name, known in self._open.items() if name in listed}
         for name, request in listed.items():

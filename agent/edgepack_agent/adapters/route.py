@@ -57,6 +57,11 @@ class Route:
         self._ways, self._via, self._ready = ways, via, ready
         self._metering, self._limits, self._cap = metering, limits, cap
 
+    def limit(self, limits: Limits, rate: float | None) -> None:
+        """Hold downloads from now on to LIMITS, and all of them to RATE bytes a second."""
+        self._limits = limits
+        self._cap.set(rate)
+
     def open(self, cancelled: Cancelled) -> BlobSource:
         """Return where one download's blocks come from; nothing is asked for yet."""
         self._metering.begin()

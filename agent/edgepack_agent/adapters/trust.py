@@ -21,6 +21,7 @@ from tuf.api.metadata import TargetFile, Targets
 
 from edgepack.errors import UnreachableError
 from edgepack.metadata import target_info
+from edgepack.settings import SETTINGS, Settings, read_settings
 from edgepack.trust import (
     DEVICE,
     MIN_EPOCH,
@@ -101,6 +102,19 @@ class TrustClient:
             remember(director, self._floors)
             wanted = word.wanted(self._device)
             return self._cross_check(wanted, facts, self._image(None)) if wanted else None
+
+    def settings(self) -> Settings | None:
+        """Return what the director says this device is to be set to; None: nothing.
+
+        Raises:
+            TrustError: something does not hold.
+            UnreachableError: no answer.
+        """
+        with in_our_words():
+            director = self._refreshed("director", self._channel)
+            _director_word(director.targets).wanted(self._device)
+            remember(director, self._floors)
+            return read_settings(director.targets.unrecognized_fields.get(SETTINGS))
 
     def approve_local(
         self, wanted: TargetInfo, facts: DeviceFacts, mirror: MetadataChannel | None = None

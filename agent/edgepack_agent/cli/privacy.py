@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from edgepack.cli import print_json
-from edgepack_agent.settings import load_config
+from edgepack_agent.settings import read_config
 
 if TYPE_CHECKING:
     from edgepack_agent.core.privacy import Privacy
@@ -53,8 +53,10 @@ def _read(config: Path | None) -> "Privacy":
     from edgepack_agent.config import address
     from edgepack_agent.core.announcement import Names, Sights
     from edgepack_agent.core.privacy import Privacy, example, fleet, never, signed, site
+    from edgepack_agent.steering import Steering
 
-    settings = load_config(config)
+    read, files = read_config(config)
+    settings = Steering(read, {path for path, _ in files.layer.leaves()}).config
     level, identity = settings.telemetry.level, load_identity(settings.identity_dir)
     broker = address(settings.broker) if settings.broker else identity and identity.broker
     told = fleet(level, f"{broker[0]}:{broker[1]}" if identity and broker else None)

@@ -11,7 +11,7 @@ from edgepack_agent.adapters.instances import find_instances
 from edgepack_agent.cli.instance import instance_name, settings_dir
 from edgepack_agent.config import Launch
 from edgepack_agent.core.sharing import thread_share
-from edgepack_agent.settings import load_config
+from edgepack_agent.settings import read_config
 
 __all__ = ["run", "settings_file"]
 
@@ -42,11 +42,12 @@ def settings_file(config: Path | None, agents: int = 1) -> int:
     Raises:
         UsageError: they cannot be read, or are wrong.
     """
-    settings = load_config(config)
+    settings, files = read_config(config)
     if settings.threads is None:
         share = thread_share(len(os.sched_getaffinity(0)), agents)
         settings = msgspec.structs.replace(settings, threads=share)
-    launch = Launch(config=settings, file=str(config.absolute()) if config else None)
+    said = tuple(path for path, _ in files.layer.leaves())
+    launch = Launch(config=settings, file=str(config.absolute()) if config else None, said=said)
     file = os.memfd_create("edgepack-config", 0)
     os.write(file, msgspec.json.encode(launch, enc_hook=str))
     os.lseek(file, 0, os.SEEK_SET)

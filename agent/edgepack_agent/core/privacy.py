@@ -93,6 +93,7 @@ _CHECKS = (
 _PATCHES = ("target", "codec", "bytes", "whole", "reason", "why")
 _COMPARED = tuple(compared.Seen(reason="too_few").plain())
 _DRIFT = ("psi", "p", "n")
+_SETTINGS = ("detail.version", "detail.status", "detail.pinned")
 _ANSWERS = (
     "result.schema", "result.status",
     *(f"result.findings.{name}" for name in ("check", "status", "what", "why", "fix", "code")),
@@ -101,7 +102,7 @@ _ANSWERS = (
 _KEYS = {
     "up/conn": _names(Conn),
     "up/evt": (
-        *_names(Event, "detail.override", "detail.policy"),
+        *_names(Event, "detail.override", "detail.policy", *_SETTINGS),
         *(f"detail.{name}" for name in _CHECKS),
         *_names(Inventory, "runtimes.*", below="detail."),
     ),

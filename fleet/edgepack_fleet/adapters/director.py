@@ -1,4 +1,4 @@
-"""What each device shall run, signed: one small TUF repository per device, one shared root.
+"""What each device shall run and be set to, signed: a small TUF repository per device, one root.
 
 Points a device at a model and cannot invent one: the device believes it only as far as the
 image repository agrees. Decides nothing; the fleet's rollouts do.
@@ -8,7 +8,9 @@ import logging
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
+import msgspec
 from tuf.api.metadata import Root, Targets
 
 from edgepack.errors import UsageError
@@ -27,6 +29,7 @@ from edgepack.metadata import (
     target_info,
     version_after,
 )
+from edgepack.settings import SETTINGS, Settings
 from edgepack.topics import DEVICE_ID
 from edgepack.trust import TargetInfo, TrustError
 from edgepack_fleet.adapters.lock import alone
@@ -83,8 +86,22 @@ class Director:
         """
         with alone(self._directory):
             repository = self._repository(device)
-            if not _says(repository, target):
-                self._sign(device, repository, target)
+            last = _last(repository)
+            if last is None or _wanted(last) != target:
+                self._sign(device, repository, target, _settings(last))
+
+    def configure(self, device: str, settings: Settings) -> None:
+        """Say what DEVICE is to be set to. Durable when it returns.
+
+        Raises:
+            UsageError: DEVICE cannot be a device's id.
+        """
+        said = msgspec.to_builtins(settings)
+        with self._lock:
+            repository = self._repository(device)
+            last = _last(repository)
+            if last is None or last.unrecognized_fields.get(SETTINGS) != said:
+                self._sign(device, repository, _wanted(last), said)
 
     def metadata(self, device: str, name: str) -> bytes | None:
         """Return the metadata file NAME for DEVICE; None if there is none of that name.
@@ -109,25 +126,30 @@ class Director:
     def _refresh(self, device: str, now: datetime) -> None:
         with alone(self._directory):
             repository = self._repository(device)
-            targets = repository.current().get("targets")
-            signed = parse(targets, Targets).signed if targets else None
+            signed = _last(repository)
             # At first sight everything is signed anew: what is here may be a restored backup, and
             # the device may have seen later versions than it.
             first = device not in self._signed
             if signed is None or first or stale(signed.expires, TARGETS_LIFE, now):
-                wanted = [target_info(file) for file in signed.targets.values()] if signed else []
-                self._sign(device, repository, wanted[0] if wanted else None)
+                self._sign(device, repository, _wanted(signed), _settings(signed))
             else:
                 keep_fresh(repository, OnlineKeys(self._key, self._key), now)
 
-    def _sign(self, device: str, repository: MetadataDirectory, target: TargetInfo | None) -> None:
+    def _sign(
+        self,
+        device: str,
+        repository: MetadataDirectory,
+        target: TargetInfo | None,
+        settings: Any = None,
+    ) -> None:
         now = self._clock()
         versions = repository.versions("targets")
         targets = Targets(
             version_after(versions[-1] if versions else 0, now),
             expires=now + TARGETS_LIFE,
             targets={target.path: target_file(target)} if target else {},
-            unrecognized_fields={DEVICE: device, ISSUED: int(now.timestamp())},
+            unrecognized_fields={DEVICE: device, ISSUED: int(now.timestamp())}
+            | ({SETTINGS: settings} if settings is not None else {}),
         )
         data = sign(targets, self._key)
         repository.write(f"{targets.version}.targets.json", data)
@@ -169,9 +191,17 @@ class Director:
         return MetadataDirectory(self._devices / device)
 
 
-def _says(repository: MetadataDirectory, target: TargetInfo | None) -> bool:
+def _last(repository: MetadataDirectory) -> Targets | None:
+    """Return what was signed for a device last; None: nothing was."""
     data = repository.current().get("targets")
-    if data is None:
-        return False
-    said = [target_info(file) for file in parse(data, Targets).signed.targets.values()]
-    return said == ([target] if target else [])
+    return parse(data, Targets).signed if data is not None else None
+
+
+def _wanted(last: Targets | None) -> TargetInfo | None:
+    """Return the model that LAST speaks of; there is one at most."""
+    return next((target_info(file) for file in last.targets.values()), None) if last else None
+
+
+def _settings(last: Targets | None) -> Any:
+    """Return the settings that LAST speaks of, as they were signed; None: none."""
+    return last.unrecognized_fields.get(SETTINGS) if last else None

@@ -14,6 +14,7 @@ COMMANDS = {
     "service": ("edgepack_fleet.cli.service", "Units for systemd: broker and fleet."),
     "backup": ("edgepack_fleet.cli.backup", "Write the fleet into a file while it serves."),
     "restore": ("edgepack_fleet.cli.backup", "Make a fleet of such a file."),
+    "config": ("edgepack_fleet.cli.steering", "Set keys of the agents' configuration."),
     "devices": ("edgepack_fleet.cli.devices", "List, describe, admit, ask and revoke devices."),
     "access": ("edgepack_fleet.cli.access", "Create and revoke access tokens."),
     "audit": ("edgepack_fleet.cli.access", "Read who changed what."),

@@ -27,6 +27,7 @@ from edgepack_fleet.web import (
     release_pages,
     repo,
     rollout_pages,
+    steering,
     stream,
 )
 from edgepack_fleet.web.description import describe
@@ -69,6 +70,7 @@ def main_app(service: Service | None, device_url: str = "") -> FastAPI:
     app.include_router(admin.router)
     app.include_router(hooks.router)
     app.include_router(asking.router)
+    app.include_router(steering.router)
     app.include_router(stream.router)
     app.include_router(monitoring.router)
     for part in (browser, pages, device_pages, rollout_pages, release_pages):
