@@ -10,6 +10,7 @@ from typing import get_args
 from edgepack.messages import Shadow
 from edgepack_agent.core import events as ev
 from edgepack_agent.core import state as s
+from edgepack_agent.core.asking import REASONS as REQUEST_REASONS
 from edgepack_agent.core.deadlines import MAX_TRIES, TOO_LATE, deadline
 from edgepack_agent.core.machine import (
     MAX_BOOTS,
@@ -48,6 +49,8 @@ KINDS = {
     "reject": "The job is REJECTED: the same model will not do on this device. Not tried again.",
     "cancel": "The job is CANCELED.",
 }
+OF_REQUESTS = """Why a [request](../how-to/ask-a-device.md) of the fleet is not answered.
+Fetching a model to measure may also fail as above."""
 INTRO = """# The update engine
 
 How a device gets from one model to the next, and what can end that. Written by `scripts/docs.py`
@@ -211,6 +214,8 @@ def reasons_page() -> str:
             if r.kind == kind
         ]
         parts.append("")
+    parts += ["## requests\n", f"{OF_REQUESTS}\n", "| reason | meaning |", "|---|---|"]
+    parts += [f"| `{name}` | {_sentence(text)} |" for name, text in REQUEST_REASONS.items()]
     return "\n".join(parts).rstrip() + "\n"
 
 

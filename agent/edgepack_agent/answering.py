@@ -48,9 +48,14 @@ class Answering:
         settings: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.requests = Requests(say, self._begin, clock, settings)
-        self._post, self._config, self._finders, self._clock = post, config, finders, clock
+        self._post, self._config, self._clock = post, config, clock
+        self._finders = dict(finders)
         self._waiting: deque[tuple[Request, float]] = deque()
         self._busy: str | None = None
+
+    def learn(self, kind: str, finder: Finder) -> None:
+        """Let FINDER find out what requests of KIND want to know."""
+        self._finders[kind] = finder
 
     def _begin(self, request: Request) -> None:
         config = self._config()

@@ -97,7 +97,7 @@ class Parts:
     control: ControlServer
     notifier: Notifier
     renewer: Renewer
-    requests: Requests
+    answering: Answering
     announcer: "Announcer | None"
     inventory: Callable[[], Inventory]
     locks: Locks
@@ -108,6 +108,11 @@ class Parts:
     def config(self) -> Config:
         """The settings that hold now."""
         return self.steering.config
+
+    @property
+    def requests(self) -> Requests:
+        """What the fleet asks of this device."""
+        return self.answering.requests
 
     def raise_floor(self, line: str, epoch: int) -> None:
         """Raise the epoch floor of the model LINE: a model of EPOCH was committed.
@@ -194,24 +199,24 @@ def assemble(config: Config, file: Path | None = None, said: Collection[str] = (
         control=control,
         notifier=Notifier(),
         renewer=Renewer(identity, link.say, link.renew, post),
-        requests=_requests(signing.say, post, steering, file),
+        answering=_answering(signing.say, post, steering, file),
         inventory=inventory,
         announcer=_announcer(config, identity.device, shelf, lambda: post(desk.ask)),
         locks=Locks(data / "lock.json", config.run_dir / "inhibit", time.time),
     )
 
 
-def _requests(
+def _answering(
     say: Callable[[str, bytes], bool],
     post: Callable[[Callable[[], None]], None],
     steering: Steering,
     file: Path | None,
-) -> Requests:
+) -> Answering:
     finders: dict[str, Finder] = {
         "doctor": lambda _request, _over: check_up(file),
         "logs": lambda request, _over: recent(request.args),
     }
-    return Answering(say, post, lambda: steering.config, finders, settings=steering.told).requests
+    return Answering(say, post, lambda: steering.config, finders, settings=steering.told)
 
 
 def _enrolled(config: Config) -> Identity:

@@ -47,6 +47,7 @@ from edgepack_agent.core.effects import (
 from edgepack_agent.core.events import Booted, Confirmed, Event, InstallAsked, Reverted, Stood
 from edgepack_agent.core.machine import transition
 from edgepack_agent.core.state import Slot, State
+from edgepack_agent.measuring import Measuring
 from edgepack_agent.parts import Parts
 from edgepack_agent.patience import Patience
 from edgepack_agent.serving import Spoke
@@ -85,6 +86,7 @@ class Supervisor:
         self._console = Console(parts, self)
         self._watch = Watch(parts, self, clock)
         self._patience = Patience(parts, self, clock)
+        parts.answering.learn("measure", Measuring(parts, self, self._patience.held).find)
         self._running = True
         self._effects: dict[type[Any], Callable[[Any], None]] = {
             Tell: lambda e: parts.desk.tell(e.outcome, e.phase),

@@ -43,6 +43,7 @@ from edgepack_fleet.adapters.tables import JobRow, RolloutRow
 from edgepack_fleet.asking import Requests
 from edgepack_fleet.audit import Audit
 from edgepack_fleet.authorities import Authorities
+from edgepack_fleet.benchmarks import Benchmarks
 from edgepack_fleet.core.model import HANDING_OUT
 from edgepack_fleet.core.variants import Release
 from edgepack_fleet.enrolment import Enrolment
@@ -155,6 +156,7 @@ class Service:
         )
         self.renewals = Renewals(self.database, self.pki, secret, clock, settings.grace_days)
         self.requests = Requests(self.database, clock)
+        self.benchmarks = Benchmarks(self.database, self.requests, self.rollouts.release)
         self.steering = Steering(self.database, self.director.configure, clock)
         self.uplink = Uplink(
             self.database,

@@ -23,7 +23,7 @@ from edgepack.errors import IntegrityError
 from edgepack.requests import Answer as RequestAnswer
 from edgepack.requests import AnswerTaken, RequestGet
 from edgepack.signed import SIGNED_KINDS, public_key, read_report
-from edgepack_fleet import asking, jobrows, measuring, rollups, steering
+from edgepack_fleet import asking, jobrows, measured, measuring, rollups, steering
 from edgepack_fleet.adapters.database import Database, is_passing
 from edgepack_fleet.adapters.mqtt import Incoming
 from edgepack_fleet.adapters.tables import (
@@ -84,7 +84,7 @@ class _Turn:
     """Rows read already, by device and boot, those that are new among them."""
 
     def look_ahead(self) -> None:
-        """Read at once the streams that the devices will go on with.
+        """Read at once the streams and jobs that the devices will go on with.
 
         A look-up for each message would also write what the ones before have left.
         """
@@ -92,13 +92,14 @@ class _Turn:
         known = tuple_(StreamRow.device_id, StreamRow.boot).in_(boots)
         for row in self.session.scalars(select(StreamRow).where(known)):
             self.streams[row.device_id, row.boot] = row
-        if any("/up/job/" in message.topic for message in batch):
-            for job, rollout in self.session.execute(
-                select(JobRow, RolloutRow)
-                .join(RolloutRow, RolloutRow.id == JobRow.rollout_id)
-                .where(JobRow.device_id.in_(names), JobRow.status.in_(jobrows.OPEN))
-            ):
-                self.jobs[job.device_id] = job, rollout
+        # Of one device at most one is open.
+        query = (
+            select(JobRow, RolloutRow)
+            .join(RolloutRow, RolloutRow.id == JobRow.rollout_id)
+            .where(JobRow.device_id.in_(self.devices), JobRow.status.in_(jobrows.OPEN))
+        )
+        for job, rollout in self.session.execute(query):
+            self.jobs[job.device_id] = job, rollout
 
     def stream(self, device: str, boot: str) -> StreamRow:
         """Return the row about the reports of one boot of DEVICE; a new one if there is none."""
@@ -526,6 +527,8 @@ def _request_get(turn: _Turn, device: DeviceRow, payload: bytes) -> None:
 
 def _request_answer(turn: _Turn, device: DeviceRow, payload: bytes) -> None:
     answer = messages.decode(payload, RequestAnswer)
-    asking.take(turn.session, device.id, answer, turn.now, verified=turn.verified)
+    row = asking.take(turn.session, device.id, answer, turn.now, verified=turn.verified)
+    if row is not None:
+        measured.keep_measured(turn.session, row, turn.now)
     taken = AnswerTaken(token=answer.token, request=answer.request)
     turn.say(device.id, "req/answer/accepted", taken)

@@ -47,6 +47,8 @@ NEEDS = {
     "GET /releases/{release}/health": VIEWER,
     "GET /releases/{release}/drift": VIEWER,
     "GET /releases/{release}/compare": VIEWER,
+    "GET /releases/{release}/measurements": VIEWER,
+    "POST /releases/{release}/measurements": OPERATOR,
     "GET /rollouts": VIEWER,
     "POST /rollouts": OPERATOR,
     "GET /rollouts/{rollout}": VIEWER,

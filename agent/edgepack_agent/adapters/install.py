@@ -9,6 +9,7 @@ import os
 import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -19,7 +20,7 @@ from edgepack.messages import Inventory
 from edgepack.oci import CHUNKS, MANIFEST, MAX_DOCUMENT, OciManifest
 from edgepack.settings import Settings
 from edgepack.trust import Approved as ApprovedModel
-from edgepack.trust import DeviceFacts, TrustError, model_target
+from edgepack.trust import DeviceFacts, TargetInfo, TrustError, model_target
 from edgepack_agent.adapters.download import BlobSource, Cancelled, DiskFullError, Downloads
 from edgepack_agent.adapters.patching import Patching
 from edgepack_agent.adapters.route import Route
@@ -152,6 +153,26 @@ class Installer:
         chunks = self._chunks(source, image, cancelled, spend)
         for sha256, size in wanted.items():
             self._fetch(source, sha256, size, cancelled, spend, chunks.get(sha256, ()))
+
+    def lay_out(
+        self, wanted: TargetInfo, kept: Iterable[Slot | None], cancelled: Cancelled
+    ) -> Path:
+        """Fetch the model WANTED, which the publisher must have approved, beside the slots KEPT.
+
+        Of models that were looked at before, nothing stays.
+
+        Raises:
+            EdgepackError: it is not approved, does not fit, or cannot be fetched.
+        """
+        found = _model(self._trust.approve_local(wanted, self._facts()))
+        model = replace(found, exam=None)
+        self._slots.collect(*kept, Slot("a", model))
+        if unfit := self._unfit(self._manifest(model, cancelled)):
+            raise EdgepackError(
+                "the model does not fit", why=unfit.detail["message"], reason=unfit.reason
+            )
+        self.download(model, cancelled)
+        return self._slots.lay_out(model)
 
     def stage(self, slot: Slot) -> Event:
         """Build SLOT and look whether what is in it can run here."""

@@ -71,6 +71,25 @@ class Slots:
                 _remove(building)
         return manifest
 
+    def lay_out(self, model: Model) -> Path:
+        """Build MODEL from its blobs beside the slots, for a look, and return where it is.
+
+        Raises:
+            DamagedBlobError, IntegrityError, EdgepackError: as `stage`.
+        """
+        with disk_errors():
+            self.drop_measured()
+            self._build(self._measured, model)
+        return self._measured
+
+    def drop_measured(self) -> None:
+        """Remove what `lay_out` has built; from any thread."""
+        _remove(self._measured)
+
+    @property
+    def _measured(self) -> Path:
+        return self._directory / ".measured"
+
     def discard(self, slot: Slot) -> None:
         """Remove SLOT from the disk."""
         _remove(self.path(slot))

@@ -94,10 +94,20 @@ _PATCHES = ("target", "codec", "bytes", "whole", "reason", "why")
 _COMPARED = tuple(compared.Seen(reason="too_few").plain())
 _DRIFT = ("psi", "p", "n")
 _SETTINGS = ("detail.version", "detail.status", "detail.pinned")
+_MEASURED = (
+    "load_ms", "first_ms", "latency_ms.p50", "latency_ms.p95", "throughput_per_s", "peak_rss_mb",
+    "inferences",
+)  # fmt: skip
+_EFFECTIVE = ("runtime", "version", "precision", "device", "threads", "hint")
+_HOST = ("machine", "system", "cpu", "cpus", "memory_mb", "cpu_features")
 _ANSWERS = (
     "result.schema", "result.status",
     *(f"result.findings.{name}" for name in ("check", "status", "what", "why", "fix", "code")),
     "result.lines", "result.kept",
+    *(f"result.{name}" for name in ("bundle", "digest", "target", "precision", "threads")),
+    *(f"result.{before}{name}" for before in ("", "runs.") for name in _MEASURED),
+    *(f"result.effective.{name}" for name in _EFFECTIVE),
+    *(f"result.host.{name}" for name in _HOST),
 )  # fmt: skip
 _KEYS = {
     "up/conn": _names(Conn),

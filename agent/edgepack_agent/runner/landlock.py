@@ -24,7 +24,7 @@ _CREATE, _ADD, _RESTRICT = 444, 445, 446
 """The same numbers on every architecture."""
 _ASK_VERSION = 1
 _BENEATH = 1
-_WRITE_FILE, _READ_FILE, _READ_DIR = 1 << 1, 1 << 2, 1 << 3
+_EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1, 1 << 1, 1 << 2, 1 << 3
 _REMOVE_DIR, _REMOVE_FILE, _MAKE_DIR, _MAKE_REG = 1 << 4, 1 << 5, 1 << 7, 1 << 8
 _OLDEST, _REFER, _TRUNCATE, _IOCTL = 1 << 12, 1 << 13, 1 << 14, 1 << 15
 """The last bit that ABI 1, 2, 3 and 5 know."""
@@ -43,8 +43,10 @@ class Places:
 
     read: tuple[Path, ...]
     write: tuple[Path, ...] = ()
-    """Read, too; nothing anywhere may be executed."""
+    """Read, too."""
     devices: tuple[Path, ...] = ()
+    run: tuple[Path, ...] = ()
+    """Read, too; nothing anywhere else may be executed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,7 @@ def confine(places: Places) -> int:
         _allow(rules, places.read, _READ, refused)
         _allow(rules, places.write, _WRITE, refused)
         _allow(rules, places.devices, _DEVICE, refused)
+        _allow(rules, places.run, _READ | _EXECUTE, refused)
         _checked(_call(_RESTRICT, rules, 0))
     finally:
         os.close(rules)

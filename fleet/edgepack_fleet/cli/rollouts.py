@@ -9,6 +9,7 @@ import click
 
 from edgepack.errors import IntegrityError
 from edgepack_fleet.cli import show
+from edgepack_fleet.cli.benchmarks import release_measure, release_measurements
 from edgepack_fleet.cli.client import Client, connection_options
 from edgepack_fleet.cli.waiting import wait_for_rollout
 
@@ -17,7 +18,11 @@ __all__ = ["releases", "rollouts"]
 
 @click.group()
 def releases() -> None:
-    """List and show published releases."""
+    """List, show and measure published releases."""
+
+
+releases.add_command(release_measure)
+releases.add_command(release_measurements)
 
 
 @releases.command("list")

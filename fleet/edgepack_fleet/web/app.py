@@ -15,6 +15,7 @@ from edgepack_fleet.web import (
     admin,
     api,
     asking,
+    benchmarks,
     browser,
     device_pages,
     history,
@@ -71,6 +72,7 @@ def main_app(service: Service | None, device_url: str = "") -> FastAPI:
     app.include_router(hooks.router)
     app.include_router(asking.router)
     app.include_router(steering.router)
+    app.include_router(benchmarks.router)
     app.include_router(stream.router)
     app.include_router(monitoring.router)
     for part in (browser, pages, device_pages, rollout_pages, release_pages):

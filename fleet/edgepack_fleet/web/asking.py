@@ -1,18 +1,16 @@
 """The REST interface to what is asked of devices. Routes only."""
 
-from typing import Annotated, cast
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request
 
-from edgepack.messages import JobStatus
-from edgepack.requests import Kind
 from edgepack_fleet.adapters.request_tables import RequestRow
 from edgepack_fleet.service import Service
 from edgepack_fleet.web import asking_schemas as schemas
 from edgepack_fleet.web import paging, queries
 from edgepack_fleet.web.guard import PREFIX, Operator, caller_of, service_of
 
-__all__ = ["request_facts", "router"]
+__all__ = ["router"]
 
 ORDER: paging.Order = {"created": (RequestRow.created, RequestRow.id)}
 
@@ -29,7 +27,7 @@ def ask_device(
     args = {"lines": new.lines} if new.lines and new.kind == "logs" else {}
     row = fleet.requests.create(device, new.kind, args, new.within_s, caller.id if caller else "")
     fleet.poke()
-    return request_facts(row)
+    return schemas.request_facts(row)
 
 
 @router.get("/devices/{device}/requests")
@@ -43,37 +41,18 @@ def list_requests(
     ]
     with fleet.database.read() as db:
         rows, after = paging.of_rows(db, RequestRow, filters, ORDER, asked)
-    return schemas.DeviceRequests(items=[request_facts(row) for row in rows], next=after)
+    return schemas.DeviceRequests(items=[schemas.request_facts(row) for row in rows], next=after)
 
 
 @router.get("/requests/{request}")
 def show_request(fleet: Fleet, request: str) -> schemas.DeviceRequest:
     """Show one request with its answer."""
-    return request_facts(fleet.requests.get(request))
+    return schemas.request_facts(fleet.requests.get(request))
 
 
 @router.post("/requests/{request}/cancel")
 def cancel_request(fleet: Fleet, request: str) -> schemas.DeviceRequest:
     """Wait for the answer no more; what has ended stays as it is."""
-    done = request_facts(fleet.requests.cancel(request))
+    done = schemas.request_facts(fleet.requests.cancel(request))
     fleet.poke()
     return done
-
-
-def request_facts(row: RequestRow) -> schemas.DeviceRequest:
-    """Return ROW as it is told."""
-    return schemas.DeviceRequest(
-        id=row.id,
-        device=row.device_id,
-        kind=cast("Kind", row.kind),
-        args=row.args,
-        status=cast("JobStatus", row.status),
-        reason=row.reason,
-        message=row.message,
-        result=row.result,
-        verified=row.verified,
-        created=row.created,
-        updated=row.updated,
-        deadline=row.deadline,
-        took_s=row.took_s,
-    )

@@ -1,13 +1,15 @@
 """The HTTP contract of what is asked of devices. Beside `schemas`."""
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import Field
 
 from edgepack.messages import JobStatus
+from edgepack.requests import Kind
+from edgepack_fleet.adapters.request_tables import RequestRow
 from edgepack_fleet.web.schemas import Model, Page
 
-__all__ = ["DeviceRequest", "DeviceRequests", "NewRequest"]
+__all__ = ["DeviceRequest", "DeviceRequests", "NewRequest", "request_facts"]
 
 
 class NewRequest(Model):
@@ -40,3 +42,22 @@ class DeviceRequest(Model):
 
 class DeviceRequests(Page[DeviceRequest]):
     """A page of requests."""
+
+
+def request_facts(row: RequestRow) -> DeviceRequest:
+    """Return ROW as it is told."""
+    return DeviceRequest(
+        id=row.id,
+        device=row.device_id,
+        kind=cast("Kind", row.kind),
+        args=row.args,
+        status=cast("JobStatus", row.status),
+        reason=row.reason,
+        message=row.message,
+        result=row.result,
+        verified=row.verified,
+        created=row.created,
+        updated=row.updated,
+        deadline=row.deadline,
+        took_s=row.took_s,
+    )

@@ -26,6 +26,7 @@ BY_REASON = {
     "unknown_token": 404,
     "unknown_webhook": 404,
     "too_many_requests": 409,
+    "no_device_fits": 409,
     "too_many_webhooks": 409,
     "revoked": 409,
     "wrong_state": 409,
