@@ -23,6 +23,8 @@ sources:                           # pictures that come by themselves
   - {name: door, source: "rtsp://user:password@camera/stream", fps: 5}
   - {name: hall, source: "v4l2:/dev/video0", roi: [0, 0.2, 1, 1], mask: [[[0, 0], [1, 0], [0, 1]]]}
   - {name: inbox, source: "dir:/srv/inbox", every_s: 1}    # also file:CLIP.mp4 and test:pattern
+cameras:                           # what holds for all of them
+  max_fps: null                    # frames a second that are looked at; null: `fps` of each
 sightings:                         # when a camera is said to see a label
   labels: null                     # of these labels only; null: of all; []: nothing is told
   frames: [3, 5]                   # seen in 3 of 5 frames it begins, in none of 5 it ends
@@ -89,6 +91,7 @@ from edgepack_targets.interface import Device, Hint
 
 __all__ = [
     "ApiConfig",
+    "CamerasConfig",
     "Config",
     "DeltaConfig",
     "DriftConfig",
@@ -225,6 +228,16 @@ class ShadowConfig(Shadow, frozen=True, kw_only=True, forbid_unknown_fields=True
     """How a new model is compared with the old one where the fleet's job does not say."""
 
 
+class CamerasConfig(_Section, frozen=True, kw_only=True):
+    """What holds for every camera."""
+
+    max_fps: Annotated[float, msgspec.Meta(gt=0, le=240)] | None = None
+
+    def fps(self, own: float | None) -> float | None:
+        """Return the frames a second that are looked at of a camera whose OWN limit is this."""
+        return min((limit for limit in (own, self.max_fps) if limit is not None), default=None)
+
+
 class SightingsConfig(_Section, frozen=True, kw_only=True):
     """When a camera is said to see a label; see `core.sightings`."""
 
@@ -299,6 +312,7 @@ class Config(_Section, frozen=True, kw_only=True):
     telemetry: TelemetryConfig = TelemetryConfig()
     drift: DriftConfig = DriftConfig()
     sources: tuple[Source, ...] = ()
+    cameras: CamerasConfig = CamerasConfig()
     sightings: SightingsConfig = SightingsConfig()
     snapshots: SnapshotsConfig = SnapshotsConfig()
     heat: HeatConfig = HeatConfig()

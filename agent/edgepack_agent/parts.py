@@ -177,7 +177,8 @@ def assemble(config: Config, file: Path | None = None, said: Collection[str] = (
     patching = _patching(config, downloads, link, metering, lambda r: post(partial(_note, desk, r)))
     trust = _trust(data, identity, link, floors)
     reports = Reports(outbox, config.telemetry.level, signing.say, batches=allowance.batches)
-    steering.then(partial(_steer, reports, allowance, route))
+    serving = _serving(config, slots, downloads, post)
+    steering.then(partial(_steer, reports, allowance, route, serving))
     return Parts(
         steering=steering,
         lock=lock,
@@ -195,7 +196,7 @@ def assemble(config: Config, file: Path | None = None, said: Collection[str] = (
         drifting=Drifting(slots.baseline, config.drift.rule(), reports.noticed, time.monotonic),
         installer=Installer(trust, downloads, slots, route, inventory, patching),
         worker=Worker(post),
-        serving=_serving(config, slots, downloads, post),
+        serving=serving,
         control=control,
         notifier=Notifier(),
         renewer=Renewer(identity, link.say, link.renew, post),
@@ -231,12 +232,15 @@ def _enrolled(config: Config) -> Identity:
     return identity
 
 
-def _steer(reports: Reports, allowance: Allowance, route: Route, config: Config) -> None:
+def _steer(
+    reports: Reports, allowance: Allowance, route: Route, serving: Serving, config: Config
+) -> None:
     """Let CONFIG hold from now on; what reads it anew every time needs no telling."""
     reports.tell(config.telemetry.level)
     allowance.limit(config.telemetry.max_kb_per_day)
     route.limit(*_pace(config.transfer))
     set_level(config.log_level)
+    serving.follow(config)
 
 
 def _announcer(

@@ -94,6 +94,14 @@ class Serving:
         self.current: Seat | None = None
         self.candidate: Seat | None = None
 
+    def follow(self, config: Config) -> None:
+        """Let CONFIG hold from now on; runners that feed sources are told of new limits."""
+        before, self._config = self._sources(), config
+        if (sources := self._sources()) != before:
+            for seat in (self.current, self.candidate):
+                if seat and seat.accepting:
+                    self._tell(seat, cmd="sources", sources=sources)
+
     def serve(self, slot: Slot, now: float) -> None:
         """Make SLOT the current one and let it answer."""
         self.current = Seat(slot, None, accept=True, started=now, wanted=True)
@@ -296,13 +304,19 @@ class Serving:
         )
 
     def _accept(self, seat: Seat) -> None:
-        sources = [msgspec.to_builtins(source) for source in self._config.sources]
-        if sources:
+        if sources := self._sources():
             self._tell(seat, cmd="sources", sources=sources)
             self._observe(seat)
         api = self._config.api
         self._tell(seat, cmd="admit", token=self._token, max_per_s=api.max_per_s, grpc=api.grpc)
         self._tell(seat, cmd="accept")
+
+    def _sources(self) -> list[dict[str, Any]]:
+        every = self._config.cameras
+        return [
+            msgspec.to_builtins(msgspec.structs.replace(source, fps=every.fps(source.fps)))
+            for source in self._config.sources
+        ]
 
     def _observe(self, seat: Seat) -> None:
         config, sightings = self._config, self._config.sightings

@@ -37,6 +37,9 @@ KEYS: dict[str, tuple[Any, str]] = {
         Annotated[float, msgspec.Meta(ge=0, le=100)], "percent below which updates wait",
     ),
     "update.max_p95_ratio": (_Positive | None, "how much slower a new model may be; null: any"),
+    "cameras.max_fps": (
+        Annotated[float, msgspec.Meta(gt=0, le=240)] | None, "of every camera; null: its own",
+    ),
     "log_level": (Literal["debug", "info", "warning", "error"], "what the device logs to itself"),
 }  # fmt: skip
 """Every key that can be set from afar, as in the agent's configuration: its values, its meaning."""

@@ -162,19 +162,22 @@ def change(place: Site, **values: Any) -> int:
         said = row is not None and named.items() <= row.wanted.items()
         return row.version if row and said else 0
 
-    return wait("the director to say it", probe)
+    return wait("the director to say it", probe, 60)
 
 
 @pytest.mark.mosquitto
 def test_a_device_is_set_while_it_serves_and_remembers_it(place: Site) -> None:
-    device: Device = place.running_1()
+    device: Device = place.running_1(sources=[{"name": "door", "source": "test:pattern"}])
     process, runner = device.process, device.status()["runner"]["pid"]
-    version = change(place, telemetry__max_kb_per_day=300, poll_s=60)
+    version = change(place, telemetry__max_kb_per_day=300, poll_s=60, cameras__max_fps=2)
     row = standing(place, version, "applied")
     assert row.pinned == ["poll_s"], "the device's file names it"
     status = device.status()
     assert status["settings"]["version"] == version
     assert status["telemetry"]["max_kb_per_day"] == 300
+    wait(
+        "the camera to be slower", lambda: device.status()["cameras"]["door"]["fps_limit"] == 2, 60
+    )
     assert (device.process, status["runner"]["pid"]) == (process, runner), "nothing was restarted"
     bad = change(place, transfer__max_kbps=2)
     row = standing(place, bad, "rejected")
@@ -183,6 +186,6 @@ def test_a_device_is_set_while_it_serves_and_remembers_it(place: Site) -> None:
     assert device.status()["settings"]["version"] == version
     device.kill()
     device.start()
-    wait("the device to be up", lambda: device.status().get("connected"))
+    wait("the device to be up", lambda: device.status().get("connected"), 60)
     assert device.status()["telemetry"]["max_kb_per_day"] == 300
     assert json.loads((device.data / NAME).read_text())["judged"] == bad
