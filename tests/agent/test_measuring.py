@@ -80,6 +80,7 @@ def test_a_release_is_measured_before_it_is_rolled_out(place: Site, tmp_path: Pa
     assert place.ended(place.roll_out("1.1.0")) == "completed"
 
 
+@pytest.mark.scale
 def test_an_update_goes_first_and_then_the_measurement_begins_again(place: Site) -> None:
     device: Device = place.running_1()
     place.publish("1.1.0", padding=3_000_000)
