@@ -44,6 +44,7 @@ from edgepack_fleet.asking import Requests
 from edgepack_fleet.audit import Audit
 from edgepack_fleet.authorities import Authorities
 from edgepack_fleet.benchmarks import Benchmarks
+from edgepack_fleet.core.keeping import Keeping
 from edgepack_fleet.core.model import HANDING_OUT
 from edgepack_fleet.core.variants import Release
 from edgepack_fleet.enrolment import Enrolment
@@ -51,6 +52,7 @@ from edgepack_fleet.idempotency import Answers
 from edgepack_fleet.leadership import Leadership
 from edgepack_fleet.links import Belongings, Links
 from edgepack_fleet.renewals import GRACE_DAYS, Renewals
+from edgepack_fleet.retention import Retention
 from edgepack_fleet.revocation import Revocation
 from edgepack_fleet.rollouts import Rollouts
 from edgepack_fleet.roster import Roster
@@ -130,6 +132,8 @@ class Service:
         self.pki = Pki(data / "pki", settings.hosts, client=settings.worker)
         self.content = open_content(settings.content, data, shared=self.database.is_shared)
         self.images = ImageRepo(data / "image", self.content)
+        keeping = Keeping(raw_days=settings.keep_raw_days)
+        self.retention = Retention(self.database, keeping, clock)
         self.baselines = Baselines(self.content)
         self.patches = Patches(data / "patches", self.content)
         self.director = Director(data / "director")
@@ -349,6 +353,7 @@ class Service:
                 if now - refreshed > REFRESH_S:
                     refreshed = now
                     self.feed.trim()
+                    self.retention.run()
                     self.webhooks.tidy()
                     self.roster.tidy()
                     self.images.keep_fresh()

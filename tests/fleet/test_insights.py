@@ -1,17 +1,24 @@
 """How releases do, asked over REST and on the command line."""
 
+import json
 import random
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
 import pytest
+from click.testing import CliRunner
 
 from edgepack import messages
+from edgepack.errors import EdgepackError
 from edgepack_fleet.adapters.mqtt import Incoming
 from edgepack_fleet.adapters.tables import JobRow, RolloutRow
+from edgepack_fleet.cli.rollouts import releases
 from edgepack_fleet.service import Service
-from fleet_rig import enrol, publisher
-from rest_rig import Now, auth, problem
+from edgepack_fleet.web.app import main_app
+from fleet_rig import enrol, publisher, serving
+from rest_rig import LISTENER, Now, auth, problem
 
 API = "/api/v1"
 EDGES = (1.0, 2.0, 5.0, 10.0, 20.0)
@@ -210,3 +217,44 @@ def test_agreement_is_of_b_with_a(app: httpx.Client, fleet: Service, now: Now) -
     found = get(app, fleet, "releases/m@1/compare", other="m@2")
     assert found["agreement"]["value"] == pytest.approx(0.97)
     assert found["agreement"]["low"] < 0.9, "one device says little"
+
+
+def test_the_command_line_says_the_same(
+    fleet: Service, now: Now, runner: Callable[..., Any]
+) -> None:
+    for n in range(3):
+        name = enrol(fleet, f"cam-{n}").name
+        tell(fleet, name, "tele",
+             report(now, 0, "m@1", inferences=100, errors={"x": 5}, rss_mb=9.0,
+                    latency_ms=latency(0, 0, 90, 10, 0, 0), classes={"a": 100}),
+             report(now, 1, "m@2", inferences=100,
+                    latency_ms=latency(0, 0, 90, 10, 0, 0)))  # fmt: skip
+    health = runner("health", "m@1", "--last", "6h")
+    assert "300" in health
+    assert "counted between 2 to 5" in health
+    assert "15 (4.8 %): 15 x" in health
+    assert runner("health", "m@1", "--json")["schema"] == "edgepack.release-health/v1"
+    assert "has no baseline" in runner("drift", "m@1", "--group", "lab")
+    assert runner("drift", "m@1", "--json")["variants"][0]["against"] == ""
+    assert "p95: no difference seen" in runner("compare", "m@1", "m@2")
+    assert runner("compare", "m@1", "m@2", "--json")["devices_both"] == 3
+    assert "not a time" in runner("health", "m@1", "--last", "soon")
+
+
+@pytest.fixture
+def runner(fleet: Service, now: Now) -> Iterator[Callable[..., Any]]:
+    """Run `edgepack fleet releases ...` against a real listener; its clock is the real one."""
+    now.value = time.time()
+    with serving(main_app(fleet, LISTENER)) as port:
+        token = auth(fleet, "viewer")["Authorization"].removeprefix("Bearer ")
+        environment = {"EDGEPACK_FLEET_URL": f"http://127.0.0.1:{port}",
+                       "EDGEPACK_FLEET_TOKEN": token}  # fmt: skip
+
+        def run(*words: str) -> Any:
+            ran = CliRunner().invoke(releases, list(words), env=environment)
+            if isinstance(ran.exception, EdgepackError):
+                return str(ran.exception)
+            assert ran.exception is None, ran.output
+            return json.loads(ran.stdout) if "--json" in words else ran.output
+
+        yield run

@@ -20,7 +20,7 @@ COMMANDS = {
     "audit": ("edgepack_fleet.cli.access", "Read who changed what."),
     "ca": ("edgepack_fleet.cli.authorities", "Replace the certificate authority."),
     "groups": ("edgepack_fleet.cli.groups", "Make groups: lists of devices, or filters."),
-    "releases": ("edgepack_fleet.cli.rollouts", "List, show and measure published releases."),
+    "releases": ("edgepack_fleet.cli.rollouts", "List published releases, measure, compare them."),
     "rollouts": ("edgepack_fleet.cli.rollouts", "Send a release to a group, wave by wave."),
     "tokens": ("edgepack_fleet.cli.tokens", "Let devices enrol, and people log in."),
     "webhooks": ("edgepack_fleet.cli.webhooks", "Post changes to a URL."),

@@ -11,6 +11,7 @@ from edgepack.errors import IntegrityError
 from edgepack_fleet.cli import show
 from edgepack_fleet.cli.benchmarks import release_measure, release_measurements
 from edgepack_fleet.cli.client import Client, connection_options
+from edgepack_fleet.cli.releases import compare_command, drift_command, health_command
 from edgepack_fleet.cli.waiting import wait_for_rollout
 
 __all__ = ["releases", "rollouts"]
@@ -18,7 +19,7 @@ __all__ = ["releases", "rollouts"]
 
 @click.group()
 def releases() -> None:
-    """List, show and measure published releases."""
+    """List published releases, measure them, and say how they do."""
 
 
 releases.add_command(release_measure)
@@ -54,6 +55,10 @@ def show_release(
         for v in found["variants"]
     ]
     show.table(("variant", "runtime from", "machine", "epoch", "sha256"), rows, "No variants.")
+
+
+for command in (health_command, drift_command, compare_command):
+    releases.add_command(command)
 
 
 @click.group()

@@ -80,6 +80,14 @@ database_option = click.option(
     "--webhook-private", is_flag=True, help="Let webhooks lead to addresses of private networks."
 )
 @click.option(
+    "--keep-raw",
+    type=FiniteRange(min=0, max=400),
+    default=0.0,
+    show_default=True,
+    metavar="DAYS",
+    help="Keep rows of telemetry this long beside what they add up to; 0: do not keep them.",
+)
+@click.option(
     "--max-per-s",
     type=FiniteRange(min=0),
     default=100.0,
@@ -103,6 +111,7 @@ def serve(
     renew_grace: float,
     max_per_s: float,
     webhook_private: bool,
+    keep_raw: float,
 ) -> None:
     """Serve the fleet: REST interface and pages, enrolment, and devices over MQTT."""
     from edgepack_fleet import server
@@ -129,6 +138,7 @@ def serve(
         webhook_private,
         public_broker=parse_address(public_broker) if public_broker else None,
         content=content,
+        keep_raw_days=keep_raw,
     )
     server.serve(settings, listeners, embedded_broker=embedded_broker)
 
