@@ -26,6 +26,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from edgepack import topics
 from edgepack_fleet import jobrows, outbox
 from edgepack_fleet.access import Access, fleet_id, fleet_secret
+from edgepack_fleet.adapters.alert_files import load_alerts
 from edgepack_fleet.adapters.baselines import Baselines
 from edgepack_fleet.adapters.broker import Address, reload
 from edgepack_fleet.adapters.database import Database
@@ -40,6 +41,7 @@ from edgepack_fleet.adapters.patches import Patches
 from edgepack_fleet.adapters.pki import FLEET, Pki
 from edgepack_fleet.adapters.posting import Poster
 from edgepack_fleet.adapters.tables import JobRow, RolloutRow
+from edgepack_fleet.alerting import Alerts
 from edgepack_fleet.asking import Requests
 from edgepack_fleet.audit import Audit
 from edgepack_fleet.authorities import Authorities
@@ -51,6 +53,7 @@ from edgepack_fleet.enrolment import Enrolment
 from edgepack_fleet.idempotency import Answers
 from edgepack_fleet.leadership import Leadership
 from edgepack_fleet.links import Belongings, Links
+from edgepack_fleet.readings import Readings
 from edgepack_fleet.renewals import GRACE_DAYS, Renewals
 from edgepack_fleet.retention import Retention
 from edgepack_fleet.revocation import Revocation
@@ -101,6 +104,13 @@ class Settings:
     """What this process is called on the broker; no other of the same fleet is."""
     keep_raw_days: float = 0.0
     """Days for which rows of telemetry are kept beside what they come to; 0: they are not."""
+    alerts: Path | None = None
+    """File of alert rules; None: only those that the fleet has by itself."""
+
+    @property
+    def keeping(self) -> Keeping:
+        """How long what is kept."""
+        return Keeping(raw_days=self.keep_raw_days)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +142,7 @@ class Service:
         self.pki = Pki(data / "pki", settings.hosts, client=settings.worker)
         self.content = open_content(settings.content, data, shared=self.database.is_shared)
         self.images = ImageRepo(data / "image", self.content)
-        keeping = Keeping(raw_days=settings.keep_raw_days)
-        self.retention = Retention(self.database, keeping, clock)
+        self.retention = Retention(self.database, settings.keeping, clock)
         self.baselines = Baselines(self.content)
         self.patches = Patches(data / "patches", self.content)
         self.director = Director(data / "director")
@@ -185,6 +194,7 @@ class Service:
         self.link, self.leadership = self._make_link(), self._make_leadership()
         self.webhooks.leads = lambda: self.leadership.held
         self.sender = self._sender()
+        self.alerts = self._alerts()
 
     def _sender(self) -> Sender[Piece]:
         return Sender(
@@ -210,12 +220,20 @@ class Service:
         lease = Lease(self.database, "leader", me) if self.database.is_shared else None
         return Leadership(lease, lambda: self.link.connected, self._lead)
 
+    def _alerts(self) -> Alerts:
+        readings = Readings(
+            self.database, self.settings.data, self.baselines.of, lambda: self.link.connected
+        )
+        config = load_alerts(self.settings.alerts)
+        return Alerts(self.database, config, readings.take, self._clock)
+
     def start(self) -> None:
         """Connect to the broker and begin to work."""
         for thread in self._threads:
             thread.start()
         self.sender.start()
         self.webhooks.start()
+        self.alerts.start()
         self.link.start()
         self.leadership.start()
 
@@ -228,6 +246,7 @@ class Service:
         self._said.put(None)
         self.sender.stop()
         self.webhooks.stop()
+        self.alerts.stop()
         for thread in self._threads:
             thread.join(10)
         self.link.stop()

@@ -132,7 +132,7 @@ def test_what_is_not_there_is_refused(app: httpx.Client, fleet: Service, now: No
             "unknown_release"
         )
     turned = app.get(f"{API}/releases/x/health", params={"since": 2, "until": 1}, headers=headers)
-    assert problem(turned, 400)["reason"] == "bad_range"
+    assert problem(turned, 400)["reason"] == "bad_window"
     assert problem(app.get(f"{API}/releases/x/health?grup=a", headers=headers), 400)
 
 

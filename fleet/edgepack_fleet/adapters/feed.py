@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import event, func, insert, inspect, select
 from sqlalchemy.orm import Session
 
+from edgepack_fleet.adapters.alert_tables import AlertRow
 from edgepack_fleet.adapters.database import Database
 from edgepack_fleet.adapters.device_tables import ApplicantRow
 from edgepack_fleet.adapters.tables import Base, ChangeRow, DeviceRow, JobRow, RolloutRow
@@ -123,7 +124,7 @@ class Feed:
 
 def _changes_of(row: Base, *, new: bool) -> Iterator[changes.Change]:
     """Yield what is to be told of ROW, which is being written."""
-    if not isinstance(row, DeviceRow | JobRow | RolloutRow | ApplicantRow):
+    if not isinstance(row, AlertRow | ApplicantRow | DeviceRow | JobRow | RolloutRow):
         return
     state: Any = inspect(row)
     if not new and not any(
@@ -132,7 +133,9 @@ def _changes_of(row: Base, *, new: bool) -> Iterator[changes.Change]:
         return  # nearly every row: a device was heard of
     changed = frozenset(a.key for a in state.attrs if a.history.has_changes())
     facts = {column.key: getattr(row, column.key) for column in state.mapper.column_attrs}
-    if isinstance(row, DeviceRow):
+    if isinstance(row, AlertRow):
+        yield from changes.of_alert(facts, changed)
+    elif isinstance(row, DeviceRow):
         yield from changes.of_device(facts | {"group": row.group_id}, changed, new=new)
     elif isinstance(row, ApplicantRow):
         yield from changes.of_applicant(facts | {"group": row.group_id}, changed, new=new)

@@ -16,6 +16,7 @@ COMMANDS = {
     "restore": ("edgepack_fleet.cli.backup", "Make a fleet of such a file."),
     "config": ("edgepack_fleet.cli.steering", "Set keys of the agents' configuration."),
     "devices": ("edgepack_fleet.cli.devices", "List, describe, admit, ask and revoke devices."),
+    "alerts": ("edgepack_fleet.cli.alerts", "Say what is wrong, and who looks after it."),
     "access": ("edgepack_fleet.cli.access", "Create and revoke access tokens."),
     "audit": ("edgepack_fleet.cli.access", "Read who changed what."),
     "ca": ("edgepack_fleet.cli.authorities", "Replace the certificate authority."),

@@ -80,6 +80,11 @@ database_option = click.option(
     "--webhook-private", is_flag=True, help="Let webhooks lead to addresses of private networks."
 )
 @click.option(
+    "--alerts",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="File of alert rules, and of whom to tell by mail or MQTT.",
+)
+@click.option(
     "--keep-raw",
     type=FiniteRange(min=0, max=400),
     default=0.0,
@@ -112,6 +117,7 @@ def serve(
     max_per_s: float,
     webhook_private: bool,
     keep_raw: float,
+    alerts: Path | None,
 ) -> None:
     """Serve the fleet: REST interface and pages, enrolment, and devices over MQTT."""
     from edgepack_fleet import server
@@ -139,6 +145,7 @@ def serve(
         public_broker=parse_address(public_broker) if public_broker else None,
         content=content,
         keep_raw_days=keep_raw,
+        alerts=alerts,
     )
     server.serve(settings, listeners, embedded_broker=embedded_broker)
 

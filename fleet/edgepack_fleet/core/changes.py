@@ -12,6 +12,7 @@ __all__ = [
     "WATCHED",
     "Change",
     "cloud_event",
+    "of_alert",
     "of_applicant",
     "of_device",
     "of_job",
@@ -33,11 +34,13 @@ TYPES: dict[str, str] = {
     "edgepack.device.bundle": "A device runs another model",
     "edgepack.device.revoked": "A device was revoked",
     "edgepack.applicant.state": "A device asks to join, or was accepted, rejected or let in",
+    "edgepack.alert.firing": "An alert fires, or still fires and nobody has taken it up",
+    "edgepack.alert.resolved": "An alert is over",
 }
 """Every type, and when it is told."""
 
 
-WATCHED = ("status", "online", "bundle", "revoked", "state", "reason")
+WATCHED = ("status", "online", "bundle", "revoked", "state", "reason", "told")
 """Fields of any row of which a change may be told."""
 
 
@@ -79,6 +82,16 @@ def of_applicant(now: Facts, changed: frozenset[str], *, new: bool) -> Iterator[
     if new or "state" in changed:
         data = {name: now[name] for name in names}
         yield "edgepack.applicant.state", f"applicants/{now['id']}", data
+
+
+def of_alert(now: Facts, changed: frozenset[str]) -> Iterator[Change]:
+    """Yield what is to be told of an alert; one that is silent changes without a word."""
+    names = ("id", "rule", "severity", "labels", "value", "since")
+    data = {name: now[name] for name in names}
+    if now["state"] == "firing" and "told" in changed and now["told"] is not None:
+        yield "edgepack.alert.firing", f"alerts/{now['id']}", data
+    elif now["state"] == "resolved" and "state" in changed and now["told"] is not None:
+        yield "edgepack.alert.resolved", f"alerts/{now['id']}", data
 
 
 def cloud_event(source: str, number: int, time: float, change: Change) -> dict[str, Any]:

@@ -2,10 +2,16 @@
 
 from alembic import context
 
-from edgepack_fleet.adapters import device_tables, request_tables, rollup_tables, worker_tables
+from edgepack_fleet.adapters import (
+    alert_tables,
+    device_tables,
+    request_tables,
+    rollup_tables,
+    worker_tables,
+)
 from edgepack_fleet.adapters.tables import Base
 
-PARTS = (device_tables, request_tables, rollup_tables, worker_tables)
+PARTS = (alert_tables, device_tables, request_tables, rollup_tables, worker_tables)
 """Modules that add their tables to those of `tables`."""
 
 context.configure(

@@ -13,6 +13,7 @@ from edgepack_fleet.core.rates import Rates
 from edgepack_fleet.service import Service
 from edgepack_fleet.web import (
     admin,
+    alerts,
     api,
     asking,
     benchmarks,
@@ -75,6 +76,7 @@ def main_app(service: Service | None, device_url: str = "") -> FastAPI:
     app.include_router(benchmarks.router)
     app.include_router(stream.router)
     app.include_router(monitoring.router)
+    app.include_router(alerts.router)
     for part in (browser, pages, device_pages, rollout_pages, release_pages):
         app.include_router(part.router)
     app.include_router(stream.live_router)

@@ -118,7 +118,7 @@ def _window(
     until = fleet.now() if asked.until is None else asked.until
     since = until - DAY_S if asked.since is None else asked.since
     if since >= until:
-        raise UsageError("`since` is not before `until`", reason="bad_range")
+        raise UsageError("`since` is not before `until`", reason="bad_window")
     return Window(release, since, until, asked.group, device)
 
 

@@ -27,6 +27,7 @@ BY_REASON = {
     "unknown_webhook": 404,
     "too_many_requests": 409,
     "no_device_fits": 409,
+    "unknown_alert": 404,
     "too_many_webhooks": 409,
     "revoked": 409,
     "wrong_state": 409,
