@@ -60,6 +60,8 @@ class Alerts:
         self._wake, self._stopping = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="fleet-alerts", daemon=True)
         self._looked: float | None = None
+        self.leads: Callable[[], bool] = lambda: True
+        """Whether this worker watches; of several only one does."""
 
     def start(self) -> None:
         """Begin to watch."""
@@ -132,14 +134,17 @@ class Alerts:
                     kept.tries += 1
                     kept.due = now + pause_s(kept.tries, random.random())  # noqa: S311
 
+    def _turn(self, now: float) -> None:
+        if self._looked is None or not 0 <= now - self._looked < LOOK_S:
+            self._looked = now
+            self.look()
+        self.send()
+
     def _run(self) -> None:
         while not self._stopping.is_set():
             try:
-                now = self._clock()
-                if self._looked is None or not 0 <= now - self._looked < LOOK_S:
-                    self._looked = now
-                    self.look()
-                self.send()
+                if self.leads():
+                    self._turn(self._clock())
             except Exception:  # a thread that ends would silence every alert
                 log.exception("alerts could not be looked after; trying again")
             self._wake.wait(IDLE_S)

@@ -195,6 +195,7 @@ class Service:
         self.webhooks.leads = lambda: self.leadership.held
         self.sender = self._sender()
         self.alerts = self._alerts()
+        self.alerts.leads = lambda: self.leadership.held
 
     def _sender(self) -> Sender[Piece]:
         return Sender(

@@ -97,7 +97,7 @@ class Director:
             UsageError: DEVICE cannot be a device's id.
         """
         said = msgspec.to_builtins(settings)
-        with self._lock:
+        with alone(self._directory):
             repository = self._repository(device)
             last = _last(repository)
             if last is None or last.unrecognized_fields.get(SETTINGS) != said:

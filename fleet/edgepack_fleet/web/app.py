@@ -22,6 +22,7 @@ from edgepack_fleet.web import (
     history,
     hooks,
     joining,
+    metrics,
     monitoring,
     organise,
     pages,
@@ -41,6 +42,11 @@ from edgepack_fleet.web.rendering import STATIC, PageError
 
 __all__ = ["main_app"]
 
+INTERFACE = (
+    api, organise, joining, history, repo, admin, hooks, asking, steering, benchmarks, stream,
+    monitoring, alerts, metrics,
+)  # fmt: skip
+PAGES = (browser, pages, device_pages, rollout_pages, release_pages)
 BURST = 1000
 """Requests that a token may make at once: a large push."""
 
@@ -64,20 +70,7 @@ def main_app(service: Service | None, device_url: str = "") -> FastAPI:
     app.state.service = service
     app.state.device_url = device_url
     app.state.streams = set()
-    app.include_router(api.router)
-    app.include_router(organise.router)
-    app.include_router(joining.router)
-    app.include_router(history.router)
-    app.include_router(repo.router)
-    app.include_router(admin.router)
-    app.include_router(hooks.router)
-    app.include_router(asking.router)
-    app.include_router(steering.router)
-    app.include_router(benchmarks.router)
-    app.include_router(stream.router)
-    app.include_router(monitoring.router)
-    app.include_router(alerts.router)
-    for part in (browser, pages, device_pages, rollout_pages, release_pages):
+    for part in INTERFACE + PAGES:
         app.include_router(part.router)
     app.include_router(stream.live_router)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
