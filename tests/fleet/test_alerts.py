@@ -91,6 +91,17 @@ def test_the_rules_of_the_fleet_can_be_read_and_each_metric_is_watched() -> None
     assert found.mail is None
 
 
+def test_the_file_in_the_reference_can_be_read(tmp_path: Path) -> None:
+    page = Path(__file__).parents[2] / "docs" / "reference" / "monitoring.md"
+    path = tmp_path / "alerts.yml"
+    path.write_text(page.read_text().split("```yaml\n")[1].split("```")[0])
+    found = load_alerts(path)
+    ours = {rule.name for rule in load_alerts(None).rules}
+    assert {rule.name for rule in found.rules} == ours | {"ErrorsInTheLab"}
+    assert found.mail is not None
+    assert found.mqtt is not None
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [
