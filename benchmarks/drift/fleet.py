@@ -7,7 +7,9 @@ twenty devices together. Every trial draws a baseline of its own. Where devices 
 little else all the time, and nothing has changed.
 """
 
+import math
 import random
+from collections import Counter
 from pathlib import Path
 
 import click
@@ -18,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "reference" / "monitoring.md"
 BEGIN, END = "<!-- table -->", "<!-- end -->"
 EDGES = 24
+BINS = range(EDGES + 2)
 MIX = [0.3, 0.2, 0.15, 0.1, 0.08, 0.06, 0.05, 0.03, 0.02, 0.01]
 DEVICES, FEATURES = 20, 4
 BASELINE = 1000
@@ -39,25 +42,30 @@ COLUMNS = {
 
 def binned(dice: random.Random, count: int, shift: float, spread: float) -> tuple[int, ...]:
     """Return COUNT values of all devices in bins; each device is SPREAD away by chance."""
-    counts = [0] * (EDGES + 2)
-    for device in range(DEVICES):
+    counts: Counter[int] = Counter()
+    devices = DEVICES if spread else 1
+    for _ in range(devices):
         middle = shift + dice.gauss(0, spread)
-        for _ in range(count // DEVICES + (device < count % DEVICES)):
-            place = int((dice.gauss(middle, 1) + 3) * 4) + 1
-            counts[min(EDGES + 1, max(0, place))] += 1
-    return tuple(counts)
+        counts.update(dice.choices(BINS, cum_weights=below(middle), k=count // devices))
+    return tuple(counts[place] for place in BINS)
+
+
+def below(middle: float) -> list[float]:
+    """Return the chance of a normal value below each edge, and 1."""
+    edges = (-3 + place / 4 for place in range(EDGES + 1))
+    return [*((1 + math.erf((edge - middle) / math.sqrt(2))) / 2 for edge in edges), 1.0]
 
 
 def labels(dice: random.Random, count: int, moved: float) -> tuple[int, ...]:
     weights = [weight * (1 - moved) for weight in MIX]
     weights[-1] += moved
-    found = dice.choices(range(len(MIX)), weights, k=count)
-    return tuple(found.count(place) for place in range(len(MIX)))
+    found = Counter(dice.choices(range(len(MIX)), weights, k=count))
+    return tuple(found[place] for place in range(len(MIX)))
 
 
 def alarm(dice: random.Random, count: int, spread: float, change: dict[str, float]) -> bool:
     """Return whether one look says that something drifts."""
-    bins = tuple(str(place) for place in range(EDGES + 2))
+    bins = tuple(str(place) for place in BINS)
     seen = [
         Seen(
             f"inputs.x.{n}",
