@@ -32,9 +32,30 @@ from edgepack_fleet.core.model import Policy
 from edgepack_fleet.service import Service, Settings
 from edgepack_fleet.web.app import main_app
 from fleet_rig import csr, serving
-from trust_rig import Clock, World
+from trust_rig import Clock, World, target_of
 
 EDGES = (1.0, 2.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 64.0)
+BASELINE = {
+    "classes": {"none": 1420, "person": 580},
+    "confidence": {"edges": [0.25, 0.5, 0.75, 0.9], "counts": [40, 100, 320, 620, 920]},
+    "inputs": {
+        "image": {
+            "mean": {
+                "edges": [0.2, 0.3, 0.4, 0.5, 0.6, 0.7],
+                "counts": [60, 190, 420, 620, 450, 200, 60],
+            },
+            "spread": {
+                "edges": [0.1, 0.15, 0.2, 0.25, 0.3],
+                "counts": [90, 330, 660, 610, 240, 70],
+            },
+        }
+    },
+}
+"""What every bundle was built with."""
+BINS: dict[str, list[int]] = {
+    name: found["counts"]
+    for name, found in BASELINE["inputs"]["image"].items()  # type: ignore[index]
+}
 BOXES = (
     messages.Inventory(agent="0.1.0", arch="aarch64", os="Debian 12", ram_mb=4096,
                        disk_free_mb=21_000, runtimes={"onnx": "1.24.0"}),
@@ -52,6 +73,8 @@ class Town:
     service: Service = field(init=False)
     world: World = field(init=False)
     seq: "itertools.count[int]" = field(default_factory=itertools.count)
+    digests: dict[str, str] = field(default_factory=dict)
+    """By release: the variant that devices of these tests run."""
     luck: random.Random = field(default_factory=lambda: random.Random(7))
     said: list[Incoming] = field(default_factory=list)
     gathering: bool = False
@@ -76,9 +99,10 @@ class Town:
             metrics = Metrics(name="top1", reference=score, this=score - drop, drop=drop,
                               samples=2000, dataset_digest="0" * 64, limit=0.01)  # fmt: skip
             folder = self.home / "bundles" / f"{name}-{version}-{runtime}-{precision}"
-            made = bundles.write(folder, model_bytes=int(size * share), name=name,
+            made = bundles.write(folder, model_bytes=int(size * share), name=name, drift=BASELINE,
                                  version=version, target=target, metrics=metrics)  # fmt: skip
             self.world.publish(made.path)
+            self.digests.setdefault(f"{name}@{version}", f"sha256:{target_of(made.path).sha256}")
 
     def group(self, *names: str) -> None:
         with self.service.database.write() as session:
@@ -134,7 +158,7 @@ class Town:
             detail=detail)])  # fmt: skip
 
     def report(self, device: str, bundle: str, *, slow: float = 1.0, count: int = 1500,
-               errors: int = 0, minutes: float = 5.0) -> None:  # fmt: skip
+               errors: int = 0, minutes: float = 5.0, bright: float = 0.0) -> None:  # fmt: skip
         hour = (self.now % 86400) / 86400
         busy = int(count * (0.55 + 0.45 * math.sin(2 * math.pi * (hour - 0.3))))
         counts = [0] * (len(EDGES) + 1)
@@ -145,10 +169,22 @@ class Town:
             boot="b", seq=next(self.seq), start=self.now - 60 * minutes, end=self.now,
             bundle=bundle, inferences=sum(counts), errors={"timeout": errors} if errors else {},
             latency_ms=messages.Histogram(edges=EDGES, counts=tuple(counts)),
-            confidence=messages.Histogram(edges=(0.25, 0.5, 0.75, 0.9), counts=(3, 9, 30, 60, 98)),
-            classes={"person": busy // 3, "none": busy - busy // 3},
+            digest=self.digests[bundle],
+            classes={"person": busy * 29 // 100, "none": busy * 71 // 100},
+            confidence=messages.Histogram(edges=(0.25, 0.5, 0.75, 0.9), counts=tuple(
+                busy * share // 2000 for share in BASELINE["confidence"]["counts"])),  # type: ignore[index]
+            features={"inputs.image.mean": self._moved(BINS["mean"], busy, bright),
+                      "inputs.image.spread": self._moved(BINS["spread"], busy, 0.0)},
             rss_mb=118 + 6 * self.luck.random(), cpu_percent=31.0,
             temperature_c=51 + 7 * hour + self.luck.random())])  # fmt: skip
+
+    def _moved(self, counts: list[int], busy: int, share: float) -> tuple[int, ...]:
+        """Return COUNTS of BUSY values, a SHARE of them one bin further up."""
+        moved = [int(count * share) for count in counts[:-1]]
+        found = [
+            c - out + into for c, out, into in zip(counts, [*moved, 0], [0, *moved], strict=True)
+        ]
+        return tuple(count * busy // sum(counts) for count in found)
 
     def job(self, device: str, *steps: tuple[str, str], **detail: Any) -> bool:
         """Say each status, and where it is or why, of the open job of DEVICE; False: none."""
@@ -225,18 +261,23 @@ def _day(made: Town, devices: list[str]) -> None:
     for step in range(48):
         made.now += 1800
         with made.at_once():
-            made.report(devices[0], "person@1.3.0", minutes=30, errors=3 if step % 15 == 5 else 0)
+            made.report(devices[0], "person@1.3.0", minutes=30, errors=3 if step % 15 == 5 else 0,
+                        bright=0.6)  # fmt: skip
             for device in devices[1:] if step % 16 == 0 else ():
-                made.report(device, "person@1.3.0", minutes=480)
+                made.report(device, "person@1.3.0", minutes=30, count=9000, bright=0.6)
         if step == 20:
             made.disconnect(devices[0])
         if step == 21:
             made.connect(devices[0], "person@1.3.0")
-    made.event(devices[3], "drift", "person@1.3.0", "brightness", psi=0.31, p=1e-9, n=4200)
-    made.event(devices[4], "drift", "person@1.3.0", "brightness", psi=0.18, p=3e-6, n=3900)
+    made.event(devices[3], "drift", "person@1.3.0", "inputs.image.mean", psi=0.31, p=1e-9, n=4200)
+    made.event(devices[4], "drift", "person@1.3.0", "inputs.image.mean", psi=0.18, p=3e-6, n=3900)
     made.event(devices[9], "drift", "person@1.3.0", "classes", psi=0.14, p=2e-5, n=2800)
-    made.event(devices[12], "drift", "person@1.3.0", "contrast", psi=0.12, p=4e-4, n=2800)
-    made.event(devices[12], "drift_over", "person@1.3.0", "contrast", psi=0.02, p=0.4, n=2800)
+    made.event(
+        devices[12], "drift", "person@1.3.0", "inputs.image.spread", psi=0.12, p=4e-4, n=2800
+    )
+    made.event(
+        devices[12], "drift_over", "person@1.3.0", "inputs.image.spread", psi=0.02, p=0.4, n=2800
+    )
 
 
 def _canaries(made: Town, names: dict[str, list[str]], now: float) -> None:

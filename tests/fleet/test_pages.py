@@ -169,7 +169,7 @@ def test_a_device_has_its_story_and_its_numbers(page: Page, place: Town) -> None
     expect(page.locator(".story").get_by_text("Connected").first).to_be_visible()
     expect(page.locator(".story").get_by_text("Runs person@1.4.0 now")).to_have_count(0)
     page.goto("/devices/eu-cam-04")
-    expect(page.locator(".story")).to_contain_text("brightness drifts")
+    expect(page.locator(".story")).to_contain_text("inputs.image.mean drifts")
 
 
 def test_a_rollout_says_why_it_waits(page: Page, place: Town) -> None:
@@ -310,3 +310,41 @@ def test_ten_thousand_devices_are_a_page_like_any_other(
         expect(page.locator("tbody tr")).to_have_count(10)
         page.goto("/devices?page=99999")
         expect(page.get_by_text("Page 200 of 200")).to_be_visible()
+
+
+def test_two_releases_are_compared_in_plain_words(page: Page) -> None:
+    page.goto("/releases/compare")
+    said = page.locator("section", has=page.get_by_role("heading", name="What the field says"))
+    expect(said).to_contain_text("no difference seen")
+    expect(said).to_contain_text(re.compile(r"B is faster by [\d.]+\.\.[\d.]+ %"))
+    expect(page.get_by_role("img", name=re.compile("^B, and A: below 1"))).to_be_visible()
+    built = page.get_by_role("region", name="As built")
+    expect(built.get_by_role("row", name="Score").first).to_contain_text("+1.4 %")
+    page.get_by_label("Group").select_option("lab")
+    expect(page).to_have_url(re.compile("group=lab"))
+    expect(said).to_contain_text("not enough is known")
+
+
+def test_drift_is_shown_against_what_was_built(page: Page) -> None:
+    page.goto("/drift?release=person@1.3.0")
+    feature = page.locator("article", has_text="inputs.image.mean")
+    expect(feature).to_contain_text("drifts")
+    expect(feature.get_by_role("img")).to_have_attribute("aria-label", re.compile("now, and as b"))
+    expect(page.locator("article", has_text="confidence")).to_contain_text("as built")
+    page.get_by_role("link", name="eu-cam-05").click()
+    expect(page).to_have_url(re.compile("/devices/eu-cam-05"))
+    expect(page.locator(".story")).to_contain_text("inputs.image.mean drifts")
+
+
+def test_devices_as_a_table_for_other_programs(page: Page, place: Town) -> None:
+    page.goto("/devices?group=lab")
+    with page.expect_download() as waiting:
+        page.get_by_role("link", name="CSV").click()
+    lines = waiting.value.path().read_text().splitlines()
+    assert lines[0].startswith("id,group,online,desired,bundle")
+    assert [line.split(",")[0] for line in lines[1:]] == [f"bench-{n}" for n in range(1, 5)]
+    with place.service.database.write() as session:
+        session.get_one(DeviceRow, "bench-3").agent = "=cmd()"
+    with page.expect_download() as waiting:
+        page.get_by_role("link", name="CSV").click()
+    assert "'=cmd()" in waiting.value.path().read_text(), "a spreadsheet would run it"

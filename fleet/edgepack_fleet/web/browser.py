@@ -50,6 +50,8 @@ def _caller(request: Request) -> Caller:
     if caller is None:
         raise LoginNeededError
     request.state.caller = caller
+    # Before anything of the page is read: what changes from here on, its stream tells.
+    request.state.change = request.app.state.service.feed.ends()[1]
     return caller
 
 

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import get_args
 
 from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
-from edgepack_fleet.adapters.tables import AuditRow, ChangeRow, EventRow, JobRow, TelemetryRow
+from edgepack_fleet.adapters.rollup_tables import EVER, DeviceRollup
+from edgepack_fleet.adapters.tables import AuditRow, ChangeRow, EventRow, JobRow
 from edgepack_fleet.core.happenings import (
     Happening,
     Kind,
@@ -17,7 +18,7 @@ from edgepack_fleet.core.happenings import (
     of_event,
     of_job,
 )
-from edgepack_fleet.core.measures import p95
+from edgepack_fleet.core.histograms import quantile
 
 __all__ = ["KINDS", "Measured", "measured", "story"]
 
@@ -26,7 +27,6 @@ LINK = (
     "edgepack.device.enrolled", "edgepack.device.online", "edgepack.device.offline",
     "edgepack.device.revoked",
 )  # fmt: skip
-POINTS = 360
 DAY_S = 86_400.0
 
 
@@ -56,27 +56,27 @@ def story(session: Session, device: str, before: float, limit: int) -> list[Happ
 
 
 def measured(session: Session, device: str, now: float) -> Measured:
-    """Return what DEVICE measured in the day before NOW, the newest intervals of it."""
-    query = select(TelemetryRow.body).where(
-        TelemetryRow.device_id == device, TelemetryRow.received > now - DAY_S
+    """Return what DEVICE measured in the day before NOW, oldest first."""
+    query = select(DeviceRollup).where(
+        DeviceRollup.device_id == device,
+        DeviceRollup.span != EVER,
+        DeviceRollup.start > now - DAY_S,
     )
-    newest = session.scalars(query.order_by(TelemetryRow.received.desc()).limit(POINTS)).all()
     found = Measured()
-    for body in sorted(newest, key=lambda b: float(b["end"])):
-        _add(found, body)
+    for row in session.scalars(query.order_by(DeviceRollup.start, DeviceRollup.span)):
+        _add(found, row)
     return found
 
 
-def _add(found: Measured, body: dict[str, Any]) -> None:
-    latency: dict[str, Any] = body.get("latency_ms") or {}
-    counted = sum(latency.get("counts", ())) > 0
-    found.at.append(float(body["end"]))
-    found.per_s.append(body["inferences"] / max(1.0, body["end"] - body["start"]))
-    found.p95_ms.append(p95(latency) if counted else None)
-    found.errors.append(sum(body["errors"].values()))
-    found.rss_mb.append(float(body["rss_mb"]))
-    found.temperature_c.append(body.get("temperature_c"))
-    found.bundle.append(body.get("bundle") or "")
+def _add(found: Measured, row: DeviceRollup) -> None:
+    tail = quantile(row.latency, 0.95)
+    found.at.append(row.start + row.span)
+    found.per_s.append(row.inferences / row.span)
+    found.p95_ms.append(tail.value if tail else None)
+    found.errors.append(row.errors)
+    found.rss_mb.append(row.rss_mb)
+    found.temperature_c.append(row.temperature_c)
+    found.bundle.append(row.bundle)
 
 
 def _events(session: Session, device: str, before: float, limit: int) -> Iterator[Happening]:

@@ -1,19 +1,39 @@
-"""Which devices say that what their model sees or says has changed, and how far. Reads only."""
+"""Whether what a release sees and says has changed: what the fleet counts, what devices say."""
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from edgepack_fleet import insights
 from edgepack_fleet.adapters.tables import DeviceRow, EventRow
+from edgepack_fleet.core.drifting import Drift, Rule
+from edgepack_fleet.windows import Window
+from edgepack_targets.pipeline.baseline import Baseline
 
-__all__ = ["Alarm", "Feature", "Found", "read"]
+__all__ = ["Alarm", "Feature", "Seen", "Variant", "of_devices", "of_fleet"]
 
 MONTH_S = 30 * 86_400.0
 MOST = 20_000
 """Events that are looked at; the newest ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One variant and the features that are watched of it."""
+
+    digest: str
+    compared: bool
+    """Whether there is a baseline to compare with."""
+    features: tuple[Drift, ...]
+
+    @property
+    def drifting(self) -> int:
+        """How many features drift."""
+        return sum(found.verdict == "drift" for found in self.features)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,21 +60,30 @@ class Feature:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class Seen:
     """What devices say of one release."""
 
-    release: str
     devices: int
     drifting: int
     """Devices on which at least one feature drifts."""
     features: tuple[Feature, ...]
 
 
-def read(session: Session, release: str, now: float) -> Found:
-    """Return what the devices that run RELEASE say of its drift."""
+def of_fleet(
+    session: Session, window: Window, baseline: Callable[[str], Baseline | None], rule: Rule
+) -> tuple[Variant, ...]:
+    """Return what all devices together come to in WINDOW, by variant."""
+    found = insights.drift_of(session, window, baseline, rule)
+    return tuple(Variant(v.digest, bool(v.against), tuple(v.features)) for v in found)
+
+
+def of_devices(session: Session, release: str, group: str, now: float) -> Seen:
+    """Return what the devices that run RELEASE say of its drift; an empty GROUP: of all groups."""
     runs = select(DeviceRow.id, DeviceRow.group_id).where(
         DeviceRow.bundle == release, DeviceRow.revoked.is_(None)
     )
+    if group:
+        runs = runs.where(DeviceRow.group_id == group)
     groups: dict[str, str] = dict(session.execute(runs).all())
     told = select(EventRow).where(
         EventRow.type.in_(("drift", "drift_over")), EventRow.received > now - MONTH_S
@@ -63,10 +92,10 @@ def read(session: Session, release: str, now: float) -> Found:
     for row in session.scalars(told.order_by(EventRow.received.desc()).limit(MOST)):
         if row.device_id in groups and row.body.get("bundle") == release:
             last.setdefault((str(row.body.get("reason") or "?"), row.device_id), row)
-    return _found(release, groups, last)
+    return _seen(groups, last)
 
 
-def _found(release: str, groups: dict[str, str], last: dict[tuple[str, str], EventRow]) -> Found:
+def _seen(groups: dict[str, str], last: dict[tuple[str, str], EventRow]) -> Seen:
     alarms: dict[str, list[Alarm]] = defaultdict(list)
     over: dict[str, int] = defaultdict(int)
     for (name, device), row in last.items():
@@ -79,16 +108,20 @@ def _found(release: str, groups: dict[str, str], last: dict[tuple[str, str], Eve
         for name in sorted({*alarms, *over}, key=lambda n: (-len(alarms[n]), n))
     ]
     drifting = {alarm.device for found in alarms.values() for alarm in found}
-    return Found(release, len(groups), len(drifting), tuple(features))
+    return Seen(len(groups), len(drifting), tuple(features))
 
 
 def _alarm(device: str, group: str, row: EventRow) -> Alarm:
     detail = row.body.get("detail") or {}
     count = _number(detail, "n")
     return Alarm(
-        device, group, row.received, _number(detail, "psi"), _number(detail, "p"),
+        device,
+        group,
+        row.received,
+        _number(detail, "psi"),
+        _number(detail, "p"),
         None if count is None else int(count),
-    )  # fmt: skip
+    )
 
 
 def _number(detail: Any, name: str) -> float | None:

@@ -67,9 +67,13 @@ async def stream_events(
 async def live(
     request: Request,
     fleet: Fleet,
+    after: Annotated[str | None, Query(max_length=20)] = None,
     last_event_id: Annotated[str | None, Header(max_length=20)] = None,
 ) -> EventStream:
-    """Tell a page what has changed, for as long as its session lasts."""
+    """Tell a page what has changed since change AFTER, for as long as its session lasts.
+
+    A browser that comes back says by itself which one it has heard last.
+    """
     session = request.cookies.get(COOKIE, "")
 
     def still() -> bool:
@@ -77,7 +81,7 @@ async def live(
 
     if not await run_in_threadpool(still):
         raise HTTPException(401, "log in first")
-    return await _open(request, still, last_event_id)
+    return await _open(request, still, last_event_id or after)
 
 
 async def _open(

@@ -63,7 +63,7 @@ function pulse(state, text) {
 }
 
 function listen() {
-  const stream = new EventSource("/live");
+  const stream = new EventSource(`/live?after=${document.body.dataset.change}`);
   stream.onopen = () => {
     if (document.getElementById("pulse").dataset.state === "lost") changed();
     pulse("on", "Live");
