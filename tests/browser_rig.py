@@ -33,14 +33,19 @@ def chromium() -> Iterator[Browser]:
 
 @contextlib.contextmanager
 def looking(
-    browser: Browser, url: str, token: str = "", theme: Any = "light", width: int = 1280
+    browser: Browser,
+    url: str,
+    token: str = "",
+    theme: Any = "light",
+    width: int = 1280,
+    height: int = 860,
 ) -> Iterator[Page]:
     """Yield a page of the fleet at URL, logged in with TOKEN.
 
     At the end nothing may have gone wrong in it: no script failed, nothing was refused by the
     policy, and nobody else was asked for anything.
     """
-    viewport: Any = {"width": width, "height": 860}
+    viewport: Any = {"width": width, "height": height}
     context = browser.new_context(viewport=viewport, color_scheme=theme, base_url=url)
     wrong: list[str] = []
     watch(context, url, wrong)

@@ -18,6 +18,7 @@ from edgepack_packager.adapters.cards import read_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md")])
+TEMPLATES = sorted(ROOT.glob("fleet/edgepack_fleet/web/templates/*.html"))
 COMMANDS = {"edgepack": edgepack, "edgepack-agent": agent}
 
 
@@ -38,7 +39,16 @@ def commands() -> list[tuple[str, list[str]]]:
                 words = shlex.split(inner[1] if inner else line.removeprefix("$ "), comments=True)
                 if words and words[0] in COMMANDS:
                     found.append((page.name, words))
-    return found
+    return found + shown_on_pages()
+
+
+def shown_on_pages() -> list[tuple[str, list[str]]]:
+    """Return every command that a web page tells people to run."""
+    return [
+        (page.name, shlex.split(text.replace('\\"', '"')))
+        for page in TEMPLATES
+        for text in re.findall(r'"(edgepack(?:-agent)? (?:[^"\\]|\\")*)"', page.read_text())
+    ]
 
 
 def test_generated_pages_are_current() -> None:

@@ -26,7 +26,7 @@ from edgepack.manifest import Metrics, Target
 from edgepack_fleet.access import bootstrap_token
 from edgepack_fleet.adapters.broker import Address
 from edgepack_fleet.adapters.mqtt import Incoming
-from edgepack_fleet.adapters.tables import GroupRow, JobRow
+from edgepack_fleet.adapters.tables import GroupRow, JobRow, RolloutRow
 from edgepack_fleet.core.gates import parse_gate
 from edgepack_fleet.core.model import Policy
 from edgepack_fleet.service import Service, Settings
@@ -34,6 +34,7 @@ from edgepack_fleet.web.app import main_app
 from fleet_rig import csr, serving
 from trust_rig import Clock, World, target_of
 
+NOBODY = Address("127.0.0.1", 1)
 EDGES = (1.0, 2.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 64.0)
 BASELINE = {
     "classes": {"none": 1420, "person": 580},
@@ -70,6 +71,7 @@ class Town:
 
     home: Path
     now: float
+    broker: Address = NOBODY
     service: Service = field(init=False)
     world: World = field(init=False)
     seq: "itertools.count[int]" = field(default_factory=itertools.count)
@@ -81,9 +83,7 @@ class Town:
     """Whether what is said waits to be taken at once."""
 
     def __post_init__(self) -> None:
-        self.service = Service(
-            Settings(self.home / "fleet", Address("127.0.0.1", 1)), lambda: self.now
-        )
+        self.service = Service(Settings(self.home / "fleet", self.broker), lambda: self.now)
         self.world = World(self.home, Clock(datetime.fromtimestamp(self.now, UTC)))
 
     # -- what people do
@@ -116,6 +116,12 @@ class Town:
     def tick(self, seconds: float = 1.0) -> None:
         self.now += seconds
         self.service.rollouts.tick(0.0, self.now)
+
+    def newest(self, group: str) -> str:
+        """Return the path of the newest rollout to GROUP."""
+        query = select(RolloutRow.id).where(RolloutRow.group_id == group)
+        with self.service.database.read() as session:
+            return f"/rollouts/{session.scalars(query.order_by(RolloutRow.number.desc())).first()}"
 
     # -- what devices do
 
@@ -227,9 +233,9 @@ def shadow(agreement: float, ratio: float) -> dict[str, Any]:
             "exam": {"score": 0.94}}  # fmt: skip
 
 
-def town(home: Path, now: float) -> Town:
+def town(home: Path, now: float, broker: Address = NOBODY) -> Town:
     """Return a fleet of 36 devices with a day behind it; it is NOW at the end."""
-    made = Town(home, now - 26 * 3600)
+    made = Town(home, now - 26 * 3600, broker)
     made.publish("1.3.0", 0.931)
     made.group("cameras-eu", "cameras-us", "lab")
     names = {

@@ -54,8 +54,10 @@ def test_what_is_said_of_events_and_of_people() -> None:
 
 
 def job(status: str, **more: Any) -> list[Happening]:
-    facts = {"release": "a@2", "status": status, "state": "self_test", "reason": "",
-             "rollout": "r1", "kind": "install", "attempt": 1, "created": 1.0, "updated": 9.0}  # fmt: skip
+    facts = {
+        "release": "a@2", "status": status, "state": "self_test", "reason": "", "rollout": "r1",
+        "kind": "install", "attempt": 1, "created": 1.0, "updated": 9.0,
+    }  # fmt: skip
     return of_job(facts | more)
 
 

@@ -11,7 +11,6 @@ from sqlalchemy import insert
 from browser_rig import chromium, findings, looking, needs_chromium
 from edgepack_fleet.adapters.tables import DeviceRow, GroupRow
 from edgepack_fleet.service import Service
-from edgepack_fleet.web import views
 from edgepack_fleet.web.app import main_app
 from fleet_rig import serving
 from rest_rig import LISTENER, auth
@@ -53,14 +52,8 @@ def empty(fleet: Service) -> Iterator[tuple[str, str]]:
         fleet.feed.close()
 
 
-def of(place: Town, group: str) -> str:
-    """Return the path of the newest rollout to GROUP."""
-    with place.service.database.read() as session:
-        return next(f"/rollouts/{r.id}" for r in views.all_rollouts(session) if r.group == group)
-
-
 def paths(place: Town) -> list[str]:
-    eu, us = of(place, "cameras-eu"), of(place, "cameras-us")
+    eu, us = place.newest("cameras-eu"), place.newest("cameras-us")
     return [
         "/", "/devices", "/devices?state=failed", "/devices?q=nothing-like-it",
         "/devices/eu-cam-01", "/devices/us-cam-04", "/devices/revoke?id=us-cam-04", "/rollouts",
@@ -173,7 +166,7 @@ def test_a_device_has_its_story_and_its_numbers(page: Page, place: Town) -> None
 
 
 def test_a_rollout_says_why_it_waits(page: Page, place: Town) -> None:
-    page.goto(of(place, "cameras-eu"))
+    page.goto(place.newest("cameras-eu"))
     expect(page.locator("#why")).to_contain_text("Wave 2 of 3: 4 of 20 devices run person@1.4.0")
     waves = page.get_by_role("list", name="Waves").get_by_role("listitem")
     expect(page.locator("ol.track > li.now")).to_contain_text("1 under way")
@@ -184,7 +177,7 @@ def test_a_rollout_says_why_it_waits(page: Page, place: Town) -> None:
     expect(ratio).to_contain_text("1.08")
     expect(ratio).to_contain_text("≤ 1.2")
     assert waves.count() >= 3
-    page.goto(of(place, "cameras-us"))
+    page.goto(place.newest("cameras-us"))
     failures = page.locator("section", has=page.get_by_role("heading", name="Failures by reason"))
     expect(failures.locator(".row").first).to_contain_text("golden_mismatch")
     failures.get_by_role("link", name="us-cam-04").click()
@@ -271,7 +264,7 @@ def test_a_page_without_scripts_does_the_same(browser: Browser, url: str, place:
     context = browser.new_context(java_script_enabled=False, base_url=url)
     try:
         page = context.new_page()
-        page.goto(of(place, "lab"))
+        page.goto(place.newest("lab"))
         page.get_by_label("Access token").fill(token(place))
         page.get_by_role("button", name="Log in").click()
         page.get_by_role("button", name="Revert").click()
