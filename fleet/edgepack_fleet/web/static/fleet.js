@@ -63,15 +63,22 @@ function pulse(state, text) {
 }
 
 function listen() {
+  let losing = null; // a moment without a stream is no news
   const stream = new EventSource(`/live?after=${document.body.dataset.change}`);
   stream.onopen = () => {
+    clearTimeout(losing);
+    losing = null;
     if (document.getElementById("pulse").dataset.state === "lost") changed();
     pulse("on", "Live");
   };
   stream.onerror = () => {
-    pulse("lost", "Reconnecting …");
+    losing ??= setTimeout(() => pulse("lost", "Reconnecting …"), 2500);
     // A browser gives up on an answer that is no stream: the fleet restarts, or the session is over.
-    if (stream.readyState === EventSource.CLOSED) setTimeout(listen, 5000);
+    if (stream.readyState === EventSource.CLOSED) {
+      clearTimeout(losing);
+      pulse("lost", "Reconnecting …");
+      setTimeout(listen, 5000);
+    }
   };
   for (const type of [...document.body.dataset.types.split(" "), "edgepack.stream.gap"]) {
     stream.addEventListener(type, changed);
