@@ -6,11 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
-from sqlalchemy import insert
+from sqlalchemy import insert, select
 
 from browser_rig import chromium, findings, looking, needs_chromium
-from edgepack_fleet.adapters.tables import DeviceRow, GroupRow
+from edgepack_fleet.adapters.tables import DeviceRow, GroupRow, RolloutRow
 from edgepack_fleet.service import Service
+from edgepack_fleet.web import rollout_counts, views
 from edgepack_fleet.web.app import main_app
 from fleet_rig import serving
 from rest_rig import LISTENER, auth
@@ -341,3 +342,14 @@ def test_devices_as_a_table_for_other_programs(page: Page, place: Town) -> None:
     with page.expect_download() as waiting:
         page.get_by_role("link", name="CSV").click()
     assert "'=cmd()" in waiting.value.path().read_text(), "a spreadsheet would run it"
+
+
+def test_lists_and_single_rollouts_count_alike(place: Town) -> None:
+    with place.service.database.read() as session:
+        rows = session.scalars(select(RolloutRow)).all()
+        short = rollout_counts.briefs(session, rows)
+        full = views.rollouts(session, rows)
+    assert len(rows) >= 6
+    for brief, rollout in zip(short, full, strict=True):
+        counted = [(w.size, w.done, w.failed) for w in rollout.waves]
+        assert [(w.size, w.done, w.failed) for w in brief.waves] == counted, rollout.id

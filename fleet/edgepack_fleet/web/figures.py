@@ -84,12 +84,12 @@ def offline(session: Session, limit: int = SHOWN) -> list[schemas.Device]:
     return views.devices(session, rows.all())
 
 
-def rollouts(session: Session, limit: int = SHOWN) -> Sequence[schemas.Rollout]:
+def rollouts(session: Session, limit: int = SHOWN) -> Sequence[RolloutRow]:
     """Return the rollouts that need or show something, newest first, then the newest others."""
     newest = select(RolloutRow).order_by(RolloutRow.number.desc()).limit(limit)
     busy = RolloutRow.state.in_((LIVE | UNSTARTED) - {"completed", "reverted"})
     found = [*session.scalars(newest.where(busy)), *session.scalars(newest.where(~busy))]
-    return views.rollouts(session, found[:limit])
+    return found[:limit]
 
 
 def recent(session: Session, limit: int = RECENT) -> list[Happening]:

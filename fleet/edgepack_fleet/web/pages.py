@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from edgepack_fleet.service import Service
-from edgepack_fleet.web import figures
+from edgepack_fleet.web import figures, rollout_counts
 from edgepack_fleet.web.browser import Viewer
 from edgepack_fleet.web.guard import service_of
 from edgepack_fleet.web.rendering import page
@@ -24,7 +24,7 @@ router = APIRouter(include_in_schema=False)
 def overview(request: Request, fleet: Fleet, role: Viewer) -> Response:
     """Show how the fleet is and what needs attention."""
     with fleet.database.read() as db:
-        rollouts = figures.rollouts(db)
+        rollouts = rollout_counts.briefs(db, figures.rollouts(db))
         return page(
             request,
             "overview",

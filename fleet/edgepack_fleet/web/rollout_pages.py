@@ -13,7 +13,7 @@ from edgepack_fleet.access import Role
 from edgepack_fleet.adapters.tables import RolloutRow
 from edgepack_fleet.replaying import made_of
 from edgepack_fleet.service import Service
-from edgepack_fleet.web import rollout_story, schemas, views
+from edgepack_fleet.web import rollout_counts, rollout_story
 from edgepack_fleet.web.browser import Operator, Viewer, may
 from edgepack_fleet.web.guard import service_of
 from edgepack_fleet.web.rendering import PageError, page
@@ -50,7 +50,7 @@ def rollouts(
     with fleet.database.read() as db:
         total = db.scalar(select(func.count()).select_from(RolloutRow)) or 0
         rows = db.scalars(newest.offset((number - 1) * PAGE).limit(PAGE)).all()
-        found = views.rollouts(db, rows)
+        found = rollout_counts.briefs(db, rows)
     pages = max(1, -(-total // PAGE))
     return page(
         request, "rollouts", role=role, rollouts=found, total=total, number=number, pages=pages
@@ -123,19 +123,19 @@ def _rollout_page(
 ) -> Response:
     with fleet.database.read() as db:
         row = _row(db.get(RolloutRow, rollout_id), rollout_id)
-        found = views.rollouts(db, [row])[0]
         track = rollout_story.track(db, row, fleet.now())
-    chosen = [m for m in found.devices if status in {"", m.status}]
+    chosen = [part for part in track.parts if status in {"", part.status}]
     return page(
         request,
         "rollout",
         409 if error else 200,
         role=role,
-        rollout=found,
+        rollout=row,
+        policy=track.rollout.policy,
         track=track,
-        actions=ALLOWED.get(found.state, ()) if may(role) else (),
+        actions=ALLOWED.get(row.state, ()) if may(role) else (),
         members=_members(chosen, number),
-        statuses=Counter(m.status for m in found.devices),
+        statuses=Counter(part.status for part in track.parts),
         status=status,
         number=number,
         pages=max(1, -(-len(chosen) // MEMBERS)),
@@ -143,7 +143,7 @@ def _rollout_page(
     )
 
 
-def _members(chosen: Sequence[schemas.Member], number: int) -> Sequence[schemas.Member]:
+def _members(chosen: Sequence[rollout_story.Part], number: int) -> Sequence[rollout_story.Part]:
     """Return one page: those that failed first, then those under way."""
     order = {"FAILED": 0, "REJECTED": 0, "TIMED_OUT": 0, "IN_PROGRESS": 1, "SUCCEEDED": 3}
     ranked = sorted(chosen, key=lambda m: (order.get(m.status, 2), m.id))

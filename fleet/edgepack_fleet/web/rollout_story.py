@@ -1,7 +1,6 @@
 """A rollout for people: its waves as a track, its gates in numbers, what an action would do."""
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -12,11 +11,11 @@ from edgepack_fleet import store
 from edgepack_fleet.adapters.tables import RolloutRow
 from edgepack_fleet.core import members as of
 from edgepack_fleet.core.gates import Reading, gauge, waiver
-from edgepack_fleet.core.model import LIVE, UNSTARTED, Member, Rollout
+from edgepack_fleet.core.model import FAILURES, LIVE, UNSTARTED, Member, Rollout
 from edgepack_fleet.core.progress import count_waves
 from edgepack_fleet.core.rollout import current_wave
 
-__all__ = ["Gauge", "Stage", "Track", "consequence", "track"]
+__all__ = ["Gauge", "Part", "Stage", "Track", "consequence", "track"]
 
 Standing = Literal["done", "now", "next"]
 MISSING = 8
@@ -55,14 +54,26 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """One device's part in it."""
+
+    id: str
+    status: str
+    """Of its job; `QUEUED`: not reached yet, `SKIPPED`: no variant fits it."""
+    reason: str
+    wave: int | None
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
 class Track:
     """A rollout from its first wave to its last."""
 
+    rollout: Rollout
     stages: tuple[Stage, ...]
-    counts: Counter[str]
-    """How many devices are in which status."""
-    offline: int
-    """Devices of the rollout that are not connected."""
+    parts: tuple[Part, ...]
+    failures: tuple[tuple[str, tuple[str, ...]], ...]
+    """Reasons and the devices that failed for each, the most frequent first."""
 
 
 def track(session: Session, row: RolloutRow, now: float) -> Track:
@@ -75,7 +86,8 @@ def track(session: Session, row: RolloutRow, now: float) -> Track:
         _stage(meant, counting, index, _standing(row.state, index, current), now)
         for index in range(len(meant.waves))
     )
-    return Track(stages, Counter(_status(m) for m in counting), _offline(counting))
+    shown = [m for m in members if m.wave is not None or row.state in LIVE]
+    return Track(meant, stages, tuple(map(_part, shown)), _failures(shown))
 
 
 def consequence(action: str, found: Track, release: str) -> str:
@@ -142,9 +154,17 @@ def _gauges(rollout: Rollout, counting: Sequence[Member], wave: int, now: float)
     return found
 
 
-def _status(member: Member) -> str:
-    return member.status if member.wave is not None else "QUEUED"
+def _part(member: Member) -> Part:
+    if member.wave is None:
+        status = "SKIPPED" if member.target is None else "QUEUED"
+        return Part(member.device.id, status, "", None, "")
+    return Part(member.device.id, member.status, member.reason, member.wave, member.state)
 
 
-def _offline(counting: Sequence[Member]) -> int:
-    return sum(not m.device.online for m in counting)
+def _failures(members: Sequence[Member]) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    found: dict[str, list[str]] = {}
+    for member in members:
+        if member.status in FAILURES:
+            found.setdefault(member.reason or member.status.lower(), []).append(member.device.id)
+    ordered = sorted(found.items(), key=lambda item: (-len(item[1]), item[0]))
+    return tuple((reason, tuple(sorted(devices))) for reason, devices in ordered)

@@ -77,6 +77,7 @@ function listen() {
     if (stream.readyState === EventSource.CLOSED) {
       clearTimeout(losing);
       pulse("lost", "Reconnecting …");
+      refresh(); // leads to the login, if it is the session
       setTimeout(listen, 5000);
     }
   };
