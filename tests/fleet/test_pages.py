@@ -57,7 +57,7 @@ def paths(place: Town) -> list[str]:
     eu, us = place.newest("cameras-eu"), place.newest("cameras-us")
     return [
         "/", "/devices", "/devices?state=failed", "/devices?q=nothing-like-it",
-        "/devices/eu-cam-01", "/devices/us-cam-04", "/devices/revoke?id=us-cam-04", "/rollouts",
+        "/devices/eu-cam-01", "/devices/us-cam-04", "/revoke?id=us-cam-04", "/rollouts",
         eu, us, f"{us}/decisions", f"{us}/resume", "/releases", "/releases/compare",
         "/drift?release=person@1.3.0", "/drift?release=person@1.4.0", "/devices/nobody",
     ]  # fmt: skip

@@ -361,6 +361,23 @@ def test_pages_show_the_fleet_and_let_operators_act(app: httpx.Client, fleet: Se
         assert "<b>none" not in missing.text
 
 
+def test_who_revoked_which_device_is_written_down(app: httpx.Client, fleet: Service) -> None:
+    enrol(fleet, "cam")
+    enrol(fleet, "revoke")
+    same = {"Origin": "http://testserver"}
+    log_in(app, fleet, "viewer")
+    assert app.post("/revoke", data={"id": "cam"}, headers=same).status_code == 403
+    assert app.get("/revoke?id=cam").status_code == 403
+    log_in(app, fleet)
+    assert "Revoke 1 device?" in app.get("/revoke?id=cam").text
+    assert app.post("/revoke", data={"id": "cam"}).status_code == 403, "not from our pages"
+    page = app.post("/revoke", data={"id": "cam"}, headers=same).text
+    assert "bootstrap (operator): revoke device" in page
+    assert "Revoked" in page
+    assert "Revoked" not in app.get("/devices/revoke").text, "a name is no action"
+    assert app.get("/revoke?id=cam").status_code == 404
+
+
 def test_pages_ask_nothing_of_other_hosts_and_escape_what_devices_say(
     app: httpx.Client, fleet: Service
 ) -> None:

@@ -12,6 +12,7 @@ from sqlalchemy import select
 from starlette.responses import RedirectResponse, Response
 
 from edgepack_fleet.adapters.tables import DeviceRow
+from edgepack_fleet.audit import Deed
 from edgepack_fleet.service import Service
 from edgepack_fleet.web import device_story, device_table, schemas, views
 from edgepack_fleet.web.browser import Operator, Viewer, may
@@ -67,7 +68,7 @@ def devices_csv(
     return Response(text.getvalue(), media_type="text/csv", headers=headers)
 
 
-@router.get("/devices/revoke")
+@router.get("/revoke")
 def ask_to_revoke(request: Request, fleet: Fleet, role: Operator, ids: Ids) -> Response:
     """Ask whether some devices shall be revoked."""
     with fleet.database.read() as db:
@@ -79,15 +80,19 @@ def ask_to_revoke(request: Request, fleet: Fleet, role: Operator, ids: Ids) -> R
     return page(request, "confirm_revoke", role=role, devices=found, back=back)
 
 
-@router.post("/devices/revoke")
+@router.post("/revoke")
 def revoke_devices(
+    request: Request,
     fleet: Fleet,
     role: Operator,
     ids: Annotated[list[Annotated[str, Form(max_length=128)]], Form(alias="id", max_length=MOST)],
 ) -> Response:
-    """Revoke devices, for good."""
+    """Revoke devices, for good; the audit log names each of them."""
+    caller, address = request.state.caller, request.client.host if request.client else ""
     for device in ids:
         fleet.revocation.revoke(device, by=role)
+        deed = Deed("revoke_device", f"/devices/{device}/revoke", 200)
+        fleet.audit.record(caller, address, deed, {"id": device})
     fleet.poke()
     where = f"/devices/{ids[0]}" if len(ids) == 1 else "/devices?state=revoked"
     return RedirectResponse(where, 303)
