@@ -73,6 +73,7 @@ def test_every_page_can_be_used_by_everybody(page: Page, place: Town) -> None:
             page.locator("#decisions").scroll_into_view_if_needed()
             expect(page.locator("#decisions .story")).to_be_visible()
         expect(page.locator("h1, #question-title").first).to_be_visible()
+        expect(page.locator("#pulse")).to_have_text("Live")
         for theme in ("Light theme", "Dark theme"):
             page.get_by_role("button", name=theme).click()
             wrong += [f"{path}, {theme}: {one}" for one in findings(page)]

@@ -119,7 +119,7 @@ def page(request: Request, name: str, code: int = 200, **context: Any) -> HTMLRe
         "broker": service is None or service.link.connected,
         "theme": theme if theme in THEMES else "auto",
         "types": " ".join(TYPES),
-        "change": getattr(request.state, "change", 0),
+        "heard": getattr(request.state, "change", 0),
     }
     text = templates.get_template(f"{name}.html").render(facts | context)
     headers = {
