@@ -90,6 +90,7 @@ def log_in(page: Page, token: str, path: str = "/") -> None:
     page.get_by_label("Access token").fill(token)
     page.get_by_role("button", name="Log in").click()
     expect(page.get_by_role("navigation", name="Main")).to_be_visible()
+    page.wait_for_load_state()
 
 
 def findings(page: Page) -> list[str]:

@@ -233,6 +233,7 @@ def _tab_to(page: Page, name: str) -> None:
 
 def test_the_theme_is_the_systems_or_ones_own(browser: Browser, url: str, place: Town) -> None:
     def ground(page: Page) -> str:
+        page.wait_for_load_state()  # with its sheet
         return str(page.evaluate("getComputedStyle(document.body).backgroundColor"))
 
     with looking(browser, url, token(place), "dark") as page:
