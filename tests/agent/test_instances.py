@@ -163,6 +163,7 @@ def test_one_that_is_down_is_said_to_be(box: Box) -> None:
         assert rows["door"]["status"]["serving"]
     finally:
         plates.start()
+        plates.comes_to_serve("digits@1.0.0")
 
 
 @pytest.mark.mosquitto
