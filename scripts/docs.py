@@ -17,13 +17,16 @@ from edgepack.cli import root
 from edgepack_agent import config
 from edgepack_agent.cli import root as agent
 from edgepack_agent.core.privacy import Privacy
+from edgepack_fleet.simulation.scenario import Scenario
+from edgepack_fleet.simulation.tally import Result
 from edgepack_packager.core import schemas
 
 REFERENCE = Path(__file__).resolve().parent.parent / "docs" / "reference"
 AGENT_DOCUMENTS: dict[str, tuple[Any, str]] = {
     "agent.privacy": (Privacy, "edgepack-agent privacy"),
+    "simulation": (Result, "edgepack simulate"),
 }
-"""Those of the agent, as `schemas.DOCUMENTS`."""
+"""Those of agent and fleet, as `schemas.DOCUMENTS`."""
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
 
@@ -37,6 +40,7 @@ def pages() -> dict[str, str]:
         "manifest.schema.json": as_json(manifest.json_schema()),
         "messages.schema.json": as_json(messages_schema()),
         "agent-config.schema.json": as_json(config_schema()),
+        "scenario.schema.json": as_json(schemas.document_schema("scenario", Scenario)),
         "documents.md": documents_page(),
         "rest-api.md": api_page(),
         "openapi.json": as_json(api_document()),

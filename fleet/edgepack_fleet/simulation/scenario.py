@@ -11,9 +11,8 @@ import msgspec
 
 from edgepack.errors import UsageError
 
-__all__ = ["SCHEMA", "Faults", "Model", "Scenario", "json_schema", "load", "with_rollout"]
+__all__ = ["Faults", "Model", "Scenario", "load", "with_rollout"]
 
-SCHEMA = "edgepack.scenario/v1"
 
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Positive = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
@@ -146,8 +145,3 @@ def with_rollout(
     if wanted and not wanted.get("release"):
         raise UsageError("what is to be rolled out?", fix="give --rollout NAME@VERSION")
     return msgspec.structs.replace(scenario, rollout=wanted or None)
-
-
-def json_schema() -> dict[str, Any]:
-    """Return the JSON Schema of a scenario."""
-    return msgspec.json.schema(Scenario)

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -55,7 +55,7 @@ class Count(msgspec.Struct, frozen=True, kw_only=True):
 class Result(msgspec.Struct, frozen=True, kw_only=True):
     """How a simulation ended, as `--json` prints it."""
 
-    schema: str = "edgepack.simulation/v1"
+    schema: Literal["edgepack.simulation/v1"] = "edgepack.simulation/v1"
     devices: int
     seconds: float
     connected_s: float | None
