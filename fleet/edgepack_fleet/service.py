@@ -161,23 +161,12 @@ class Service:
         poster = Poster(private=settings.webhook_private)
         self.webhooks = Webhooks(self.database, self.feed, secret, self.source, clock, poster)
         self.answers = Answers(self.database, secret, clock)
-        self.links = Links(
-            secret,
-            clock,
-            Belongings(self.content.read, self.images.exams, self.patches.offers),
-            self.revocation.blocks,
-        )
+        self.links = self._make_links(secret)
         self.renewals = Renewals(self.database, self.pki, secret, clock, settings.grace_days)
         self.requests = Requests(self.database, clock)
         self.benchmarks = Benchmarks(self.database, self.requests, self.rollouts.release)
         self.steering = Steering(self.database, self.director.configure, clock)
-        self.uplink = Uplink(
-            self.database,
-            clock,
-            self.links.link,
-            self.renewals,
-            keep_raw=settings.keep_raw_days > 0,
-        )
+        self.uplink = self._make_uplink()
         self.authorities = Authorities(
             self.database, self.pki, self.renewals, self._renew_certificates, clock
         )
@@ -193,11 +182,19 @@ class Service:
         ]
         self.link, self.leadership = self._make_link(), self._make_leadership()
         self.webhooks.leads = lambda: self.leadership.held
-        self.sender = self._sender()
-        self.alerts = self._alerts()
+        self.sender = self._make_sender()
+        self.alerts = self._make_alerts()
         self.alerts.leads = lambda: self.leadership.held
 
-    def _sender(self) -> Sender[Piece]:
+    def _make_links(self, secret: bytes) -> Links:
+        belongings = Belongings(self.content.read, self.images.exams, self.patches.offers)
+        return Links(secret, self._clock, belongings, self.revocation.blocks)
+
+    def _make_uplink(self) -> Uplink:
+        raw = self.settings.keep_raw_days > 0
+        return Uplink(self.database, self._clock, self.links.link, self.renewals, keep_raw=raw)
+
+    def _make_sender(self) -> Sender[Piece]:
         return Sender(
             self.transfer.answer,
             lambda piece: self.link.publish_paced(piece.topic, piece.payload, qos=piece.qos),
@@ -221,7 +218,7 @@ class Service:
         lease = Lease(self.database, "leader", me) if self.database.is_shared else None
         return Leadership(lease, lambda: self.link.connected, self._lead)
 
-    def _alerts(self) -> Alerts:
+    def _make_alerts(self) -> Alerts:
         readings = Readings(
             self.database, self.settings.data, self.baselines.of, lambda: self.link.connected
         )

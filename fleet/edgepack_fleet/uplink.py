@@ -9,13 +9,12 @@ batch, which is acknowledged all the same, because the device would send it agai
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TypeVar
 
 import msgspec
-from sqlalchemy import select, tuple_
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from edgepack import messages, topics
@@ -30,14 +29,13 @@ from edgepack_fleet.adapters.tables import (
     DeviceRow,
     EventRow,
     JobRow,
-    RolloutRow,
-    StreamRow,
     TelemetryRow,
 )
 from edgepack_fleet.core.jobs import Refusal, advance
 from edgepack_fleet.core.model import HANDING_OUT
 from edgepack_fleet.core.stream import Stream, absorb
 from edgepack_fleet.renewals import Renewals, seen_with
+from edgepack_fleet.turn import Answer, Turn, locked
 
 __all__ = ["Answer", "Uplink"]
 
@@ -50,71 +48,6 @@ ACTIVE = frozenset({"activated", "rolled_back", "recovered"})
 
 log = logging.getLogger(__name__)
 T = TypeVar("T", messages.Telemetry, messages.Event)
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A message for a device."""
-
-    topic: str
-    payload: bytes
-
-
-@dataclass(slots=True)
-class _Turn:
-    """One batch: its session, its time, and what it leaves to say."""
-
-    session: Session
-    now: float
-    link: Callable[[str, str], str]
-    devices: Mapping[str, DeviceRow]
-    """Those that speak in it; nobody else writes about them meanwhile."""
-    verified: bool = False
-    """Whether the message at hand is signed by its device."""
-    keep_raw: bool = False
-    """Whether rows of telemetry are kept beside what they come to."""
-    careful: bool = False
-    """Whether every row is saved for itself, because one of them may be refused."""
-    refused: Counter[str] = field(default_factory=Counter)
-    answers: list[Answer] = field(default_factory=list)
-    acks: dict[tuple[str, str], Stream] = field(default_factory=dict)
-    jobs: dict[str, tuple[JobRow, RolloutRow]] = field(default_factory=dict)
-    """The job of every device that was open when the turn began."""
-    streams: dict[tuple[str, str], StreamRow] = field(default_factory=dict)
-    """Rows read already, by device and boot, those that are new among them."""
-
-    def look_ahead(self) -> None:
-        """Read at once the streams and jobs that the devices will go on with.
-
-        A look-up for each message would also write what the ones before have left.
-        """
-        boots = [(device.id, device.boot) for device in self.devices.values()]
-        known = tuple_(StreamRow.device_id, StreamRow.boot).in_(boots)
-        for row in self.session.scalars(select(StreamRow).where(known)):
-            self.streams[row.device_id, row.boot] = row
-        # Of one device at most one is open.
-        query = (
-            select(JobRow, RolloutRow)
-            .join(RolloutRow, RolloutRow.id == JobRow.rollout_id)
-            .where(JobRow.device_id.in_(self.devices), JobRow.status.in_(jobrows.OPEN))
-        )
-        for job, rollout in self.session.execute(query):
-            self.jobs[job.device_id] = job, rollout
-
-    def stream(self, device: str, boot: str) -> StreamRow:
-        """Return the row about the reports of one boot of DEVICE; a new one if there is none."""
-        found = self.streams.get((device, boot))
-        if found is None:
-            with self.session.no_autoflush:
-                found = self.session.get(StreamRow, (device, boot))
-            if found is None:
-                found = StreamRow(device_id=device, boot=boot, upto=-1, missing=[])
-                self.session.add(found)
-            self.streams[device, boot] = found
-        return found
-
-    def say(self, device: str, kind: str, message: messages.Message) -> None:
-        self.answers.append(Answer(topics.down(device, kind), messages.encode(message)))
 
 
 class Uplink:
@@ -142,7 +75,7 @@ class Uplink:
         self._renewals = renewals
         self.refused: Counter[str] = Counter()
         """Messages that were not taken, by cause."""
-        self._handlers: dict[str, Callable[[_Turn, DeviceRow, bytes], None]] = {
+        self._handlers: dict[str, Callable[[Turn, DeviceRow, bytes], None]] = {
             "conn": _conn,
             "tele": _telemetry,
             "evt": _events,
@@ -193,12 +126,14 @@ class Uplink:
         self.refused.update(turn.refused)
         return next(iter(turn.refused), "")
 
-    def _turn(self, session: Session, batch: Sequence[Incoming], *, careful: bool) -> _Turn:
-        turn = _Turn(
+    def _turn(self, session: Session, batch: Sequence[Incoming], *, careful: bool) -> Turn:
+        said = (topics.parse_up(message.topic) for message in batch)
+        names = {uplink.device for uplink in said if uplink is not None}
+        turn = Turn(
             session,
             self._clock(),
             self._link,
-            _locked(session, batch),
+            locked(session, names),
             keep_raw=self._keep_raw,
             careful=careful,
         )
@@ -227,7 +162,7 @@ class Uplink:
         self.refused.update(turn.refused)
         return turn.answers
 
-    def _take(self, turn: _Turn, message: Incoming) -> None:
+    def _take(self, turn: Turn, message: Incoming) -> None:
         uplink = topics.parse_up(message.topic)
         handler = self._handlers.get(uplink.kind) if uplink else None
         if uplink is None or handler is None:
@@ -254,13 +189,13 @@ class Uplink:
             turn.refused[error.reason] += 1
             _refuse(turn, uplink, payload, error)
 
-    def _birth(self, turn: _Turn, device: DeviceRow, payload: bytes) -> None:
+    def _birth(self, turn: Turn, device: DeviceRow, payload: bytes) -> None:
         _conn(turn, device, payload)
         assert self._renewals is not None
         if device.online and self._renewals.outdated(device):
             turn.say(device.id, "cert/notify", self._renewals.hint)
 
-    def _cert(self, turn: _Turn, device: DeviceRow, payload: bytes) -> None:
+    def _cert(self, turn: Turn, device: DeviceRow, payload: bytes) -> None:
         request = messages.decode(payload, messages.CertRequest)
         assert self._renewals is not None
         turn.say(device.id, "cert/accepted", self._renewals.over_mqtt(device, request))
@@ -270,19 +205,11 @@ class Uplink:
             session.scalar(select(DeviceRow.id).limit(1))
 
 
-def _locked(session: Session, batch: Iterable[Incoming]) -> dict[str, DeviceRow]:
-    """Return the devices that speak in BATCH, locked, always in the same order."""
-    said = (topics.parse_up(message.topic) for message in batch)
-    names = {uplink.device for uplink in said if uplink is not None}
-    query = select(DeviceRow).where(DeviceRow.id.in_(names)).order_by(DeviceRow.id)
-    return {row.id: row for row in session.scalars(query.with_for_update())}
-
-
 class _Token(msgspec.Struct):
     token: messages.Id
 
 
-def _refuse(turn: _Turn, uplink: topics.Uplink, payload: bytes, error: IntegrityError) -> None:
+def _refuse(turn: Turn, uplink: topics.Uplink, payload: bytes, error: IntegrityError) -> None:
     """Answer a request that cannot be read, if at least its token can."""
     if not uplink.kind.startswith(("job/", "req/", "cert")):
         return
@@ -294,7 +221,7 @@ def _refuse(turn: _Turn, uplink: topics.Uplink, payload: bytes, error: Integrity
     turn.say(uplink.device, f"{uplink.kind}/rejected", said)
 
 
-def _conn(_turn: _Turn, device: DeviceRow, payload: bytes) -> None:
+def _conn(_turn: Turn, device: DeviceRow, payload: bytes) -> None:
     """Take a birth; take a will only if it is of the connection the last birth spoke of."""
     if not payload:
         return  # somebody cleared the retained message
@@ -310,7 +237,7 @@ def _conn(_turn: _Turn, device: DeviceRow, payload: bytes) -> None:
         device.online = False
 
 
-def _telemetry(turn: _Turn, device: DeviceRow, payload: bytes) -> None:
+def _telemetry(turn: Turn, device: DeviceRow, payload: bytes) -> None:
     for row in _fresh(turn, device, _rows(turn, payload, messages.Telemetry)):
         if _keep(turn, device, partial(_count, turn, device, row)):
             device.inferences = min(LARGEST, device.inferences + row.inferences)
@@ -318,7 +245,7 @@ def _telemetry(turn: _Turn, device: DeviceRow, payload: bytes) -> None:
             measuring.count(turn.session, device, msgspec.to_builtins(row), turn.now)
 
 
-def _count(turn: _Turn, device: DeviceRow, row: messages.Telemetry) -> None:
+def _count(turn: Turn, device: DeviceRow, row: messages.Telemetry) -> None:
     rollups.count(turn.session, device, row, turn.now)
     if turn.keep_raw:
         turn.session.add(
@@ -334,7 +261,7 @@ def _count(turn: _Turn, device: DeviceRow, row: messages.Telemetry) -> None:
         )
 
 
-def _events(turn: _Turn, device: DeviceRow, payload: bytes) -> None:
+def _events(turn: Turn, device: DeviceRow, payload: bytes) -> None:
     for row in _fresh(turn, device, _rows(turn, payload, messages.Event)):
         kept = EventRow(
             device_id=device.id,
@@ -353,7 +280,7 @@ def _events(turn: _Turn, device: DeviceRow, payload: bytes) -> None:
                 steering.learn(turn.session, device.id, row, turn.now)
 
 
-def _keep(turn: _Turn, device: DeviceRow, save: Callable[[], None]) -> bool:
+def _keep(turn: Turn, device: DeviceRow, save: Callable[[], None]) -> bool:
     """SAVE a row of DEVICE; in a careful turn return whether the database takes it."""
     if not turn.careful:
         save()
@@ -371,7 +298,7 @@ def _keep(turn: _Turn, device: DeviceRow, save: Callable[[], None]) -> bool:
     return True
 
 
-def _is_overtaken(turn: _Turn, device: DeviceRow, event: messages.Event) -> bool:
+def _is_overtaken(turn: Turn, device: DeviceRow, event: messages.Event) -> bool:
     """Return whether a later event of the same kind has arrived before EVENT.
 
     Messages of one device may come to several workers, and again.
@@ -409,7 +336,7 @@ class _Number(msgspec.Struct, frozen=True):
     seq: messages.Count
 
 
-def _rows(turn: _Turn, payload: bytes, kind: type[T]) -> list[T | _Number]:
+def _rows(turn: Turn, payload: bytes, kind: type[T]) -> list[T | _Number]:
     """Return the rows of a batch, or the one row of a single message, as far as they are read."""
     if payload[:1] == b"{":
         return [_row(payload, kind)]
@@ -443,7 +370,7 @@ def _too_large(row: messages.Telemetry | messages.Event) -> bool:
     return max(numbers) > LARGEST
 
 
-def _fresh(turn: _Turn, device: DeviceRow, rows: Sequence[T | _Number]) -> list[T]:
+def _fresh(turn: Turn, device: DeviceRow, rows: Sequence[T | _Number]) -> list[T]:
     """Return those of ROWS that have not arrived before, and note what to acknowledge."""
     found: list[T] = []
     for boot in dict.fromkeys(row.boot for row in rows):
@@ -478,7 +405,7 @@ def _superseded(rows: Iterable[T | _Number]) -> list[tuple[int, int]]:
     ]
 
 
-def _job_get(turn: _Turn, device: DeviceRow, payload: bytes) -> None:
+def _job_get(turn: Turn, device: DeviceRow, payload: bytes) -> None:
     request = messages.decode(payload, messages.JobGet)
     found, job = turn.jobs.get(device.id), None
     if found is not None and found[0].status in jobrows.OPEN:
@@ -491,7 +418,7 @@ def _job_get(turn: _Turn, device: DeviceRow, payload: bytes) -> None:
     turn.say(device.id, "job/get/accepted", messages.JobReply(token=request.token, job=job))
 
 
-def _job_update(turn: _Turn, device: DeviceRow, payload: bytes) -> None:
+def _job_update(turn: Turn, device: DeviceRow, payload: bytes) -> None:
     update = messages.decode(payload, messages.JobUpdate)
     job = turn.session.get(JobRow, update.job)
     if job is None or job.device_id != device.id:
@@ -517,7 +444,7 @@ def _job_update(turn: _Turn, device: DeviceRow, payload: bytes) -> None:
     turn.say(device.id, "job/update/accepted", reply)
 
 
-def _request_get(turn: _Turn, device: DeviceRow, payload: bytes) -> None:
+def _request_get(turn: Turn, device: DeviceRow, payload: bytes) -> None:
     token = messages.decode(payload, RequestGet).token
     found = asking.listed(turn.session, device.id, token, turn.now)
     version = steering.version_for(turn.session, device.id)
@@ -525,7 +452,7 @@ def _request_get(turn: _Turn, device: DeviceRow, payload: bytes) -> None:
     turn.say(device.id, "req/get/accepted", found)
 
 
-def _request_answer(turn: _Turn, device: DeviceRow, payload: bytes) -> None:
+def _request_answer(turn: Turn, device: DeviceRow, payload: bytes) -> None:
     answer = messages.decode(payload, RequestAnswer)
     row = asking.take(turn.session, device.id, answer, turn.now, verified=turn.verified)
     if row is not None:
