@@ -24,6 +24,7 @@ __all__ = [
     "fitting",
     "group_of",
     "in_group",
+    "inside",
     "known_group",
     "memberships",
     "put_into",
@@ -111,6 +112,14 @@ def put_into(group: str) -> ColumnElement[bool]:
     """Return the condition that a device was put into GROUP: enrolled into it, or added."""
     added = select(GroupMember.device_id).where(GroupMember.group_id == group)
     return or_(DeviceRow.group_id == group, DeviceRow.id.in_(added))
+
+
+def inside(session: Session, group: str) -> ColumnElement[bool]:
+    """Return the condition that a device is in GROUP, be it a list or a filter."""
+    row = session.get(GroupRow, group)
+    if row is None or not row.filter:
+        return put_into(group)
+    return DeviceRow.id.in_([found.id for found in seek(session, parse_filter(row.filter))])
 
 
 def in_group(session: Session, group: str) -> Sequence[DeviceRow]:

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field
-from sqlalchemy import ColumnElement, Select, and_, false, func, or_, select
+from sqlalchemy import ColumnElement, Select, and_, func, or_, select
 from sqlalchemy.orm import Session
 
 from edgepack_fleet.adapters.tables import DeviceRow, GroupRow
+from edgepack_fleet.membership import inside
 from edgepack_fleet.web import conditions, schemas, views
 from edgepack_fleet.web.queries import Name
 
@@ -97,7 +98,7 @@ def _ordered(query: Select[DeviceRow], asked: Asked) -> Select[DeviceRow]:
 def _filtered(session: Session, asked: Asked) -> Select[DeviceRow]:
     query = select(DeviceRow)
     if asked.group:
-        query = query.where(DeviceRow.group_id == asked.group)
+        query = query.where(inside(session, asked.group))
     if asked.release:
         query = query.where(DeviceRow.bundle == asked.release)
     for word in asked.q.split():
@@ -118,14 +119,6 @@ def _in_state(session: Session, state: str) -> ColumnElement[bool]:
 
 
 def _behind(session: Session) -> ColumnElement[bool]:
-    """Return the condition that a device does not run what its group wants."""
-    return or_(
-        false(),
-        *(
-            and_(
-                DeviceRow.group_id == group,
-                or_(DeviceRow.bundle.is_(None), DeviceRow.bundle != row.release),
-            )
-            for group, row in views.serving(session).items()
-        ),
-    )
+    """Return the condition that a device does not run what it is wanted to."""
+    wanted = conditions.wanted(session)
+    return wanted.is_not(None) & or_(DeviceRow.bundle.is_(None), DeviceRow.bundle != wanted)

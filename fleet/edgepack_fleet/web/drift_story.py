@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from edgepack_fleet import insights
 from edgepack_fleet.adapters.tables import DeviceRow, EventRow
 from edgepack_fleet.core.drifting import Drift, Rule
+from edgepack_fleet.membership import inside
 from edgepack_fleet.windows import Window
 from edgepack_targets.pipeline.baseline import Baseline
 
@@ -83,7 +84,7 @@ def of_devices(session: Session, release: str, group: str, now: float) -> Seen:
         DeviceRow.bundle == release, DeviceRow.revoked.is_(None)
     )
     if group:
-        runs = runs.where(DeviceRow.group_id == group)
+        runs = runs.where(inside(session, group))
     groups: dict[str, str] = dict(session.execute(runs).all())
     told = select(EventRow).where(
         EventRow.type.in_(("drift", "drift_over")), EventRow.received > now - MONTH_S

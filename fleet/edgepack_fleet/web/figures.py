@@ -49,20 +49,19 @@ class Figures:
 
 def count(session: Session) -> Figures:
     """Return the fleet in numbers."""
-    wanted = {group: row.release for group, row in views.serving(session).items()}
-    query = (
-        select(DeviceRow.group_id, DeviceRow.bundle, DeviceRow.online, func.count())
-        .where(DeviceRow.revoked.is_(None))
-        .group_by(DeviceRow.group_id, DeviceRow.bundle, DeviceRow.online)
-    )
+    wanted = conditions.wanted(session).label("wanted")
+    here = select(wanted, DeviceRow.bundle, DeviceRow.online).where(DeviceRow.revoked.is_(None))
+    each = here.subquery()
+    columns = (each.c.wanted, each.c.bundle, each.c.online)
+    query = select(*columns, func.count()).group_by(*columns)
     every, elsewhere = Counter[str | None](), Counter[str | None]()
     online = meant = right = 0
-    for group, bundle, up, number in session.execute(query):
+    for release, bundle, up, number in session.execute(query):
         every[bundle] += number
         online += number * bool(up)
-        meant += number * (group in wanted)
-        right += number * (wanted.get(group) == bundle and group in wanted)
-        elsewhere[bundle] += number * (group in wanted and wanted[group] != bundle)
+        meant += number * (release is not None)
+        right += number * (release is not None and release == bundle)
+        elsewhere[bundle] += number * (release is not None and release != bundle)
     failed = session.scalar(
         select(func.count()).select_from(DeviceRow).where(conditions.attention())
     )

@@ -21,6 +21,7 @@ from edgepack_fleet.core.model import UNSTARTED, Device, Member, Rollout
 from edgepack_fleet.core.progress import WaveCount
 from edgepack_fleet.core.variants import resolve
 from edgepack_fleet.core.waves import wave_sizes
+from edgepack_fleet.membership import inside
 from edgepack_fleet.web import views
 
 __all__ = ["Brief", "briefs"]
@@ -81,7 +82,7 @@ def _jobs(session: Session, row: RolloutRow, meant: Rollout) -> _Counts:
         select(*columns, func.count())
         .join(newest, here)
         .join(DeviceRow, DeviceRow.id == JobRow.device_id)
-        .where(JobRow.rollout_id == row.id, *_inside(row))
+        .where(JobRow.rollout_id == row.id, *_inside(session, row))
         .group_by(*columns)
     )
     counts = _Counts()
@@ -100,7 +101,7 @@ def _to_come(session: Session, row: RolloutRow) -> int:
     """Count the devices of the group that have no job of it and could run it."""
     parts = [cast(DeviceRow.inventory[name], Text) for name in ("arch", "cpu_features", "runtimes")]
     given = exists().where(JobRow.rollout_id == row.id, JobRow.device_id == DeviceRow.id)
-    kinds = select(func.min(DeviceRow.id), func.count()).where(~given, *_inside(row))
+    kinds = select(func.min(DeviceRow.id), func.count()).where(~given, *_inside(session, row))
     release, total = store.release_of(row), 0
     for example, number in session.execute(kinds.group_by(*parts)).all():
         inventory = msgspec.convert(session.get_one(DeviceRow, example).inventory, Inventory)
@@ -108,8 +109,8 @@ def _to_come(session: Session, row: RolloutRow) -> int:
     return total
 
 
-def _inside(row: RolloutRow) -> tuple[Any, ...]:
-    return DeviceRow.revoked.is_(None), DeviceRow.group_id == row.group_id
+def _inside(session: Session, row: RolloutRow) -> tuple[Any, ...]:
+    return DeviceRow.revoked.is_(None), inside(session, row.group_id)
 
 
 def _waves(meant: Rollout, counts: _Counts) -> tuple[WaveCount, ...]:
