@@ -87,7 +87,7 @@ def test_an_answer_is_forgotten_after_a_day(app: httpx.Client, fleet: Service, n
 def test_what_is_not_finished_is_not_begun_again(app: httpx.Client, fleet: Service) -> None:
     """A second one while the first is under way, and after the fleet was killed in its middle."""
     begun, go_on = threading.Event(), threading.Event()
-    create = fleet.enrolment.create_token
+    create = fleet.enrolment.offer
 
     def slow(*facts: Any) -> Any:
         begun.set()
@@ -95,7 +95,7 @@ def test_what_is_not_finished_is_not_begun_again(app: httpx.Client, fleet: Servi
         return create(*facts)
 
     app.post(GROUPS, json={"id": "lab"}, headers=auth(fleet))
-    fleet.enrolment.create_token = slow  # type: ignore[method-assign]
+    fleet.enrolment.offer = slow  # type: ignore[method-assign]
     body, answers = {"group": "lab"}, []
     thread = threading.Thread(
         target=lambda: answers.append(app.post(TOKENS, json=body, headers=keyed(fleet)))
@@ -124,15 +124,15 @@ def test_a_request_that_was_cut_short_can_be_sent_again_soon(fleet: Service, now
 
 
 def test_what_broke_may_be_sent_again(app: httpx.Client, fleet: Service) -> None:
-    create = fleet.enrolment.create_token
+    create = fleet.enrolment.offer
 
     def broken(*_facts: Any) -> Any:
         raise RuntimeError
 
     app.post(GROUPS, json={"id": "lab"}, headers=auth(fleet))
-    fleet.enrolment.create_token = broken  # type: ignore[method-assign]
+    fleet.enrolment.offer = broken  # type: ignore[method-assign]
     assert problem(app.post(TOKENS, json={"group": "lab"}, headers=keyed(fleet)), 500)
-    fleet.enrolment.create_token = create  # type: ignore[method-assign]
+    fleet.enrolment.offer = create  # type: ignore[method-assign]
     made = app.post(TOKENS, json={"group": "lab"}, headers=keyed(fleet))
     assert made.status_code == 201
 
