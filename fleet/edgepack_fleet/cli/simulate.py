@@ -58,7 +58,7 @@ def simulate(
     """Simulate devices that speak the real protocol, and rehearse a rollout on them.
 
     \b
-    Examples:
+    Example:
         edgepack simulate --devices 200 --local --for 60
         edgepack simulate --local --scenario rehearsal.yaml --publish old.edgepack \\
             --publish new.edgepack --release person@1.4.0 --rollout person@1.5.0
