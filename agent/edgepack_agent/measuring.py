@@ -108,12 +108,15 @@ class Measuring:
         """On the worker's thread."""
         attempt.begun = True
         kept = state.current, state.previous
+        over = lambda: stop() or attempt.given_up  # noqa: E731
         try:
-            attempt.answers.put(self._parts.installer.lay_out(attempt.target, kept, stop))
+            attempt.answers.put(self._parts.installer.lay_out(attempt.target, kept, over))
         except EdgepackError as error:
             attempt.answers.put("busy" if error.reason == "cancelled" else error)
         except OSError as error:
             attempt.answers.put(EdgepackError("the disk fails", why=str(error), reason="storage"))
+        if attempt.given_up:
+            self._parts.slots.drop_measured()  # nobody is left who would
 
     def _measured(
         self, place: Path, wanted: TargetInfo, over: Callable[[], bool]

@@ -6,6 +6,7 @@ What may fail for a person (a taken port, an unreadable identity) fails here, be
 import queue
 import time
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -156,6 +157,8 @@ def assemble(config: Config, file: Path | None = None, said: Collection[str] = (
     journal, outbox = Journal(data / "journal.db"), Outbox(data / "outbox.db")
     downloads = Downloads(data / "blobs", data / "parts")
     slots, floors = Slots(data / "slots", downloads), Floors(data / "floors.json")
+    with suppress(OSError):  # of a measurement that lost its power; the next one tries again
+        slots.drop_measured()
 
     def inventory() -> Inventory:
         return read_inventory(data, shelf.read(), config.runtimes)

@@ -53,5 +53,6 @@ class Timers:
 
     def due(self) -> Iterator[_Action]:
         """Yield what is due, each once."""
-        while self._waiting and self._waiting[0][0] <= self._clock():
+        now = self._clock()  # what falls due meanwhile waits for the next look
+        while self._waiting and self._waiting[0][0] <= now:
             yield heapq.heappop(self._waiting)[2]

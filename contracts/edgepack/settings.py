@@ -20,7 +20,7 @@ MAX_DOCUMENT = 8192
 """Bytes of JSON that the values of one device may have."""
 
 _Positive = Annotated[float, msgspec.Meta(gt=0, le=1e9)]
-_Seconds = Annotated[float, msgspec.Meta(gt=0, le=86400)]
+_Seconds = Annotated[float, msgspec.Meta(ge=1, le=86400)]
 KEYS: dict[str, tuple[Any, str]] = {
     "telemetry.level": (Literal["off", "health", "metrics"], "how much of inference is told"),
     "telemetry.interval_s": (_Seconds, "seconds of a row of telemetry"),

@@ -223,7 +223,8 @@ class Admission:
 
 def _turned_away(applicant: ApplicantRow | None, known: ExpectedRow) -> bool:
     """Return whether a person has said no, which a name on a list does not outweigh; a key does."""
-    return applicant is not None and applicant.state == "rejected" and not known.fingerprint
+    refused = applicant is not None and applicant.state in {"rejected", "enrolled"}
+    return refused and not known.fingerprint
 
 
 def _expected(session: Session, name: str, fingerprint: str) -> ExpectedRow | None:

@@ -21,6 +21,7 @@ from edgepack_fleet.core.asking import OPEN
 from edgepack_fleet.core.benchmarks import Candidate, choose
 from edgepack_fleet.core.variants import Release, resolve
 from edgepack_fleet.jobrows import OPEN as OPEN_JOBS
+from edgepack_fleet.membership import inside
 
 __all__ = ["Asked", "Benchmarks"]
 
@@ -106,7 +107,7 @@ def _devices(session: Session, group: str | None, device: str | None) -> Sequenc
         word = "group" if device is None else "device"
         fix = f"edgepack fleet {word}s list"
         raise UsageError(f"no {word} {name!r}", fix=fix, reason=f"unknown_{word}")
-    of = DeviceRow.group_id == group if device is None else DeviceRow.id == device
+    of = inside(session, group or "") if device is None else DeviceRow.id == device
     return session.scalars(select(DeviceRow).where(of, DeviceRow.revoked.is_(None))).all()
 
 

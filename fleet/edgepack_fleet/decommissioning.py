@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from edgepack.errors import UnreachableError
 from edgepack_fleet.adapters.database import Database
 from edgepack_fleet.adapters.device_tables import GroupMember
+from edgepack_fleet.adapters.request_tables import SettingsRow
 from edgepack_fleet.adapters.tables import Base, DeviceRow
 from edgepack_fleet.membership import unknown_device
 from edgepack_fleet.timeline import archived_name
@@ -100,6 +101,8 @@ def _let_go(session: Session, row: DeviceRow, kept_as: str | None) -> None:
             if gone
             else update(table).where(mine).values(device_id=kept_as)
         )
+    mine = SettingsRow.scope == "device", SettingsRow.name == device
+    session.execute(delete(SettingsRow).where(*mine))
     session.execute(delete(DeviceRow).where(DeviceRow.id == device))
 
 

@@ -20,6 +20,7 @@ from edgepack_fleet.core.histograms import merged
 from edgepack_fleet.core.measures import metrics
 from edgepack_fleet.core.model import FAILURES
 from edgepack_fleet.core.sums import Sums, total
+from edgepack_fleet.membership import inside
 from edgepack_fleet.windows import Entry, Reporting, Window, entries, per_device, reporting
 from edgepack_targets.pipeline.baseline import Baseline
 
@@ -108,7 +109,7 @@ def rollbacks(session: Session, window: Window) -> int:
     if window.device is not None:
         query = query.where(EventRow.device_id == window.device)
     elif window.group is not None:
-        query = query.where(EventRow.device_id.in_(_devices_of(window.group)))
+        query = query.where(EventRow.device_id.in_(_devices_of(session, window.group)))
     return sum(_tried(body) == window.release for body in session.scalars(query))
 
 
@@ -202,8 +203,8 @@ def _devices(session: Session, window: Window) -> dict[str, _OfDevice]:
     return found
 
 
-def _devices_of(group: str) -> Any:
-    return select(DeviceRow.id).where(DeviceRow.group_id == group)
+def _devices_of(session: Session, group: str) -> Any:
+    return select(DeviceRow.id).where(inside(session, group))
 
 
 def _jobs(session: Session, window: Window) -> Sequence[JobRow]:
@@ -217,7 +218,7 @@ def _jobs(session: Session, window: Window) -> Sequence[JobRow]:
     if window.device is not None:
         query = query.where(JobRow.device_id == window.device)
     elif window.group is not None:
-        query = query.where(JobRow.device_id.in_(_devices_of(window.group)))
+        query = query.where(JobRow.device_id.in_(_devices_of(session, window.group)))
     return session.scalars(query).all()
 
 

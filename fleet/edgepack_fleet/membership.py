@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Row, or_, select
+from sqlalchemy import ColumnElement, Row, bindparam, or_, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from edgepack.errors import UsageError
@@ -25,6 +25,7 @@ __all__ = [
     "group_of",
     "in_group",
     "inside",
+    "is_home",
     "known_group",
     "memberships",
     "put_into",
@@ -119,7 +120,18 @@ def inside(session: Session, group: str) -> ColumnElement[bool]:
     row = session.get(GroupRow, group)
     if row is None or not row.filter:
         return put_into(group)
-    return DeviceRow.id.in_([found.id for found in seek(session, parse_filter(row.filter))])
+    ids = [found.id for found in seek(session, parse_filter(row.filter))]
+    # As literals: a database takes some ten thousand parameters at most.
+    return DeviceRow.id.in_(bindparam(None, ids, expanding=True, literal_execute=True))
+
+
+def is_home(session: Session, group: str | None) -> bool:
+    """Return whether just those devices are in GROUP that enrolled into it; None: into any."""
+    if group is None:
+        return True
+    row = session.get(GroupRow, group)
+    added = select(GroupMember.device_id).where(GroupMember.group_id == group).limit(1)
+    return not (row and row.filter) and session.scalar(added) is None
 
 
 def in_group(session: Session, group: str) -> Sequence[DeviceRow]:

@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 from edgepack.errors import UsageError
 from edgepack_fleet.adapters.database import Database
 from edgepack_fleet.adapters.device_tables import ApplicantRow, ExpectedRow, GroupMember
+from edgepack_fleet.adapters.request_tables import SettingsRow
 from edgepack_fleet.adapters.tables import DeviceRow, EnrolToken, GroupRow, RolloutRow
 from edgepack_fleet.core import tags
 from edgepack_fleet.core.filters import parse_filter
@@ -88,6 +89,8 @@ class Organiser:
                         reason="group_in_use",
                     )
             session.execute(delete(GroupMember).where(GroupMember.group_id == group))
+            settings = SettingsRow.scope == "group", SettingsRow.name == group
+            session.execute(delete(SettingsRow).where(*settings))
             session.delete(row)
 
     def add(self, group: str, devices: Sequence[str]) -> None:

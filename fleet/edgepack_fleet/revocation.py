@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cryptography import x509
-from sqlalchemy import delete, func, select
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
 from edgepack import topics
@@ -22,6 +22,7 @@ from edgepack_fleet.adapters.certificates import serial_of
 from edgepack_fleet.adapters.database import Database
 from edgepack_fleet.adapters.fence import Outcome, end_session
 from edgepack_fleet.adapters.pki import Pki
+from edgepack_fleet.adapters.request_tables import RequestRow
 from edgepack_fleet.adapters.tables import DeviceRow, EventRow, JobRow, OutboxRow
 from edgepack_fleet.core import jobs
 from edgepack_fleet.membership import unknown_device
@@ -89,14 +90,18 @@ class Revocation:
         if not self._fencing.acquire(blocking=False):
             return  # somebody is revoking right now
         try:
-            self._release_the_new()
             self._fence_the_rest()
         finally:
             self._fencing.release()
 
     def learn(self) -> None:
-        """Learn what other workers have revoked."""
+        """Learn what other workers have revoked, and whose names are free again."""
         self._blocked.update(self._load())
+        if self._fencing.acquire(blocking=False):
+            try:
+                self._release_the_new()
+            finally:
+                self._fencing.release()
 
     def _write_down(self, device: str, by: str) -> DeviceRow:
         now = self._clock()
@@ -155,10 +160,13 @@ def _serials(row: DeviceRow) -> list[str]:
 
 
 def _end_work(session: Session, device: str, now: float) -> None:
-    """Cancel what DEVICE has to do, and forget what was to be said to it."""
+    """Cancel what DEVICE has to do and to answer, and forget what was to be said to it."""
     mine = select(JobRow).where(JobRow.device_id == device, JobRow.status.in_(jobrows.OPEN))
     for job in session.scalars(mine):
         jobrows.apply_job(job, jobs.end(jobrows.job_state(job), "CANCELED", "device_revoked"), now)
+    asked = RequestRow.device_id == device, RequestRow.status.in_(jobrows.OPEN)
+    ended = {"status": "CANCELED", "reason": "device_revoked", "updated": now}
+    session.execute(update(RequestRow).where(*asked).values(ended))
     session.execute(delete(OutboxRow).where(OutboxRow.topic.startswith(topics.down(device, ""))))
 
 

@@ -21,6 +21,7 @@ from edgepack_fleet.adapters.request_tables import DeviceSettingsRow, SettingsRo
 from edgepack_fleet.adapters.tables import DeviceRow, GroupRow
 from edgepack_fleet.asking import hint
 from edgepack_fleet.core import settings as core
+from edgepack_fleet.membership import inside, memberships
 
 __all__ = ["Scope", "SettingsOf", "Steering", "learn", "version_for"]
 
@@ -99,7 +100,7 @@ class Steering:
                 query = query.where(DeviceSettingsRow.device_id == name)
             else:
                 query = query.join(DeviceRow, DeviceRow.id == DeviceSettingsRow.device_id)
-                query = query.where(DeviceRow.group_id == name)
+                query = query.where(inside(session, name))
             devices = tuple(session.scalars(query))
         return SettingsOf(scope, name, dict(row.document) if row else {}, devices)
 
@@ -160,15 +161,17 @@ def _due(session: Session) -> list[tuple[str, dict[str, Any], int]]:
     said = {row.device_id: row for row in session.scalars(select(DeviceSettingsRow))}
     if not documents and not said:
         return []
-    known = session.execute(
-        select(DeviceRow.id, DeviceRow.group_id).where(DeviceRow.revoked.is_(None))
-    )
+    known = session.scalars(select(DeviceRow).where(DeviceRow.revoked.is_(None))).all()
+    groups = memberships(session, known, {name for scope, name in documents if scope == "group"})
     found = []
-    for device, group in known:
-        values = core.wanted(documents.get(("group", group)), documents.get(("device", device)))
-        row = said.get(device)
+    for device in known:
+        # The group it enrolled into goes before the others it is in.
+        within = sorted(groups[device.id], key=lambda group: (group == device.group_id, group))
+        of_groups = [documents["group", group] for group in within]
+        values = core.wanted(*of_groups, documents.get(("device", device.id), {}))
+        row = said.get(device.id)
         if values != (row.wanted if row else {}):
-            found.append((device, values, row.version if row else 0))
+            found.append((device.id, values, row.version if row else 0))
     return found
 
 

@@ -14,6 +14,7 @@ from edgepack_fleet.adapters.rollup_tables import EVER, DeviceRollup, GroupRollu
 from edgepack_fleet.adapters.tables import DeviceRow
 from edgepack_fleet.core.slots import DAY, Slot
 from edgepack_fleet.core.sums import Sums
+from edgepack_fleet.membership import inside, is_home
 from edgepack_fleet.rollups import sums_of
 
 __all__ = ["Entry", "Reporting", "Window", "entries", "per_device", "releases", "reporting"]
@@ -57,8 +58,11 @@ class Reporting:
 
 def entries(session: Session, window: Window) -> list[Entry]:
     """Return what lies in WINDOW, oldest first."""
-    kind: Any = GroupRollup if window.device is None else DeviceRollup
-    rows = session.scalars(select(kind).where(*_inside(kind, window)).order_by(kind.start))
+    # What a group was is added up; what a filter finds, or was put into it since, is not.
+    alone = window.device is not None or not is_home(session, window.group)
+    kind: Any = DeviceRollup if alone else GroupRollup
+    query = select(kind).where(*_inside(kind, window)).order_by(kind.start)
+    rows = session.scalars(_joined(session, query, window) if alone else query)
     return [Entry(Slot(row.span, row.start), row.digest, sums_of(row)) for row in rows]
 
 
@@ -70,7 +74,7 @@ def reporting(session: Session, window: Window) -> Reporting:
         func.min(kind.start),
         func.max(kind.start + kind.span),
     )
-    found = session.execute(_joined(query, window).where(*_inside(kind, window))).one()
+    found = session.execute(_joined(session, query, window).where(*_inside(kind, window))).one()
     return Reporting(found[0], found[1], found[2])
 
 
@@ -78,7 +82,7 @@ def per_device(session: Session, window: Window) -> Sequence[Any]:
     """Return rows of device id, inferences, errors and latency in WINDOW, several a device."""
     kind = DeviceRollup
     query = select(kind.device_id, kind.inferences, kind.errors, kind.latency)
-    return session.execute(_joined(query, window).where(*_inside(kind, window))).all()
+    return session.execute(_joined(session, query, window).where(*_inside(kind, window))).all()
 
 
 def releases(session: Session, since: float) -> list[tuple[str, str]]:
@@ -92,11 +96,11 @@ def releases(session: Session, since: float) -> list[tuple[str, str]]:
     return [(bundle, group) for bundle, group in found]
 
 
-def _joined(query: Any, window: Window) -> Any:
+def _joined(session: Session, query: Any, window: Window) -> Any:
     """Return QUERY over devices that are in the window's group now."""
     if window.group is None or window.device is not None:
         return query
-    ours = select(DeviceRow.id).where(DeviceRow.group_id == window.group)
+    ours = select(DeviceRow.id).where(inside(session, window.group))
     return query.where(DeviceRollup.device_id.in_(ours))
 
 

@@ -14,11 +14,18 @@ from fleet_rig import talking_to
 from pg_rig import Postgres, postgres, require_server
 from rest_rig import LISTENER, Now
 
+CLOSE_TO_THE_DATABASE = {
+    "test_database", "test_migrations", "test_rollout_driver", "test_uplink", "test_workers",
+}  # fmt: skip
+"""Files that run over PostgreSQL each time; the others do in the long run."""
+
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if metafunc.definition.get_closest_marker("both_databases"):
+        often = metafunc.definition.path.stem in CLOSE_TO_THE_DATABASE
+        server = pytest.param("postgresql", marks=() if often else pytest.mark.scale)
         for fixture in {"database_url", "empty_database_url"} & set(metafunc.fixturenames):
-            metafunc.parametrize(fixture, ["sqlite", "postgresql"], indirect=True)
+            metafunc.parametrize(fixture, ["sqlite", server], indirect=True)
 
 
 @pytest.fixture(scope="session")

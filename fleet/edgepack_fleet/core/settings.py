@@ -8,9 +8,9 @@ __all__ = ["changed", "next_version", "wanted"]
 Values = Mapping[str, Any]
 
 
-def wanted(group: Values | None, device: Values | None) -> dict[str, Any]:
-    """Return the values for a device: its own go before those of its group."""
-    return {**(group or {}), **(device or {})}
+def wanted(*documents: Values) -> dict[str, Any]:
+    """Return the values of DOCUMENTS, of a device's groups and its own; later ones go before."""
+    return {key: value for document in documents for key, value in document.items()}
 
 
 def changed(values: Values, more: Values, less: tuple[str, ...]) -> dict[str, Any]:
