@@ -15,8 +15,7 @@ from edgepack.errors import UsageError
 from edgepack_fleet.adapters.device_tables import GroupMember
 from edgepack_fleet.adapters.tables import DeviceRow, GroupRow
 from edgepack_fleet.core.filters import Filter, fields_of, parse_filter
-from edgepack_fleet.core.fitting import Fact, Facts, fits
-from edgepack_fleet.core.precedence import Group, groups_of
+from edgepack_fleet.core.fitting import Fact, Facts, Group, fits, groups_of
 
 __all__ = [
     "devices_of",

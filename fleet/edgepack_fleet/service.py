@@ -369,20 +369,21 @@ class Service:
             try:
                 if now - refreshed > REFRESH_S:
                     refreshed = now
-                    self.feed.trim()
-                    self.retention.run()
-                    self.webhooks.tidy()
-                    self.roster.tidy()
                     self.images.keep_fresh()
                     self.director.keep_fresh()
                     self._renew_certificates()
+                    self.webhooks.tidy()
+                    self.roster.tidy()
+                    self.feed.trim()
+                    if self.leadership.held:
+                        self.retention.run()
                 self.access.save_used()
                 self._learn()
                 if self.leadership.held:
                     self.revocation.tick()
                     self.requests.tick(now)
-                    self.steering.tick(now)
                     self.rollouts.tick(self._heard_since or now, now)
+                    self.steering.tick(now)
                 if self.link.connected:
                     outbox.empty(self.database, self.link.publish_all)
             except Exception:  # a thread that ends would stop every rollout, silently

@@ -5,6 +5,7 @@ that with what the director has said; so a device that joins a group later, or a
 steps, needs no care: the next look does the rest. The director's word comes before our own.
 """
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,7 +14,7 @@ import msgspec
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from edgepack.errors import UsageError
+from edgepack.errors import EdgepackError, UsageError
 from edgepack.messages import Count, Event, Text
 from edgepack.settings import Settings, check_settings
 from edgepack_fleet.adapters.database import Database
@@ -25,6 +26,7 @@ from edgepack_fleet.membership import inside, memberships
 
 __all__ = ["Scope", "SettingsOf", "Steering", "learn", "version_for"]
 
+log = logging.getLogger(__name__)
 Scope = Literal["group", "device"]
 LOOK_S = 30.0
 """Seconds between two looks, if nothing was set."""
@@ -111,7 +113,10 @@ class Steering:
         with self._database.read() as session:
             due = _due(session)
         for device, values, version in due[:AT_ONCE]:
-            self._set(device, values, core.next_version(version, now), now)
+            try:
+                self._set(device, values, core.next_version(version, now), now)
+            except EdgepackError:  # of one device; the others must not wait for it
+                log.exception("the settings of %s could not be signed", device)
         if len(due) <= AT_ONCE:
             self._look_at = now + LOOK_S
 

@@ -154,6 +154,9 @@ class Uplink:
     def _save(self, batch: Sequence[Incoming], *, careful: bool = False) -> list[Answer]:
         with self._database.write_beside() as session:
             turn = self._turn(session, batch, careful=careful)
+            if any(message.topic.endswith("/up/tele") for message in batch):
+                # Sums of groups are locked as messages come; in any order, one worker at a time.
+                self._database.number_in_order(session)
             for message in batch:
                 self._take(turn, message)
             for (device, boot), stream in turn.acks.items():

@@ -3,7 +3,7 @@
 What is only known by the hour or by the day belongs to a window that it reaches into.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,13 +11,17 @@ from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
 from edgepack_fleet.adapters.rollup_tables import EVER, DeviceRollup, GroupRollup
-from edgepack_fleet.adapters.tables import DeviceRow
+from edgepack_fleet.adapters.tables import DeviceRow, RolloutRow
 from edgepack_fleet.core.slots import DAY, Slot
-from edgepack_fleet.core.sums import Sums
+from edgepack_fleet.core.sums import Sums, added
 from edgepack_fleet.membership import inside, is_home
 from edgepack_fleet.rollups import sums_of
 
 __all__ = ["Entry", "Reporting", "Window", "entries", "per_device", "releases", "reporting"]
+
+
+AT_ONCE = {"yield_per": 1000}
+"""Rows in memory: a week of a large fleet has millions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +66,14 @@ def entries(session: Session, window: Window) -> list[Entry]:
     alone = window.device is not None or not is_home(session, window.group)
     kind: Any = DeviceRollup if alone else GroupRollup
     query = select(kind).where(*_inside(kind, window)).order_by(kind.start)
-    rows = session.scalars(_joined(session, query, window) if alone else query)
-    return [Entry(Slot(row.span, row.start), row.digest, sums_of(row)) for row in rows]
+    rows = session.scalars(
+        (_joined(session, query, window) if alone else query), execution_options=AT_ONCE
+    )
+    found: dict[tuple[Slot, str], Sums] = {}
+    for row in rows:
+        key = Slot(row.span, row.start), row.digest
+        found[key] = added(found[key], sums_of(row)) if key in found else sums_of(row)
+    return [Entry(slot, digest, sums) for (slot, digest), sums in found.items()]
 
 
 def reporting(session: Session, window: Window) -> Reporting:
@@ -78,18 +88,22 @@ def reporting(session: Session, window: Window) -> Reporting:
     return Reporting(found[0], found[1], found[2])
 
 
-def per_device(session: Session, window: Window) -> Sequence[Any]:
-    """Return rows of device id, inferences, errors and latency in WINDOW, several a device."""
+def per_device(session: Session, window: Window) -> Iterable[Any]:
+    """Yield rows of device id, inferences, errors and latency in WINDOW, several a device."""
     kind = DeviceRollup
     query = select(kind.device_id, kind.inferences, kind.errors, kind.latency)
-    return session.execute(_joined(session, query, window).where(*_inside(kind, window))).all()
+    found = _joined(session, query, window).where(*_inside(kind, window))
+    return session.execute(found, execution_options=AT_ONCE)
 
 
 def releases(session: Session, since: float) -> list[tuple[str, str]]:
     """Return every release and group of which something was said since then (Unix seconds)."""
     query = select(GroupRollup.bundle, GroupRollup.group_id).distinct()
+    # A device may name what it likes; what no rollout and no other device knows is not watched.
+    runs = select(DeviceRow.bundle).where(DeviceRow.bundle.is_not(None))
+    known = GroupRollup.bundle.in_(select(RolloutRow.release)) | GroupRollup.bundle.in_(runs)
     found = session.execute(
-        query.where(GroupRollup.span != EVER, GroupRollup.bundle != "")
+        query.where(GroupRollup.span != EVER, GroupRollup.bundle != "", known)
         .where(GroupRollup.start + GroupRollup.span > since, GroupRollup.start > since - DAY)
         .order_by(GroupRollup.bundle, GroupRollup.group_id)
     )

@@ -13,8 +13,9 @@ from edgepack.errors import UsageError
 from edgepack_fleet.adapters.tables import DeviceRow, GroupRow
 from edgepack_fleet.core import tags
 from edgepack_fleet.core.filters import FIELDS, parse_filter
+from edgepack_fleet.core.fitting import Group, belongs
 from edgepack_fleet.core.model import Policy
-from edgepack_fleet.core.precedence import Claim, Group, belongs, follows
+from edgepack_fleet.core.precedence import Claim, follows
 from edgepack_fleet.membership import COLUMNS, fitting, seek
 from edgepack_fleet.organising import Description, Organiser
 from edgepack_fleet.rollouts import Plan

@@ -22,6 +22,7 @@ from edgepack_fleet.adapters.feed import Feed
 from edgepack_fleet.adapters.lease import Lease
 from edgepack_fleet.adapters.mqtt import Incoming
 from edgepack_fleet.adapters.pki import Pki, worker_name
+from edgepack_fleet.adapters.rollup_tables import EVER, GroupRollup
 from edgepack_fleet.adapters.tables import DeviceRow, OutboxRow, TelemetryRow
 from edgepack_fleet.adapters.worker_tables import LeaseRow
 from edgepack_fleet.service import Service, Settings
@@ -96,7 +97,7 @@ def test_a_lease_has_one_holder_and_ends(database_url: str) -> None:
 
 
 def test_what_two_workers_hear_of_the_same_devices_is_counted_once(database: Database) -> None:
-    uplinks = [Uplink(database, lambda: 1000.0) for _ in range(4)]
+    uplinks = [Uplink(database, lambda: 1000.0, keep_raw=True) for _ in range(4)]
 
     def hear(uplink: Uplink, turn: int) -> None:
         order = DEVICES[turn:] + DEVICES[:turn]
@@ -109,6 +110,8 @@ def test_what_two_workers_hear_of_the_same_devices_is_counted_once(database: Dat
     with database.read() as session:
         assert session.scalar(select(func.count()).select_from(TelemetryRow)) == 60 * len(DEVICES)
         assert set(session.scalars(select(DeviceRow.inferences))) == {120}
+        ever = select(func.sum(GroupRollup.inferences)).where(GroupRollup.span == EVER)
+        assert session.scalar(ever) == 120 * len(DEVICES)
     assert sum((uplink.refused for uplink in uplinks), Counter()) == {}
 
 

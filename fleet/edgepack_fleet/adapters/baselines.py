@@ -4,7 +4,7 @@ import threading
 
 from edgepack.errors import EdgepackError
 from edgepack.manifest import read_manifest
-from edgepack.oci import MANIFEST, read_oci_manifest
+from edgepack.oci import MANIFEST, MAX_DOCUMENT, read_oci_manifest
 from edgepack_fleet.adapters.content import Content
 from edgepack_targets.pipeline.baseline import Baseline, read_baseline
 
@@ -33,12 +33,16 @@ class Baselines:
                 self._known[digest] = found
         return found
 
+    def _document(self, sha256: str) -> bytes:
+        # One byte too many is refused by who reads it: a device may name the digest of a model.
+        return self._content.read(sha256, length=MAX_DOCUMENT + 1)
+
     def _read(self, sha256: str) -> tuple[Baseline | None, bool]:
         """Return the baseline, and whether the bundle is here at all."""
         try:
-            layer = read_oci_manifest(self._content.read(sha256)).layer(MANIFEST)
+            layer = read_oci_manifest(self._document(sha256)).layer(MANIFEST)
             if layer is None:
                 return None, True
-            return read_baseline(read_manifest(self._content.read(layer.sha256)).drift), True
+            return read_baseline(read_manifest(self._document(layer.sha256)).drift), True
         except (EdgepackError, OSError):
             return None, False

@@ -60,3 +60,5 @@ def _say(path: Path, facts: msgspec.Struct, what: str, *, as_json: bool) -> None
     else:
         moment = show.moment(told["created"])
         click.echo(f"{told['rows']} rows and {told['files']} files of {moment} {what} {path}")
+        if not told["content"]:
+            click.echo("Models are not in it: keep what --content names, and serve with it again.")

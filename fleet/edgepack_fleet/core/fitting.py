@@ -1,15 +1,18 @@
-"""Whether a device fits a filter. Pure; what is known of the device is looked up by field.
+"""Whether a device fits a filter, and so which groups it is in. Pure.
+
+What is known of the device is looked up by field.
 
 A fact that is not known fits nothing but `!=`, which is the same as `not ... =`. What looks like
 a number or a version on both sides is compared as one, everything else as text.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from edgepack_fleet.core.filters import All, Any, Comparison, Filter, Not, Value
 
-__all__ = ["Fact", "Facts", "fits"]
+__all__ = ["Fact", "Facts", "Group", "belongs", "fits", "groups_of"]
 
 Fact = str | int | float | bool | frozenset[str] | None
 """A set fits `=` if one of its members does."""
@@ -17,6 +20,28 @@ Facts = Callable[[str], Fact]
 NUMBER = re.compile(r"-?\d{1,15}(?:\.\d{1,15})?", re.ASCII)
 VERSION = re.compile(r"(\d{1,9}(?:\.\d{1,9}){1,7})(?:$|[^\d.].*)", re.ASCII | re.DOTALL)
 Ordered = tuple[int, ...] | float | str
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A named set of devices."""
+
+    id: str
+    filter: Filter | None = None
+    """Which devices are in it; None: those that were put into it."""
+
+
+def belongs(group: Group, facts: Facts) -> bool:
+    """Return whether a device of which FACTS are known is in GROUP."""
+    if group.filter is not None:
+        return fits(group.filter, facts)
+    put = facts("group")
+    return isinstance(put, frozenset) and group.id in put
+
+
+def groups_of(groups: Iterable[Group], facts: Facts) -> frozenset[str]:
+    """Return the ids of those of GROUPS that a device is in of which FACTS are known."""
+    return frozenset(group.id for group in groups if belongs(group, facts))
 
 
 def fits(wanted: Filter, facts: Facts) -> bool:

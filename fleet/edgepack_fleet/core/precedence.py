@@ -1,4 +1,4 @@
-"""Groups, and which of several rollouts a device follows: one, whatever groups it is in.
+"""Which of several rollouts a device follows: one, whatever groups it is in.
 
 Rollouts stand in one order, by priority, then by age, the newer one first. A device follows the
 first that covers it, as long as that one serves or has given it a job. A rollout of a group the
@@ -8,21 +8,9 @@ device has left has no say any more, unless the device is at work for it.
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from edgepack_fleet.core.filters import Filter
-from edgepack_fleet.core.fitting import Facts, fits
-
-__all__ = ["Claim", "Group", "belongs", "follows", "groups_of"]
+__all__ = ["Claim", "follows"]
 
 OPEN = frozenset({"QUEUED", "IN_PROGRESS"})
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """A named set of devices."""
-
-    id: str
-    filter: Filter | None = None
-    """Which devices are in it; None: those that were put into it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,19 +24,6 @@ class Claim:
     serves: bool
     """Whether it gives the release to every device of its group."""
     release: str = ""
-
-
-def belongs(group: Group, facts: Facts) -> bool:
-    """Return whether a device of which FACTS are known is in GROUP."""
-    if group.filter is not None:
-        return fits(group.filter, facts)
-    put = facts("group")
-    return isinstance(put, frozenset) and group.id in put
-
-
-def groups_of(groups: Iterable[Group], facts: Facts) -> frozenset[str]:
-    """Return the ids of those of GROUPS that a device is in of which FACTS are known."""
-    return frozenset(group.id for group in groups if belongs(group, facts))
 
 
 def follows(

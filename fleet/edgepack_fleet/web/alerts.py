@@ -5,12 +5,11 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Query
 from pydantic import Field
 
-from edgepack_fleet.access import Role
 from edgepack_fleet.adapters.alert_tables import AlertRow
 from edgepack_fleet.core.alert_rules import METRICS
 from edgepack_fleet.service import Service
 from edgepack_fleet.web import paging
-from edgepack_fleet.web.guard import PREFIX, Operator, Viewer, service_of
+from edgepack_fleet.web.guard import PREFIX, Operator, Viewer, Who, service_of
 from edgepack_fleet.web.queries import ListQuery
 from edgepack_fleet.web.schemas import Model, Page
 
@@ -95,10 +94,10 @@ def list_alert_rules(fleet: Fleet) -> AlertRules:
     return AlertRules(items=[_rule(rule) for rule in fleet.alerts.config.rules])
 
 
-@router.post("/alerts/{alert}/acknowledge")
-def acknowledge_alert(fleet: Fleet, alert: str, role: Annotated[Role, Operator]) -> Alert:
+@router.post("/alerts/{alert}/acknowledge", dependencies=[Operator])
+def acknowledge_alert(fleet: Fleet, alert: str, who: Who) -> Alert:
     """Take an alert up: it is not told again until it ends."""
-    return _alert(fleet.alerts.acknowledge(alert, by=role), fleet.now())
+    return _alert(fleet.alerts.acknowledge(alert, by=who), fleet.now())
 
 
 @router.post("/alerts/{alert}/silence", dependencies=[Operator])

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Depends, Form, Query, Request
 from sqlalchemy import select
 from starlette.responses import RedirectResponse, Response
 
+from edgepack.errors import UsageError
 from edgepack_fleet.adapters.tables import DeviceRow
 from edgepack_fleet.audit import Deed
 from edgepack_fleet.service import Service
@@ -84,13 +85,16 @@ def ask_to_revoke(request: Request, fleet: Fleet, role: Operator, ids: Ids) -> R
 def revoke_devices(
     request: Request,
     fleet: Fleet,
-    role: Operator,
+    _role: Operator,
     ids: Annotated[list[Annotated[str, Form(max_length=128)]], Form(alias="id", max_length=MOST)],
 ) -> Response:
     """Revoke devices, for good; the audit log names each of them."""
     caller, address = request.state.caller, request.client.host if request.client else ""
     for device in ids:
-        fleet.revocation.revoke(device, by=role)
+        try:
+            fleet.revocation.revoke(device, by=caller.known_as)
+        except UsageError:
+            continue  # it is no more; the others must go
         deed = Deed("revoke_device", f"/devices/{device}/revoke", 200)
         fleet.audit.record(caller, address, deed, {"id": device})
     fleet.poke()
@@ -110,7 +114,7 @@ def device(
     """Show one device: what it shall run, what it runs, and what happened on it."""
     with fleet.database.read() as db:
         found = _known(views.device(db, device_id), device_id)
-        steps = device_story.story(db, device_id, before, STEPS)
+        steps = device_story.story(db, device_id, before, STEPS, kind)
         measured = device_story.measured(db, device_id, fleet.now())
     return page(
         request,
@@ -118,10 +122,10 @@ def device(
         role=role,
         may=may(role),
         device=found,
-        steps=[s for s in steps if kind in {"", s.kind}],
+        steps=steps,
         kinds=device_story.KINDS,
         kind=kind,
-        older=steps[-1].at if len(steps) == STEPS else None,
+        older=steps[-1].at if len(steps) >= STEPS else None,
         newest=before >= 1e12,
         measured=measured,
         charts=asdict(measured),

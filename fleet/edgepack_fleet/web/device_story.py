@@ -1,5 +1,6 @@
 """What happened on one device, from all that is kept of it, and what it measured. Reads only."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import get_args
@@ -44,15 +45,22 @@ class Measured:
     bundle: list[str] = field(default_factory=list)
 
 
-def story(session: Session, device: str, before: float, limit: int) -> list[Happening]:
-    """Return the newest of what happened on DEVICE before BEFORE (Unix seconds), newest first."""
+def story(
+    session: Session, device: str, before: float, limit: int, kind: str = ""
+) -> list[Happening]:
+    """Return the newest of what happened on DEVICE before BEFORE (Unix seconds), newest first.
+
+    What happened at one moment stays together, so there may be more than LIMIT.
+    """
     found = [
         *_events(session, device, before, limit),
         *_changes(session, device, before, limit),
         *_jobs(session, device, before),
         *_deeds(session, device, before, limit),
     ]
-    return merged(found, limit)
+    told = sorted((h for h in found if kind in {"", h.kind}), key=lambda h: h.at, reverse=True)
+    edge = told[limit - 1].at if len(told) > limit else -math.inf
+    return merged([h for h in told if h.at >= edge], len(told))
 
 
 def measured(session: Session, device: str, now: float) -> Measured:
@@ -81,8 +89,10 @@ def _add(found: Measured, row: DeviceRollup) -> None:
 
 def _events(session: Session, device: str, before: float, limit: int) -> Iterator[Happening]:
     query = select(EventRow).where(EventRow.device_id == device, EventRow.received < before)
-    newest = query.order_by(EventRow.received.desc(), EventRow.seq.desc()).limit(limit)
-    for row in session.scalars(newest):
+    newest = query.order_by(EventRow.received.desc(), EventRow.seq.desc())
+    # A batch that was told late has one time of arrival: it is read whole, or nobody finds its end.
+    edge = session.scalar(newest.with_only_columns(EventRow.received).offset(limit).limit(1))
+    for row in session.scalars(newest if edge is None else newest.where(EventRow.received >= edge)):
         yield of_event(row.received, row.type, row.body, signed=row.verified)
 
 

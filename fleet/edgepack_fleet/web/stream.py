@@ -142,7 +142,12 @@ class _Reader:
             yield GAP if self.gap else ": here\n\n"
             if self.gap:
                 self.at = (await run_in_threadpool(feed.ends))[1]
+            asked = loop.time()
             while not feed.closed:
+                if loop.time() - asked >= QUIET_S:  # however much there is to tell
+                    if not await run_in_threadpool(self._still):
+                        return
+                    asked = loop.time()
                 news.clear()
                 found = await run_in_threadpool(feed.after, self.at, PAGE)
                 for row in found:
@@ -150,8 +155,6 @@ class _Reader:
                     if not self._types or row.type in self._types:
                         yield self._said(row)
                 if not found and not await _comes(news):
-                    if not await run_in_threadpool(self._still):
-                        return
                     yield ": alive\n\n"
         finally:
             feed.leave(wake)
