@@ -85,7 +85,9 @@ def test_one_that_is_taken_while_it_serves_is_of_one_moment(
 
     def report() -> None:
         while not over.is_set():
-            row = messages.Telemetry(boot="b", seq=next(numbers), start=0.0, end=1.0, inferences=3)
+            row = messages.Telemetry(
+                boot="b", seq=next(numbers), start=0.0, end=1.0, inferences=3, bundle="new@1.0.0"
+            )
             payload = messages.encode_batch([row])
             served.uplink.ingest([Incoming(topics.up("cam", "tele"), payload)])
 
@@ -103,7 +105,7 @@ def test_one_that_is_taken_while_it_serves_is_of_one_moment(
         restore(tmp_path / f"{n}.tar", tmp_path / f"back-{n}")
         database = Database.in_directory(tmp_path / f"back-{n}")
         with database.read() as session:
-            named = GroupRollup.span == EVER, GroupRollup.bundle == ""
+            named = GroupRollup.span == EVER, GroupRollup.bundle == "new@1.0.0"
             ever = select(func.sum(GroupRollup.inferences)).where(*named)
             counted = session.get_one(DeviceRow, "cam").inferences
             assert counted == (session.scalar(ever) or 0)
