@@ -204,6 +204,7 @@ def test_of_two_thousand_devices_only_the_first_wave_sees_a_bad_model(place: Pla
 
 
 @pytest.mark.mosquitto
+@pytest.mark.scale
 def test_nothing_is_lost_or_counted_twice_over_bad_links(place: Place) -> None:
     faults = Faults(loss=0.1, disconnects_per_hour=600, reboots=0.5, away_s=(0.1, 0.5))
     scenario = Scenario(

@@ -1,5 +1,6 @@
 """Kill -9 of each part in the middle of a rollout: everything resumes and finishes."""
 
+import contextlib
 import os
 import signal
 from collections.abc import Iterator
@@ -87,4 +88,11 @@ def runners(place: Site) -> list[int]:
     """Return the processes of the agent's models."""
     agent = place.processes["cam"].pid
     tasks = Path(f"/proc/{agent}/task").iterdir()
-    return [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
+    children = [pid for task in tasks for pid in (task / "children").read_text().split()]
+    return [int(pid) for pid in children if b"edgepack_agent.runner" in _command(pid)]
+
+
+def _command(pid: str) -> bytes:
+    with contextlib.suppress(OSError):  # it has ended since
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
