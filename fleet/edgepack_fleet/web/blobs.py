@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
+from edgepack.errors import UsageError
 from edgepack_fleet.adapters.content import Content
 from edgepack_fleet.web.problems import problem
 
@@ -49,7 +50,8 @@ async def blob_response(content: Content, sha256: str, range_header: str | None)
     """Return the blob SHA256 of CONTENT, or the part of it that RANGE_HEADER asks for."""
     size = await run_in_threadpool(content.size, sha256)
     if size is None:
-        return problem(404, f"no blob {sha256[:12]}", reason="blob_missing")
+        code = UsageError.exit_code
+        return problem(404, f"no blob {sha256[:12]}", code=code, reason="blob_missing")
     span = read_range(range_header, size)
     if span is None:
         refusal = problem(416, f"the blob has {size} bytes", reason="bad_range")

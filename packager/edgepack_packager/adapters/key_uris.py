@@ -55,7 +55,7 @@ def open_signer(uri: str, public: Key, ask: Callable[[], bytes]) -> Signer:
     """
     try:
         return Signer.from_priv_key_uri(uri, public, _pin(ask))
-    except (ValueError, UnsupportedLibraryError, OSError) as error:
+    except Exception as error:  # the library of every cloud has errors of its own
         raise _unusable(uri, error) from error
 
 
