@@ -1,6 +1,7 @@
 """The supervisor is small: what it does not need, it does not load. Its size is in benchmarks."""
 
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -59,6 +60,9 @@ assert "edgepack_targets.registry" not in sys.modules"""
 def test_a_look_that_fails_is_said_and_leaves_what_was_known(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    # A test before this one may have silenced or configured logs in this process.
+    monkeypatch.setattr(logging.root.manager, "disable", logging.NOTSET)
+    caplog.set_level("DEBUG", logger="edgepack_agent")
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     assert Shelf().read() == Installed()
     assert "cannot tell which runtimes are installed" in caplog.text

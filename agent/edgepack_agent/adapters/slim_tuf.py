@@ -2,8 +2,6 @@
 
 `tuf.ngclient` imports urllib3 whether or not it is used, which costs an idle device 3 MB for a
 class that nobody here makes. A stand-in takes the place of that one module during the import.
-Where boto3 is installed, securesystemslib would load all of it to sign with keys in the cloud,
-which no device has; during the import there is none.
 """
 
 import sys
@@ -14,7 +12,6 @@ from types import ModuleType
 __all__ = ["FetcherInterface", "Updater", "UpdaterConfig"]
 
 _FETCHER = "tuf.ngclient.urllib3_fetcher"
-_CLOUD = "boto3"
 
 
 class Urllib3Fetcher:
@@ -32,16 +29,11 @@ def _stand_in() -> Iterator[None]:
     module = ModuleType(_FETCHER)
     module.__dict__["Urllib3Fetcher"] = Urllib3Fetcher
     sys.modules[_FETCHER] = module
-    hidden = _CLOUD not in sys.modules
-    if hidden:
-        vars(sys)["modules"][_CLOUD] = None  # what `import` refuses
     try:
         yield
     finally:
-        # Whoever asks for the modules themselves gets the real ones.
+        # Whoever asks for the module itself gets the real one.
         del sys.modules[_FETCHER]
-        if hidden:
-            del sys.modules[_CLOUD]
 
 
 with _stand_in():
