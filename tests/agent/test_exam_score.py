@@ -17,6 +17,7 @@ def place(tmp_path: Path) -> Iterator[Site]:
         yield found
 
 
+@pytest.mark.scale
 def test_a_gate_sees_the_score_of_a_model_that_passed(place: Site) -> None:
     device = place.running_1()
     place.publish("1.1.0")

@@ -100,6 +100,7 @@ def test_an_update_goes_first_and_then_the_measurement_begins_again(place: Site)
     device.comes_to_serve("digits@1.2.0")
 
 
+@pytest.mark.scale
 def test_a_measurement_is_shut_in_and_ends_when_it_is_told_to(place: Site, tmp_path: Path) -> None:
     place.publish("1.0.0")
     device: Device = place.running_1()

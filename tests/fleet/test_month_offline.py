@@ -87,7 +87,7 @@ def added_up(database: Database, kind: type[DeviceRollup | GroupRollup]) -> Coun
     return total([(r.inferences, r.reasons, r.classes, r.latency["counts"]) for r in rows])
 
 
-@pytest.mark.parametrize("cap", [60, 1000])
+@pytest.mark.parametrize("cap", [60, pytest.param(1000, marks=pytest.mark.scale)])
 def test_sums_are_exact_after_a_month_and_a_link_that_loses_and_repeats(
     tmp_path: Path, database: Database, cap: int
 ) -> None:

@@ -176,6 +176,7 @@ def publish(place: Place, **bad: Any) -> None:
 BAD = {"digits@3.0.0": Model(agreement=0.6)}
 
 
+@pytest.mark.scale
 @pytest.mark.mosquitto
 def test_a_model_that_is_worse_in_the_field_stops_in_the_first_wave(place: Place) -> None:
     publish(place)

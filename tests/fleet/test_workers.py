@@ -273,6 +273,7 @@ def test_two_workers_share_the_work_and_one_follows_the_other(tmp_path: Path, ur
             wait("the will", lambda: not is_online(two.database, "cam"))
 
 
+@pytest.mark.scale
 @pytest.mark.mosquitto
 def test_a_broker_that_divides_nothing_tells_the_leader(tmp_path: Path, url: str) -> None:
     data = tmp_path / "fleet"
