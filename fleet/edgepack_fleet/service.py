@@ -378,9 +378,12 @@ class Service:
                     if self.leadership.held:
                         self.retention.run()
                 self.access.save_used()
-                self._learn()
-                if self.leadership.held:
-                    self.revocation.tick()
+                self.pki.look()
+                self.feed.look()
+                if not self.leadership.held:
+                    self.revocation.learn()
+                else:
+                    self.revocation.tick()  # learns, too
                     self.requests.tick(now)
                     self.rollouts.tick(self._heard_since or now, now)
                     self.steering.tick(now)
@@ -390,12 +393,6 @@ class Service:
                 log.exception("a tick failed; the next one tries again")
             # With many devices a decision takes long: half of the time is for what they say.
             self._stopping.wait(max(SHORTEST_TICK_S, time.monotonic() - began))
-
-    def _learn(self) -> None:
-        """Learn what other workers have done."""
-        self.revocation.learn()
-        self.pki.look()
-        self.feed.look()
 
     def _renew_certificates(self) -> None:
         """Renew what is past half of its life, and let it be used at once."""
