@@ -11,7 +11,7 @@ from typing import Any, Literal
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from edgepack_fleet.adapters.tables import DeviceRow, EventRow, JobRow
+from edgepack_fleet.adapters.tables import EventRow, JobRow
 from edgepack_fleet.core import comparison, drifting
 from edgepack_fleet.core.comparison import Interval
 from edgepack_fleet.core.drifting import Drift, Rule, Seen
@@ -20,8 +20,7 @@ from edgepack_fleet.core.histograms import merged
 from edgepack_fleet.core.measures import metrics
 from edgepack_fleet.core.model import FAILURES
 from edgepack_fleet.core.sums import Sums, total
-from edgepack_fleet.membership import inside
-from edgepack_fleet.windows import Entry, Reporting, Window, entries, per_device, reporting
+from edgepack_fleet.windows import Entry, Reporting, Window, entries, per_device, reporting, within
 from edgepack_targets.pipeline.baseline import Baseline
 
 __all__ = [
@@ -106,10 +105,7 @@ def rollbacks(session: Session, window: Window) -> int:
         EventRow.received >= window.since,
         EventRow.received < window.until,
     )
-    if window.device is not None:
-        query = query.where(EventRow.device_id == window.device)
-    elif window.group is not None:
-        query = query.where(EventRow.device_id.in_(_devices_of(session, window.group)))
+    query = query.where(*within(session, EventRow.device_id, window))
     return sum(_tried(body) == window.release for body in session.scalars(query))
 
 
@@ -203,10 +199,6 @@ def _devices(session: Session, window: Window) -> dict[str, _OfDevice]:
     return found
 
 
-def _devices_of(session: Session, group: str) -> Any:
-    return select(DeviceRow.id).where(inside(session, group))
-
-
 def _jobs(session: Session, window: Window) -> Sequence[JobRow]:
     """Return the updates to the release that changed last in WINDOW."""
     query = select(JobRow).where(
@@ -215,11 +207,7 @@ def _jobs(session: Session, window: Window) -> Sequence[JobRow]:
         JobRow.updated >= window.since,
         JobRow.updated < window.until,
     )
-    if window.device is not None:
-        query = query.where(JobRow.device_id == window.device)
-    elif window.group is not None:
-        query = query.where(JobRow.device_id.in_(_devices_of(session, window.group)))
-    return session.scalars(query).all()
+    return session.scalars(query.where(*within(session, JobRow.device_id, window))).all()
 
 
 def _installs(jobs: Sequence[JobRow]) -> Installs:

@@ -17,7 +17,16 @@ from edgepack_fleet.core.sums import Sums, added
 from edgepack_fleet.membership import inside, is_home
 from edgepack_fleet.rollups import sums_of
 
-__all__ = ["Entry", "Reporting", "Window", "entries", "per_device", "releases", "reporting"]
+__all__ = [
+    "Entry",
+    "Reporting",
+    "Window",
+    "entries",
+    "per_device",
+    "releases",
+    "reporting",
+    "within",
+]
 
 
 AT_ONCE = {"yield_per": 1000}
@@ -65,10 +74,8 @@ def entries(session: Session, window: Window) -> list[Entry]:
     # What a group was is added up; what a filter finds, or was put into it since, is not.
     alone = window.device is not None or not is_home(session, window.group)
     kind: Any = DeviceRollup if alone else GroupRollup
-    query = select(kind).where(*_inside(kind, window)).order_by(kind.start)
-    rows = session.scalars(
-        (_joined(session, query, window) if alone else query), execution_options=AT_ONCE
-    )
+    query = select(kind).where(*_inside(session, kind, window)).order_by(kind.start)
+    rows = session.scalars(query, execution_options=AT_ONCE)
     found: dict[tuple[Slot, str], Sums] = {}
     for row in rows:
         key = Slot(row.span, row.start), row.digest
@@ -84,7 +91,7 @@ def reporting(session: Session, window: Window) -> Reporting:
         func.min(kind.start),
         func.max(kind.start + kind.span),
     )
-    found = session.execute(_joined(session, query, window).where(*_inside(kind, window))).one()
+    found = session.execute(query.where(*_inside(session, kind, window))).one()
     return Reporting(found[0], found[1], found[2])
 
 
@@ -92,7 +99,7 @@ def per_device(session: Session, window: Window) -> Iterable[Any]:
     """Yield rows of device id, inferences, errors and latency in WINDOW, several a device."""
     kind = DeviceRollup
     query = select(kind.device_id, kind.inferences, kind.errors, kind.latency)
-    found = _joined(session, query, window).where(*_inside(kind, window))
+    found = query.where(*_inside(session, kind, window))
     return session.execute(found, execution_options=AT_ONCE)
 
 
@@ -110,15 +117,16 @@ def releases(session: Session, since: float) -> list[tuple[str, str]]:
     return [(bundle, group) for bundle, group in found]
 
 
-def _joined(session: Session, query: Any, window: Window) -> Any:
-    """Return QUERY over devices that are in the window's group now."""
-    if window.group is None or window.device is not None:
-        return query
-    ours = select(DeviceRow.id).where(inside(session, window.group))
-    return query.where(DeviceRollup.device_id.in_(ours))
+def within(session: Session, device: Any, window: Window) -> list[ColumnElement[bool]]:
+    """Return the conditions that DEVICE, a column of ids, is of whom the window is, as of now."""
+    if window.device is not None:
+        return [device == window.device]
+    if window.group is None:
+        return []
+    return [device.in_(select(DeviceRow.id).where(inside(session, window.group)))]
 
 
-def _inside(kind: Any, window: Window) -> list[ColumnElement[bool]]:
+def _inside(session: Session, kind: Any, window: Window) -> list[ColumnElement[bool]]:
     where = [
         kind.span != EVER,
         kind.bundle == window.release,
@@ -126,8 +134,6 @@ def _inside(kind: Any, window: Window) -> list[ColumnElement[bool]]:
         kind.start > window.since - DAY,
         kind.start < window.until,
     ]
-    if window.device is not None:
-        where.append(DeviceRollup.device_id == window.device)
-    elif window.group is not None and kind is GroupRollup:
-        where.append(GroupRollup.group_id == window.group)
-    return where
+    if kind is DeviceRollup:
+        return where + within(session, DeviceRollup.device_id, window)
+    return where if window.group is None else [*where, GroupRollup.group_id == window.group]
