@@ -25,8 +25,6 @@ from edgepack_fleet.membership import memberships, put_into, sizes, unknown_devi
 from edgepack_fleet.web import schemas
 
 __all__ = [
-    "all_devices",
-    "all_rollouts",
     "device",
     "devices",
     "enrol_token",
@@ -42,11 +40,6 @@ __all__ = [
 
 AT_ONCE = 1000
 """Ids in one query; databases take a few thousand at most."""
-
-
-def all_devices(session: Session) -> list[schemas.Device]:
-    """Return every device, by id."""
-    return devices(session, session.scalars(select(DeviceRow).order_by(DeviceRow.id)).all())
 
 
 def devices(session: Session, rows: Sequence[DeviceRow]) -> list[schemas.Device]:
@@ -117,12 +110,6 @@ def release(info: Release) -> schemas.Release:
         version=info.version,
         variants=[_variant(variant) for variant in info.variants],
     )
-
-
-def all_rollouts(session: Session) -> list[schemas.Rollout]:
-    """Return every rollout, newest first."""
-    rows = session.scalars(select(RolloutRow).order_by(RolloutRow.number.desc())).all()
-    return rollouts(session, rows)
 
 
 def rollouts(session: Session, rows: Sequence[RolloutRow]) -> list[schemas.Rollout]:
