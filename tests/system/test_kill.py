@@ -13,16 +13,30 @@ from system.harness import Site, site, wait
 pytestmark = [pytest.mark.mosquitto, pytest.mark.system]
 
 
-@pytest.fixture
-def running(tmp_path: Path, releases: dict[str, list[Path]]) -> Iterator[Site]:
-    """A site whose one device runs 1.0.0 and has 3.0.0 waiting in the repository."""
-    with site(tmp_path) as place:
+@pytest.fixture(scope="module")
+def running(
+    tmp_path_factory: pytest.TempPathFactory, releases: dict[str, list[Path]]
+) -> Iterator[Site]:
+    """A site whose one device runs 1.0.0; what is killed in one test is there in the next."""
+    with site(tmp_path_factory.mktemp("kill")) as place:
         place.edgepack("fleet", "groups", "create", "lab")
         place.publish(releases["1.0.0"])
         place.publish(releases["3.0.0"])
         place.add_agent("cam", "onnx")
         assert place.ended(place.roll_out("digits@1.0.0"))["state"] == "completed"
         yield place
+
+
+@contextlib.contextmanager
+def rolling(place: Site) -> Iterator[str]:
+    """Yield a rollout of the release that the device does not have; it must end well."""
+    version = {"1.0.0": "3.0.0", "3.0.0": "1.0.0"}[place.version("cam")]
+    rollout = place.roll_out(f"digits@{version}", probation=4)
+    yield rollout
+    ended = place.ended(rollout, 120)
+    assert ended["state"] == "completed", ended
+    assert place.version("cam") == version
+    assert place.infer("cam") >= 0.9
 
 
 def middle(place: Site, rollout: str) -> None:
@@ -36,52 +50,40 @@ def middle(place: Site, rollout: str) -> None:
     wait("the device to begin", begun)
 
 
-def finishes(place: Site, rollout: str) -> None:
-    ended = place.ended(rollout, 120)
-    assert ended["state"] == "completed", ended
-    assert place.version("cam") == "3.0.0"
-    assert place.infer("cam") >= 0.9
-
-
 def test_the_agent_is_killed(running: Site) -> None:
-    rollout = running.roll_out("digits@3.0.0", probation=4)
-    middle(running, rollout)
-    running.kill("cam")
-    running.restart("cam")
-    finishes(running, rollout)
+    with rolling(running) as rollout:
+        middle(running, rollout)
+        running.kill("cam")
+        running.restart("cam")
 
 
 def test_the_broker_is_killed(running: Site) -> None:
-    rollout = running.roll_out("digits@3.0.0", probation=4)
-    middle(running, rollout)
-    running.kill("broker")
-    running.restart("broker")
-    finishes(running, rollout)
+    with rolling(running) as rollout:
+        middle(running, rollout)
+        running.kill("broker")
+        running.restart("broker")
 
 
 def test_the_fleet_is_killed(running: Site) -> None:
-    rollout = running.roll_out("digits@3.0.0", probation=4)
-    middle(running, rollout)
-    running.kill("fleet")
-    running.restart("fleet")
-    running.wait_for_fleet()
-    finishes(running, rollout)
+    with rolling(running) as rollout:
+        middle(running, rollout)
+        running.kill("fleet")
+        running.restart("fleet")
+        running.wait_for_fleet()
 
 
 def test_the_runner_of_the_old_model_is_killed(running: Site) -> None:
     (old,) = runners(running)
-    rollout = running.roll_out("digits@3.0.0", probation=4)
-    middle(running, rollout)
-    os.kill(old, signal.SIGKILL)
-    finishes(running, rollout)
+    with rolling(running) as rollout:
+        middle(running, rollout)
+        os.kill(old, signal.SIGKILL)
 
 
 def test_the_runner_of_the_new_model_is_killed(running: Site) -> None:
     before = runners(running)
-    rollout = running.roll_out("digits@3.0.0", probation=4)
-    (new,) = wait("the new runner", lambda: set(runners(running)) - set(before))
-    os.kill(new, signal.SIGKILL)
-    finishes(running, rollout)
+    with rolling(running):
+        (new,) = wait("the new runner", lambda: set(runners(running)) - set(before))
+        os.kill(new, signal.SIGKILL)
 
 
 def runners(place: Site) -> list[int]:
