@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sysconfig
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,12 +79,29 @@ def edgepack(
     return finish(start(*args, cwd=cwd, env=env), timeout)
 
 
-def build_twice(home: Path, *args: str | Path) -> tuple[Done, Done]:
-    """Run the same build side by side into HOME/one and HOME/two, without any cache."""
-    words = ("build", *args, "--unsigned", "--no-cache", "--json", "--out")
-    pair = [start(*words, home / name, cwd=home) for name in ("one", "two")]
+def build_twice(
+    home: Path, *args: str | Path, precisions: Sequence[str], again: Sequence[str] = ()
+) -> tuple[Done, Done]:
+    """Run the same build side by side into HOME/one and HOME/two, without any cache.
+
+    Args:
+        home: An empty directory.
+        args: What is built for which targets.
+        precisions: Of the first build.
+        again: Of the second; none: the same.
+    """
+    words = ("build", *args, "--unsigned", "--no-cache", "--json")
+    wanted = {"one": precisions, "two": again or precisions}
+    pair = [
+        start(*words, *_precisions(those), "--out", home / name, cwd=home)
+        for name, those in wanted.items()
+    ]
     first, second = [finish(process) for process in pair]
     return first, second
+
+
+def _precisions(names: Sequence[str]) -> list[str]:
+    return [word for name in names for word in ("--precision", name)]
 
 
 def bundles(home: Path) -> dict[str, bytes]:

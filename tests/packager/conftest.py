@@ -1,6 +1,7 @@
 """Shared by the packager's tests: one trained Keras model, its sources, and one build of each."""
 
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from edgepack_packager.adapters import toolchains
 from kept import made_once
 from packager_rig import Done, OnnxDigits, Pair, build_twice, edgepack
 
+PRECISIONS = ("fp32", "fp16", "int8")
 ZOO = """
 import sys
 import keras
@@ -70,18 +72,23 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> OnnxDigits:
     )
 
 
-def pair(factory: pytest.TempPathFactory, name: str, *words: str | Path) -> Pair:
-    """Return two builds of WORDS, shared by all processes of the run."""
-    return made_once(factory, name, lambda home: Pair(home, *build_twice(home, *words)))
+def pair(
+    factory: pytest.TempPathFactory, name: str, *words: str | Path, again: Sequence[str] = ()
+) -> Pair:
+    """Return two builds of WORDS, shared by all processes of the run; AGAIN: not all once more."""
+
+    def make(home: Path) -> Pair:
+        return Pair(home, *build_twice(home, *words, precisions=PRECISIONS, again=again))
+
+    return made_once(factory, name, make)
 
 
 @pytest.fixture(scope="session")
 def onnx_builds(digits: OnnxDigits, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     return pair(
         tmp_path_factory, "onnx-builds",
-        digits.model, "--target", "onnx", "--target", "openvino", "--precision", "fp32",
-        "--precision", "fp16", "--precision", "int8", "--calibration", digits.calibration,
-        "--evaluate", digits.evaluation, "--max-drop", "0.01",
+        digits.model, "--target", "onnx", "--target", "openvino", "--calibration",
+        digits.calibration, "--evaluate", digits.evaluation, "--max-drop", "0.01",
     )  # fmt: skip
 
 
@@ -104,8 +111,7 @@ def zoo(keras_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def keras_builds(keras_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     return pair(
         tmp_path_factory, "keras-builds", keras_home / "model.keras", "--target", "onnx",
-        "--target", "openvino", "--target", "tflite", "--precision", "fp32", "--precision", "fp16",
-        "--precision", "int8", "--name", "digits", "--calibration",
+        "--target", "openvino", "--target", "tflite", "--name", "digits", "--calibration",
         keras_home / "calibration.npz", "--evaluate", keras_home / "evaluate.npz", "--max-drop",
         "0.01", "--preprocess", '{"color": "gray"}',
     )  # fmt: skip
@@ -115,10 +121,9 @@ def keras_builds(keras_home: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def saved_builds(zoo: Path, keras_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     return pair(
         tmp_path_factory, "saved-builds", zoo / "saved", "--target", "onnx", "--target",
-        "openvino", "--target", "tflite", "--precision", "fp32", "--precision", "fp16",
-        "--precision", "int8", "--name", "digits", "--calibration",
+        "openvino", "--target", "tflite", "--name", "digits", "--calibration",
         keras_home / "calibration.npz", "--evaluate", keras_home / "evaluate.npz", "--max-drop",
-        "0.01",
+        "0.01", again=("int8",),
     )  # fmt: skip
 
 
@@ -143,7 +148,7 @@ def torch_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def torch_builds(torch_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     return pair(
         tmp_path_factory, "torch-builds", torch_home / "digits.pt2", "--target", "onnx",
-        "--target", "openvino", "--target", "tflite", "--precision", "fp32", "--precision", "fp16",
-        "--precision", "int8", "--calibration", torch_home / "calibration.npz", "--evaluate",
-        torch_home / "evaluation.npz", "--max-drop", "0.01",
+        "--target", "openvino", "--target", "tflite", "--calibration",
+        torch_home / "calibration.npz", "--evaluate", torch_home / "evaluation.npz", "--max-drop",
+        "0.01", again=("int8",),
     )  # fmt: skip
