@@ -23,7 +23,7 @@ settings.load_profile("edgepack")
 
 
 LONGEST = (
-    "test_build_refusals", "test_supervisor", "test_build_routes", "test_service",
+    "test_build_refusals", "test_supervisor", "test_build_routes", "test_onnx2tf", "test_service",
     "test_torch_source", "test_schemas", "test_kill", "test_topologies", "test_compression",
     "test_same_answers", "test_endings", "test_device_environment", "test_doctor",
     "test_processes", "test_renewal", "test_by_hand", "test_network_faults", "test_power_cuts",
