@@ -164,6 +164,7 @@ def test_a_holdout_that_disagrees_is_exit_4(hard: Hard, plain: Done) -> None:
     assert not list((hard.home / "disagrees").glob("*.edgepack"))
 
 
+@pytest.mark.scale
 def test_half_of_the_evaluation_set_is_kept_for_the_result(hard: Hard) -> None:
     done = hard.build(
         "halves", "--target", "openvino", "--auto", "--max-drop", str(LIMIT),
@@ -176,6 +177,7 @@ def test_half_of_the_evaluation_set_is_kept_for_the_result(hard: Hard) -> None:
     assert abs(report["samples"] - report["search"]["samples"]) <= 1
 
 
+@pytest.mark.scale
 def test_tflite_gives_a_result_or_says_why_not(hard_tflite: Hard) -> None:
     done = hard_tflite.build(
         "auto", "--target", "tflite", "--auto", "--max-drop", str(LIMIT),

@@ -59,7 +59,8 @@ MATRIX = [
     pytest.param(source, target, precision, marks=marks, id=f"{source}-{target}-{precision}")
     for source, marks in (
         ("keras", pytest.mark.toolchain),
-        ("saved", pytest.mark.toolchain),
+        # From its SavedModel on, a Keras model goes the same way.
+        ("saved", (pytest.mark.toolchain, pytest.mark.scale)),
         ("torch", pytest.mark.toolchain),
         ("onnx", ()),
     )
@@ -228,6 +229,7 @@ def test_run_answers_pictures(keras_builds: Pair, keras_home: Path, tmp_path: Pa
     assert len(right) >= 54
 
 
+@pytest.mark.scale
 @pytest.mark.toolchain
 def test_two_saved_model_builds_are_byte_identical(saved_builds: Pair) -> None:
     check_identical(saved_builds, 3)
@@ -238,6 +240,7 @@ def test_two_torch_builds_are_byte_identical(torch_builds: Pair) -> None:
     check_identical(torch_builds, 3)
 
 
+@pytest.mark.scale
 @pytest.mark.toolchain
 def test_saved_model_keeps_its_signature_names(saved_builds: Pair) -> None:
     for manifest in manifests(saved_builds.home / "one").values():

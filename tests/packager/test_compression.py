@@ -351,6 +351,7 @@ def test_channels_zeros_and_rounding_together(
     assert _judge(torch, tmp_path) > 0.85
 
 
+@pytest.mark.scale
 @pytest.mark.toolchain
 def test_low_rank_then_values_of_a_program(
     torch: Interpreter, rows: Trained, tmp_path: Path
@@ -377,6 +378,7 @@ def test_low_rank_then_values_of_a_program(
     assert _judge(torch, again) > thin["accuracy_tuned"] - 0.1
 
 
+@pytest.mark.scale
 @pytest.mark.toolchain
 def test_a_student_is_reproducible_and_told_beside_one_without_a_teacher(
     torch: Interpreter, rows: Trained, tmp_path: Path

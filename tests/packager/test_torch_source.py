@@ -275,6 +275,7 @@ def test_the_artefact_answers_like_pytorch(built: Done, tmp_path: Path, target: 
         assert accuracy(data["logits"], test.labels) > 0.9
 
 
+@pytest.mark.scale
 @pytest.mark.toolchain
 def test_same_shaped_inputs_and_outputs_are_not_mixed_up(torch_home: Path, tmp_path: Path) -> None:
     done = edgepack(
@@ -321,6 +322,7 @@ def make():
 """
 
 
+@pytest.mark.scale
 @pytest.mark.toolchain
 def test_weights_that_code_loads_itself_decide_too(torch_home: Path, tmp_path: Path) -> None:
     """Its file is the same, and yet a cached export would be of the model before."""
