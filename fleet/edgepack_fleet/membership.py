@@ -18,11 +18,11 @@ from edgepack_fleet.core.filters import Filter, fields_of, parse_filter
 from edgepack_fleet.core.fitting import Fact, Facts, Group, fits, groups_of
 
 __all__ = [
+    "alive_in",
     "devices_of",
     "facts_of",
     "fitting",
     "group_of",
-    "in_group",
     "inside",
     "is_home",
     "known_group",
@@ -133,21 +133,23 @@ def is_home(session: Session, group: str | None) -> bool:
     return not (row and row.filter) and session.scalar(added) is None
 
 
-def in_group(session: Session, group: str) -> Sequence[DeviceRow]:
-    """Return the devices of GROUP, by id, revoked ones too; none if there is no such group."""
+def alive_in(session: Session, group: str, *columns: Any) -> Sequence[Row[Any]]:
+    """Return COLUMNS of the devices of GROUP that are not revoked, by id; none without a group."""
     row = session.get(GroupRow, group)
-    if row is None or not row.filter:
-        every = select(DeviceRow).order_by(DeviceRow.id)
-        return session.scalars(every.where(put_into(group))).all()
-    return devices_of(session, [found.id for found in seek(session, parse_filter(row.filter))])
+    if row is not None and row.filter:
+        wanted = parse_filter(row.filter)
+        every = _read(session, fields_of(wanted), DeviceRow.revoked, *columns)
+        return fitting(session, wanted, [found for found in every if found.revoked is None])
+    query = select(*columns).where(put_into(group), DeviceRow.revoked.is_(None))
+    return session.execute(query.order_by(DeviceRow.id)).all()
 
 
-def devices_of(session: Session, ids: Sequence[str]) -> list[DeviceRow]:
-    """Return the devices of IDS, which are in order."""
-    found: list[DeviceRow] = []
+def devices_of(session: Session, ids: Sequence[str], *columns: Any) -> list[Row[Any]]:
+    """Return COLUMNS of the devices of IDS, which are in order."""
+    found: list[Row[Any]] = []
     for some in _portions(ids):
-        query = select(DeviceRow).where(DeviceRow.id.in_(some)).order_by(DeviceRow.id)
-        found += session.scalars(query)
+        query = select(*columns).where(DeviceRow.id.in_(some)).order_by(DeviceRow.id)
+        found += session.execute(query)
     return found
 
 
@@ -158,10 +160,15 @@ def seek(session: Session, wanted: Filter) -> list[Row[Any]]:
 
 def _read(session: Session, fields: frozenset[str], *also: Any) -> Sequence[Row[Any]]:
     """Return of every device its id, what FIELDS are about, and ALSO that."""
-    # Only what is asked for is read: documents cost more than all the rest.
-    kinds = sorted({field.partition(".")[0] for field in fields})
-    columns = dict.fromkeys((DeviceRow.id, *(COLUMNS[kind] for kind in kinds), *also))
+    columns = dict.fromkeys((*_columns(fields), *also))
     return session.execute(select(*columns).order_by(DeviceRow.id)).all()
+
+
+def _columns(fields: frozenset[str]) -> list[Any]:
+    """Return the id of a device, and where those facts are that FIELDS are about."""
+    # Only what is asked for is read: documents cost more than all the rest.
+    kinds = {field.partition(".")[0] for field in fields}
+    return list(dict.fromkeys((DeviceRow.id, *(COLUMNS[kind] for kind in sorted(kinds)))))
 
 
 def sizes(session: Session, groups: Sequence[GroupRow]) -> dict[str, tuple[int, int]]:
@@ -187,11 +194,14 @@ def fitting(session: Session, wanted: Filter, rows: Sequence[R]) -> list[R]:
 
 
 def memberships(
-    session: Session, rows: Sequence[DeviceRow], only: Collection[str] | None = None
+    session: Session, ids: Sequence[str], only: Collection[str] | None = None
 ) -> dict[str, frozenset[str]]:
-    """Return the groups that each device of ROWS is in, or those ONLY of them."""
+    """Return the groups that each device of IDS is in, or those ONLY of them."""
     every = session.scalars(select(GroupRow)).all()
     groups = [group_of(row) for row in every if only is None or row.id in only]
+    filters = [group.filter for group in groups if group.filter is not None]
+    fields = frozenset({"group"}).union(*map(fields_of, filters))
+    rows = devices_of(session, ids, *_columns(fields))
     put = _put(session, rows)
     return {row.id: groups_of(groups, facts_of(row, put[row.id])) for row in rows}
 

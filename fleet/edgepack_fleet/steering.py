@@ -166,8 +166,10 @@ def _due(session: Session) -> list[tuple[str, dict[str, Any], int]]:
     said = {row.device_id: row for row in session.scalars(select(DeviceSettingsRow))}
     if not documents and not said:
         return []
-    known = session.scalars(select(DeviceRow).where(DeviceRow.revoked.is_(None))).all()
-    groups = memberships(session, known, {name for scope, name in documents if scope == "group"})
+    alive = select(DeviceRow.id, DeviceRow.group_id).where(DeviceRow.revoked.is_(None))
+    known = session.execute(alive.order_by(DeviceRow.id)).all()
+    named = {name for scope, name in documents if scope == "group"}
+    groups = memberships(session, [device.id for device in known], named)
     found = []
     for device in known:
         # The group it enrolled into goes before the others it is in.

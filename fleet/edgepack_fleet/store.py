@@ -32,7 +32,7 @@ from edgepack_fleet.core.model import (
 from edgepack_fleet.core.precedence import Claim, follows
 from edgepack_fleet.core.variants import Release, resolve
 from edgepack_fleet.core.waves import parse_waves
-from edgepack_fleet.membership import devices_of, in_group, memberships
+from edgepack_fleet.membership import alive_in, devices_of, memberships
 
 Q = TypeVar("Q", bound=Select[*tuple[Any, ...]])
 
@@ -48,7 +48,7 @@ __all__ = [
 ]
 
 
-def device_of(row: DeviceRow) -> Device:
+def device_of(row: DeviceRow | Row[Any]) -> Device:
     """Return the device of ROW."""
     inventory = msgspec.convert(row.inventory, Inventory)
     return Device(row.id, row.group_id, online=row.online, seen=row.seen, inventory=inventory)
@@ -117,6 +117,16 @@ _JOB = select(
     JobRow.measured,
     JobRow.detail,
 )
+_DEVICE = (
+    DeviceRow.id,
+    DeviceRow.group_id,
+    DeviceRow.online,
+    DeviceRow.seen,
+    DeviceRow.inventory,
+    DeviceRow.bundle,
+    DeviceRow.override,
+    DeviceRow.revoked,
+)
 
 
 def members_of(
@@ -139,17 +149,19 @@ def members_of(
     """
     newest_last: Sequence[Any] = session.execute(_newest_last(_JOB, row.id)).all()
     jobs = {job.device_id: job for job in newest_last}
-    covered = {d.id: d for d in in_group(session, row.group_id) if d.revoked is None}
-    left = devices_of(session, [device for device in jobs if device not in covered])
-    devices = sorted((*covered.values(), *(d for d in left if d.revoked is None)), key=_id)
-    taken = {} if everybody else _taken(session, row, devices)
+    covered = {device.id: device for device in alive_in(session, row.group_id, *_DEVICE)}
+    away = [device for device in jobs if device not in covered]
+    left = [d for d in devices_of(session, sorted(away), *_DEVICE) if d.revoked is None]
+    devices = sorted((*covered.values(), *left), key=_id)
+    taken = {} if everybody else _taken(session, row, [device.id for device in devices])
     boxed = _boxed(session, row, now)
     facts = _Facts(row, heard_since, release_of(row), frozenset(covered), taken, boxed)
     return [_member(device, facts, jobs.get(device.id)) for device in devices]
 
 
-def _id(row: DeviceRow) -> str:
-    return row.id
+def _id(row: Row[Any]) -> str:
+    found: str = row.id
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +182,7 @@ def claim_of(row: RolloutRow) -> Claim:
     return Claim(row.id, row.group_id, rank(row), row.state in SERVING, row.release)
 
 
-def _taken(session: Session, row: RolloutRow, devices: Sequence[DeviceRow]) -> dict[str, str]:
+def _taken(session: Session, row: RolloutRow, devices: Sequence[str]) -> dict[str, str]:
     """Return the devices that a rollout which goes before ROW has, and that one's id."""
     claims = [claim_of(other) for other in session.scalars(select(RolloutRow).where(_before(row)))]
     if not claims:
@@ -184,7 +196,7 @@ def _taken(session: Session, row: RolloutRow, devices: Sequence[DeviceRow]) -> d
     for device, rollout, status in session.execute(spoken.order_by(JobRow.attempt)):
         jobs[device][rollout] = status
     groups = memberships(session, devices, {claim.group for claim in claims})
-    first = {d.id: follows(groups[d.id], jobs.get(d.id, {}), claims) for d in devices}
+    first = {id_: follows(groups[id_], jobs.get(id_, {}), claims) for id_ in devices}
     return {device: claim.rollout for device, claim in first.items() if claim is not None}
 
 
@@ -218,7 +230,7 @@ def _until(times: Mapping[str, list[float]], policy: Policy) -> dict[str, float]
     }
 
 
-def _member(row: DeviceRow, facts: _Facts, job: Row[Any] | None) -> Member:
+def _member(row: Row[Any], facts: _Facts, job: Row[Any] | None) -> Member:
     device = device_of(row)
     member = Member(
         device,

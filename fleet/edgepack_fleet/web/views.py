@@ -46,7 +46,7 @@ def devices(session: Session, rows: Sequence[DeviceRow]) -> list[schemas.Device]
     """Return the devices of ROWS."""
     jobs = _jobs(session, [row.id for row in rows])
     claims = _claims(session)
-    groups = memberships(session, rows)
+    groups = memberships(session, [row.id for row in rows])
     return [_device(row, groups[row.id], jobs.get(row.id, []), claims) for row in rows]
 
 
