@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any, TypeVar
 
-from sqlalchemy import inspect
+from sqlalchemy import Row, inspect
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
@@ -61,7 +61,7 @@ def forget(session: Session) -> None:
             session.expunge(row)
 
 
-def sums_of(row: DeviceRollup | GroupRollup) -> Sums:
+def sums_of(row: DeviceRollup | GroupRollup | Row[Any]) -> Sums:
     """Return what ROW holds."""
     return Sums(**{name: getattr(row, name) for name in FIELDS})
 

@@ -74,6 +74,7 @@ JUMP_S = 5.0
 """Seconds by which the clock must have been set for silence to be counted anew."""
 TICK_S, SHORTEST_TICK_S = 1.0, 0.1
 REFRESH_S = 600.0
+FORGET_S = 60.0
 RETRY_S = 1.0
 
 R = TypeVar("R")
@@ -178,7 +179,7 @@ class Service:
         self._wake, self._stopping = threading.Event(), threading.Event()
         self._threads = [
             threading.Thread(target=loop, name=f"fleet-{loop.__name__.strip('_')}", daemon=True)
-            for loop in (self._ingest, self._tick)
+            for loop in (self._ingest, self._tick, self._forget)
         ]
         self.link, self.leadership = self._make_link(), self._make_leadership()
         self.webhooks.leads = lambda: self.leadership.held
@@ -375,8 +376,6 @@ class Service:
                     self.webhooks.tidy()
                     self.roster.tidy()
                     self.feed.trim()
-                    if self.leadership.held:
-                        self.retention.run()
                 self.access.save_used()
                 self.pki.look()
                 self.feed.look()
@@ -393,6 +392,19 @@ class Service:
                 log.exception("a tick failed; the next one tries again")
             # With many devices a decision takes long: half of the time is for what they say.
             self._stopping.wait(max(SHORTEST_TICK_S, time.monotonic() - began))
+
+    def _forget(self) -> None:
+        def go_on(seconds: float) -> bool:
+            # As long as it took, others have the database; whoever does not lead any more ends.
+            return not self._stopping.wait(seconds) and self.leadership.held
+
+        while not self._stopping.is_set():
+            try:
+                if self.leadership.held:
+                    self.retention.run(go_on)
+            except Exception:  # a thread that ends would let the database grow, silently
+                log.exception("what is old is still there; trying again")
+            self._stopping.wait(FORGET_S)
 
     def _renew_certificates(self) -> None:
         """Renew what is past half of its life, and let it be used at once."""

@@ -17,7 +17,7 @@ from edgepack_fleet.core.sums import total
 from edgepack_fleet.retention import AT_ONCE, Retention
 from edgepack_fleet.rollups import sums_of
 from edgepack_fleet.uplink import Uplink
-from fleet_rig import fleet_database
+from fleet_rig import fleet_database, mosquitto, running, wait
 
 NOW = 1_790_000_000.0
 
@@ -112,3 +112,27 @@ def test_rows_go_when_they_are_old(database: Database) -> None:
     assert left(31) == everything | {"telemetry": 0, "changes": 0}
     assert left(401) == {"telemetry": 0, "events": 0, "changes": 0, "streams": 2}
     assert left(801)["streams"] == 1, "that of the boot a device is in is never forgotten"
+
+
+@pytest.mark.mosquitto
+def test_a_fleet_forgets_by_itself(tmp_path: Path) -> None:
+    data = tmp_path / "fleet"
+    with mosquitto(data) as broker, running(data, broker.address) as service:
+        database = service.database
+        with database.write() as session:
+            session.add(ChangeRow(time=1.0, type="t", subject="s", data={}))
+    with mosquitto(data) as broker, running(data, broker.address) as service:
+
+        def left() -> bool:
+            with service.database.read() as session:
+                return session.scalar(select(ChangeRow).where(ChangeRow.type == "t")) is not None
+
+        wait("the old change to go", lambda: not left())
+
+
+def test_who_is_told_to_stop_goes_on_later(database: Database) -> None:
+    report(database, AT_ONCE + 300, NOW - 100 * DAY, HOUR)
+    retention, asked = Retention(database, Keeping(), lambda: NOW), []
+    some = retention.run(lambda seconds: asked.append(seconds) or False)
+    assert 0 < some < retention.run()
+    assert retention.run() == 0
