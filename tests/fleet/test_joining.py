@@ -15,11 +15,14 @@ from edgepack.errors import UsageError
 from edgepack.keys import key_id
 from edgepack_agent.adapters import enroll as agent
 from edgepack_agent.cli import root as edgepack_agent
+from edgepack_fleet.adapters import database
+from edgepack_fleet.adapters.broker import Address
 from edgepack_fleet.admission import Expected
-from edgepack_fleet.service import Service
+from edgepack_fleet.service import Service, Settings
+from edgepack_fleet.web.app import main_app
 from edgepack_fleet.web.devices import device_app
 from fleet_rig import INVENTORY, csr, listening, publisher, talking_to, wait
-from rest_rig import Now, auth, problem
+from rest_rig import LISTENER, Now, auth, problem
 
 API = "/api/v1"
 
@@ -43,6 +46,23 @@ def new_token(app: httpx.Client, fleet: Service, **more: Any) -> str:
     made = app.post(f"{API}/tokens", json=body, headers=auth(fleet))
     assert made.status_code == 201, made.text
     return agent.read_token(made.json()["token"]).secret
+
+
+def test_who_comes_while_the_database_is_locked_is_told_to_come_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "BUSY_MS", 50)
+    service = Service(Settings(tmp_path / "fleet", Address("127.0.0.1", 1)))
+    with talking_to(main_app(service, LISTENER)) as app:
+        secret = new_token(app, service, approval_s=None)
+    with talking_to(device_app(service)) as door:
+        newcomer = Newcomer(door, secret)
+        with service.database.write():
+            answer = newcomer.ask()
+        assert problem(answer, 503)["reason"] == "busy"
+        assert int(answer.headers["Retry-After"]) > 0
+        newcomer.joins()
+    service.database.close()
 
 
 class Newcomer:

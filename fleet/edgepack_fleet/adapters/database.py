@@ -8,6 +8,7 @@ devices locked. A connection that waits for a lock, or leaves a transaction open
 a while, so that a worker that hangs holds up nobody for ever.
 """
 
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ from sqlalchemy.exc import (
     IntegrityError,
     NoSuchModuleError,
 )
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, sessionmaker
 
 from edgepack.errors import UnsupportedError, UsageError
@@ -207,11 +209,17 @@ class Migration:
 def is_passing(error: Exception) -> bool:
     """Return whether ERROR says that the same may work in a moment, so that nothing is given up.
 
-    A connection that is lost, a lock that took too long, two that waited for each other, a server
-    that stops or has no room (https://www.postgresql.org/docs/current/errcodes-appendix.html).
+    A connection that is lost or none that is free, a lock that took too long, two that waited for
+    each other, a server that stops or has no room (https://www.postgresql.org/docs/current/errcodes-appendix.html).
     """
+    if isinstance(error, PoolTimeout):
+        return True
     if not isinstance(error, DBAPIError):
         return False
+    if isinstance(error.orig, sqlite3.OperationalError):
+        # The low byte is the kind, as of https://www.sqlite.org/rescode.html#pve
+        code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
+        return code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
     state = getattr(error.orig, "sqlstate", None) or ""
     return error.connection_invalidated or state[:2] in {"08", "40", "53", "55", "57"}
 

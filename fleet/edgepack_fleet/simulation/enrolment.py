@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import ssl
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -165,6 +166,8 @@ def _enrol(
         answer = client.post(f"{token.url}/enroll", content=messages.encode(request))
         if answer.status_code < 500:
             break  # else it has too much to do; the same keys get the same answer
+        wait = answer.headers.get("Retry-After", "")
+        time.sleep(min(float(wait), TIMEOUT_S) if wait.isdigit() else 0)
     if answer.is_error:
         raise _refused(answer)
     reply = messages.decode(answer.content, messages.EnrollReply)

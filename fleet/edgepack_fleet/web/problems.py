@@ -5,12 +5,14 @@ from http import HTTPStatus
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from edgepack.errors import EdgepackError, UsageError
+from edgepack_fleet.adapters.database import is_passing
 from edgepack_fleet.refusal import RefusedError
 
 __all__ = ["answer_to", "install", "problem"]
@@ -55,6 +57,8 @@ REASONS = {
 
 MOST_ERRORS = 20
 
+RETRY_S = 5
+"""Seconds after which to ask again when the database was busy."""
 log = logging.getLogger(__name__)
 
 
@@ -75,6 +79,7 @@ def install(app: Starlette) -> None:
     app.add_exception_handler(EdgepackError, _ours)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(SQLAlchemyError, _database)
     app.add_exception_handler(Exception, _unexpected)
 
 
@@ -112,6 +117,15 @@ async def _http(_request: Request, error: Exception) -> Response:
     answer = problem(error.status_code, str(error.detail), code=2, reason=reason)
     # Which methods a route has, how to log in: the standard wants it said there, too.
     answer.headers.update(error.headers or {})
+    return answer
+
+
+async def _database(request: Request, error: Exception) -> Response:
+    if not is_passing(error):
+        return await _unexpected(request, error)
+    log.warning("%s %s: the database is busy", request.method, request.url.path)
+    answer = problem(503, "the database has too much to do; ask again", code=7, reason="busy")
+    answer.headers["Retry-After"] = str(RETRY_S)
     return answer
 
 
