@@ -4,7 +4,7 @@ Every source is asked for as many rows as fill a page, from the same point on; w
 page is on the next one. Rows of one moment are ordered by source and key, so none is told twice.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,31 +26,13 @@ from edgepack_fleet.adapters.device_tables import ConnectionRow
 from edgepack_fleet.adapters.tables import AuditRow, DeviceRow, EventRow, JobRow
 from edgepack_fleet.core import timeline as say
 from edgepack_fleet.core.model import TERMINAL
-from edgepack_fleet.core.timeline import Kind
+from edgepack_fleet.core.timeline import Entry, Key, Kind
 
-__all__ = ["KEY_KINDS", "Entry", "Key", "archived_name", "timeline_of"]
+__all__ = ["KEY_KINDS", "archived_name", "timeline_of"]
 
-Key = tuple[float, int, str, int]
-"""Time, rank of the source, and what tells a row from others of its source."""
 KEY_KINDS: tuple[type, ...] = (float, int, str, int)
 AFTERWARDS_S = 3600.0
 """Seconds after its end in which somebody still writes about a device that is no more."""
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """Something that happened."""
-
-    key: Key
-    kind: Kind
-    sentence: str
-    facts: Mapping[str, Any]
-    """What the sentence is made of."""
-
-    @property
-    def time(self) -> float:
-        """Unix seconds of the fleet's clock."""
-        return self.key[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +112,9 @@ def _sources(device: DeviceRow) -> list[_Source]:
         _Source("audit", AuditRow, AuditRow.time, by_number, _deeds(device), _deed),
         _Source("connection", ConnectionRow, ConnectionRow.time, (literal(""), ConnectionRow.id),
                 ConnectionRow.device_id == device.id, _connection),
-        _Source("job", JobRow, JobRow.created, by_id, jobs, _job(say.job_given)),
+        _Source("job", JobRow, JobRow.created, by_id, jobs, _job(say.job_given, "QUEUED")),
         _Source("job", JobRow, JobRow.started, by_id, jobs & JobRow.started.is_not(None),
-                _job(say.job_begun)),
+                _job(say.job_begun, "IN_PROGRESS")),
         _Source("event", EventRow, EventRow.received, (EventRow.boot, EventRow.seq),
                 EventRow.device_id == device.id, _event),
         _Source("job", JobRow, JobRow.updated, by_id, jobs & JobRow.status.in_(TERMINAL),
@@ -164,11 +146,15 @@ def _event(row: EventRow) -> tuple[str, dict[str, Any]]:
     return say.happened(row.type, row.body), {"type": row.type, "verified": row.verified}
 
 
-def _job(tell: Callable[[say.Facts], str]) -> Callable[[JobRow], tuple[str, dict[str, Any]]]:
+def _job(
+    tell: Callable[[say.Facts], str], moment: str = ""
+) -> Callable[[JobRow], tuple[str, dict[str, Any]]]:
+    """Return what tells of a job at the MOMENT in which it had that status; empty: its last."""
     names = ("id", "rollout_id", "release", "kind", "attempt", "wave", "status", "reason")
 
     def told(row: JobRow) -> tuple[str, dict[str, Any]]:
         job = {name: getattr(row, name) for name in names}
-        return tell(job), {"job": row.id, "rollout": row.rollout_id, "release": row.release}
+        facts = {"job": row.id, "rollout": row.rollout_id, "release": row.release}
+        return tell(job), facts | {"status": moment or row.status}
 
     return told

@@ -158,13 +158,13 @@ def test_a_device_has_its_story_and_its_numbers(page: Page, place: Town) -> None
         "aria-label", re.compile(r"in ms: \d+ intervals, lowest")
     )
     story = page.locator(".story")
-    for text in ("Enrolled in cameras-eu", "Connection ended", "Runs person@1.4.0 now"):
+    for text in ("It is not connected any more", "It runs person@1.4.0 now"):
         expect(story.get_by_text(text)).to_be_visible()
     page.get_by_role("link", name="connections").click()
-    expect(page.locator(".story").get_by_text("Connected").first).to_be_visible()
-    expect(page.locator(".story").get_by_text("Runs person@1.4.0 now")).to_have_count(0)
+    expect(page.locator(".story").get_by_text("It connected").first).to_be_visible()
+    expect(page.locator(".story").get_by_text("It runs person@1.4.0 now")).to_have_count(0)
     page.goto("/devices/eu-cam-04")
-    expect(page.locator(".story")).to_contain_text("inputs.image.mean drifts")
+    expect(page.locator(".story")).to_contain_text("has drifted: inputs.image.mean")
 
 
 def test_a_rollout_says_why_it_waits(page: Page, place: Town) -> None:
@@ -279,6 +279,32 @@ def test_a_page_without_scripts_does_the_same(browser: Browser, url: str, place:
         context.close()
 
 
+HIDE = """hidden => {
+    Object.defineProperty(document, "hidden", {value: hidden, configurable: true});
+    document.dispatchEvent(new Event("visibilitychange"));
+}"""
+
+
+def test_hidden_tabs_leave_the_connections_to_the_one_that_is_seen(page: Page, place: Town) -> None:
+    page.goto("/devices?group=lab")
+    for _ in range(6):  # as many as a browser has connections to a host
+        expect(page.locator("#pulse")).to_have_text("Live")
+        page.evaluate(HIDE, True)
+        expect(page.locator("#pulse")).to_have_text("Not live")
+        page = page.context.new_page()
+        page.goto("/devices?group=lab")
+    expect(page.locator("#pulse")).to_have_text("Live")
+    first = page.context.pages[0]
+    place.disconnect("bench-4")
+    expect(page.locator("#row-bench-4")).to_contain_text("offline")
+    expect(first.locator("#row-bench-4")).to_contain_text("online")
+    first.evaluate(HIDE, False)
+    expect(first.locator("#row-bench-4")).to_contain_text("offline")
+    expect(first.locator("#pulse")).to_have_text("Live")
+    place.connect("bench-4", "person@1.4.0")
+    expect(first.locator("#row-bench-4")).to_contain_text("online")
+
+
 def test_a_session_that_is_over_leads_to_the_login(page: Page, place: Town) -> None:
     page.goto("/devices")
     page.context.clear_cookies()
@@ -329,7 +355,7 @@ def test_drift_is_shown_against_what_was_built(page: Page) -> None:
     expect(page.locator("article", has_text="confidence")).to_contain_text("as built")
     page.get_by_role("link", name="eu-cam-05").click()
     expect(page).to_have_url(re.compile("/devices/eu-cam-05"))
-    expect(page.locator(".story")).to_contain_text("inputs.image.mean drifts")
+    expect(page.locator(".story")).to_contain_text("has drifted: inputs.image.mean")
 
 
 def test_devices_as_a_table_for_other_programs(page: Page, place: Town) -> None:

@@ -1,5 +1,6 @@
-"""What has happened, in words: one sentence each, from what devices and people have said.
+"""What has happened, as pages show it: of what kind it is, whether it is good, and a sentence.
 
+What the fleet has noted is put into words here; what happened to a device is by `core.timeline`.
 What a device says is its own: any of it may be missing, or of another kind than expected.
 """
 
@@ -8,17 +9,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from edgepack_fleet.core.timeline import Entry
+
 __all__ = [
     "UNDER_WAY",
     "Happening",
     "Kind",
     "Tone",
     "grouped",
-    "merged",
-    "of_audit",
     "of_change",
-    "of_event",
-    "of_job",
+    "of_entry",
 ]
 
 Kind = Literal["model", "update", "link", "drift", "people", "device"]
@@ -46,17 +46,17 @@ class Happening:
     """Whether the device has signed it with its report key."""
 
 
-EVENTS: dict[str, tuple[Kind, Tone, str]] = {
-    "activated": ("model", "good", "Runs {bundle} now"),
-    "rejected": ("model", "bad", "Refused {bundle}"),
-    "rolled_back": ("model", "bad", "Went back to {bundle}"),
-    "recovered": ("model", "warn", "Recovered after a fault, with {bundle}"),
-    "drift": ("drift", "warn", "{reason} drifts"),
-    "drift_over": ("drift", "good", "{reason} does not drift any more"),
-    "camera": ("device", "warn", "A camera changed its state"),
-    "inventory": ("device", "plain", "Told what it is made of"),
+EVENTS: dict[str, tuple[Kind, Tone]] = {
+    "activated": ("model", "good"),
+    "rejected": ("model", "bad"),
+    "rolled_back": ("model", "bad"),
+    "recovered": ("model", "warn"),
+    "drift": ("drift", "warn"),
+    "drift_over": ("drift", "good"),
+    "camera": ("device", "warn"),
+    "revoked": ("device", "bad"),
 }
-"""Kind, tone and sentence by type of event; of other types the type itself is the sentence."""
+"""Kind and tone by type of event; of other types nothing is said by them."""
 
 CHANGES: dict[str, tuple[Kind, Tone, str]] = {
     "edgepack.device.enrolled": ("device", "good", "Enrolled in {group}"),
@@ -78,21 +78,11 @@ JOBS: dict[str, tuple[Tone, str]] = {
     "TIMED_OUT": ("bad", "timed out"),
     "CANCELED": ("plain", "was cancelled"),
 }
+_SORTS: dict[str, Kind] = {"connection": "link", "job": "update", "audit": "people"}
 UNDER_WAY = frozenset({"QUEUED", "IN_PROGRESS"})
 """States of an update that are not its end."""
 STATES: dict[str, Tone] = {"paused": "warn", "cancelled": "warn", "reverting": "warn",
                            "reverted": "warn", "completed": "good"}  # fmt: skip
-
-
-def of_event(at: float, kind: str, body: Facts, *, signed: bool = False) -> Happening:
-    """Return what a device said has happened on it."""
-    sort, tone, text = EVENTS.get(kind, ("device", "plain", kind.replace("_", " ").capitalize()))
-    reason = _word(body.get("reason"))
-    told = "{reason}" in text
-    said = _filled(
-        text, {"bundle": body.get("bundle") or "a model", "reason": reason or "Something"}
-    )
-    return Happening(at, sort, tone, said, "" if told else reason, signed=signed)
 
 
 def of_change(at: float, kind: str, subject: str, data: Facts) -> Happening:
@@ -109,32 +99,21 @@ def of_change(at: float, kind: str, subject: str, data: Facts) -> Happening:
                      _word(data.get("reason")), subject)  # fmt: skip
 
 
-def of_job(job: Facts) -> list[Happening]:
-    """Return the beginning and the latest word of the update of one device.
-
-    JOB has `release`, `status`, `state`, `reason`, `rollout`, `kind`, `attempt`, `created`,
-    `updated`.
-    """
-    subject = f"rollouts/{job['rollout']}"
-    what = (
-        f"{job['release']}" if job["kind"] == "install" else f"The way back from {job['release']}"
-    )
-    again = f", attempt {job['attempt']}" if job["attempt"] > 1 else ""
-    begun = Happening(job["created"], "update", "plain", f"{what} was offered{again}", "", subject)
-    if job["status"] == "QUEUED":
-        return [begun]
-    tone, word = JOBS.get(job["status"], ("plain", str(job["status"]).lower()))
-    where = _word(job["state"]).replace("_", " ") if job["status"] == "IN_PROGRESS" else ""
-    more = _word(job["reason"]) or where
-    return [begun, Happening(job["updated"], "update", tone, f"{what} {word}", more, subject)]
-
-
-def of_audit(at: float, who: str, action: str, status: int, reason: str) -> Happening:
-    """Return what somebody did, or tried to do."""
-    done = status < 400
-    deed = action.replace("_", " ")
-    text = f"{who}: {deed}" if done else f"{who} was refused: {deed}"
-    return Happening(at, "people", "plain" if done else "warn", text, "" if done else reason)
+def of_entry(entry: Entry) -> Happening:
+    """Return an ENTRY of a device's timeline as pages show it: with its kind and tone."""
+    facts = entry.facts
+    kind, subject = _SORTS.get(entry.kind, "device"), ""
+    tone: Tone = "plain"
+    match entry.kind:
+        case "event":
+            kind, tone = EVENTS.get(facts["type"], ("device", "plain"))
+        case "connection":
+            tone = "plain" if facts["online"] else "warn"
+        case "job":
+            tone = JOBS.get(facts["status"], ("plain", ""))[0]
+            subject = f"rollouts/{facts['rollout']}"
+    signed = bool(facts.get("verified"))
+    return Happening(entry.time, kind, tone, entry.sentence, subject=subject, signed=signed)
 
 
 def grouped(told: Sequence[tuple[str, Happening]]) -> list[Happening]:
@@ -162,11 +141,6 @@ def _line(one: Happening, subjects: Sequence[str]) -> Happening:
         return one
     more = f" and {others} more" if others else ""
     return replace(one, text=f"{name}{more}: {one.text[:1].lower()}{one.text[1:]}")
-
-
-def merged(found: Sequence[Happening], limit: int) -> list[Happening]:
-    """Return the newest of what was FOUND, newest first, at most LIMIT."""
-    return sorted(found, key=lambda h: h.at, reverse=True)[:limit]
 
 
 def _word(value: Any) -> str:

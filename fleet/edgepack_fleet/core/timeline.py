@@ -7,6 +7,8 @@ from typing import Any, Literal
 from edgepack_fleet.core.model import FAILURES
 
 __all__ = [
+    "Entry",
+    "Key",
     "Kind",
     "Standing",
     "connected",
@@ -19,6 +21,8 @@ __all__ = [
 
 Kind = Literal["connection", "event", "job", "audit"]
 Facts = Mapping[str, Any]
+Key = tuple[float, int, str, int]
+"""Time, rank of the source, and what tells a row from others of its source."""
 
 EVENTS: dict[str, str] = {
     "activated": "It runs {bundle} now",
@@ -27,6 +31,7 @@ EVENTS: dict[str, str] = {
     "rejected": "It did not take {bundle}",
     "inventory": "It told what it is made of",
     "drift": "What {bundle} sees has drifted",
+    "drift_over": "What {bundle} sees does not drift any more",
     "revoked": "It was revoked",
 }
 """What a device may tell; of others the type is shown."""
@@ -76,17 +81,28 @@ def job_ended(job: Facts) -> str:
     why = f": {reason}" if reason else ""
     if status == "SUCCEEDED":
         return f"It has installed {release}."
-    words = {
-        "CANCELED": "was cancelled",
-        "TIMED_OUT": "ended in silence",
-        "REJECTED": "was refused",
-    }
-    return f"The update to {release} {words.get(status, 'failed')}{why}."
+    return f"The update to {release} {ENDS.get(status, 'failed')}{why}."
 
 
 def done(action: str, name: str) -> str:
     """Return what is said of an ACTION that NAME did."""
     return f"{name} {DEEDS.get(action, action.replace('_', ' '))}."
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Something that happened to a device."""
+
+    key: Key
+    kind: Kind
+    sentence: str
+    facts: Facts
+    """What the sentence is made of."""
+
+    @property
+    def time(self) -> float:
+        """Unix seconds of the fleet's clock."""
+        return self.key[0]
 
 
 @dataclass(frozen=True, slots=True)

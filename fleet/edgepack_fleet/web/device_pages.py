@@ -9,20 +9,20 @@ from urllib.parse import urlencode
 
 from fastapi import APIRouter, Depends, Form, Query, Request
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 from starlette.responses import RedirectResponse, Response
 
 from edgepack.errors import UsageError
 from edgepack_fleet.adapters.tables import DeviceRow
 from edgepack_fleet.audit import Deed
 from edgepack_fleet.service import Service
-from edgepack_fleet.web import device_story, device_table, schemas, views
+from edgepack_fleet.web import device_charts, device_story, device_table, schemas, views
 from edgepack_fleet.web.browser import Operator, Viewer, may
 from edgepack_fleet.web.guard import service_of
 from edgepack_fleet.web.rendering import PageError, page
 
 __all__ = ["router"]
 
-STEPS = 40
 MOST = 250
 """Devices that one form may name."""
 COLUMNS = ("id", "group", "online", "desired", "bundle", "target", "agent", "inferences", "errors")
@@ -109,28 +109,34 @@ def device(
     role: Viewer,
     device_id: str,
     kind: Annotated[str, Query(max_length=20)] = "",
-    before: Annotated[float, Query(ge=0, le=1e12)] = 1e12,
+    after: Annotated[str, Query(max_length=2000)] = "",
 ) -> Response:
     """Show one device: what it shall run, what it runs, and what happened on it."""
     with fleet.database.read() as db:
         found = _known(views.device(db, device_id), device_id)
-        steps = device_story.story(db, device_id, before, STEPS, kind)
-        measured = device_story.measured(db, device_id, fleet.now())
+        story = _story(db, device_id, kind, after)
+        measured = device_charts.measured(db, device_id, fleet.now())
     return page(
         request,
         "device",
         role=role,
         may=may(role),
         device=found,
-        steps=steps,
+        story=story,
         kinds=device_story.KINDS,
         kind=kind,
-        older=steps[-1].at if len(steps) >= STEPS else None,
-        newest=before >= 1e12,
+        newest=not after,
         measured=measured,
         charts=asdict(measured),
         today=time.time(),
     )
+
+
+def _story(session: Session, device_id: str, kind: str, after: str) -> device_story.Story:
+    try:
+        return device_story.story(session, session.get_one(DeviceRow, device_id), kind, after)
+    except UsageError as error:
+        raise PageError(400, "This page of the time line is not known") from error
 
 
 def _known(device: schemas.Device | None, device_id: str) -> schemas.Device:

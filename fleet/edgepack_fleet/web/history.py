@@ -6,9 +6,10 @@ from fastapi import APIRouter, Depends, Query
 
 from edgepack_fleet.adapters.tables import DeviceRow
 from edgepack_fleet.core import cursors
+from edgepack_fleet.core.timeline import Key
 from edgepack_fleet.membership import unknown_device
 from edgepack_fleet.service import Service
-from edgepack_fleet.timeline import KEY_KINDS, Key, timeline_of
+from edgepack_fleet.timeline import KEY_KINDS, timeline_of
 from edgepack_fleet.web import organise_schemas as schemas
 from edgepack_fleet.web import queries
 from edgepack_fleet.web.guard import PREFIX, Viewer, service_of

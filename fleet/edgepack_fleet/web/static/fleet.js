@@ -62,9 +62,15 @@ function pulse(state, text) {
   shown.querySelector("span").textContent = text;
 }
 
+// A tab that nobody sees has no stream: a browser has six connections to one host, for all tabs.
+let stream = null;
+let losing = null; // a moment without a stream is no news
+let again = null;
+let heard = document.body.dataset.change;
+
 function listen() {
-  let losing = null; // a moment without a stream is no news
-  const stream = new EventSource(`/live?after=${document.body.dataset.change}`);
+  if (stream !== null || document.hidden) return;
+  stream = new EventSource(`/live?after=${heard}`);
   stream.onopen = () => {
     clearTimeout(losing);
     losing = null;
@@ -75,16 +81,36 @@ function listen() {
     losing ??= setTimeout(() => pulse("lost", "Reconnecting …"), 2500);
     // A browser gives up on an answer that is no stream: the fleet restarts, or the session is over.
     if (stream.readyState === EventSource.CLOSED) {
-      clearTimeout(losing);
+      hush();
       pulse("lost", "Reconnecting …");
       refresh(); // leads to the login, if it is the session
-      setTimeout(listen, 5000);
+      again = setTimeout(listen, 5000);
     }
   };
   for (const type of [...document.body.dataset.types.split(" "), "edgepack.stream.gap"]) {
-    stream.addEventListener(type, changed);
+    stream.addEventListener(type, (event) => {
+      heard = event.lastEventId || heard;
+      changed();
+    });
   }
-  window.addEventListener("pagehide", () => stream.close());
+}
+
+function hush() {
+  clearTimeout(losing);
+  clearTimeout(again);
+  losing = again = null;
+  stream?.close();
+  stream = null;
+}
+
+function seen() {
+  if (document.hidden) {
+    hush();
+    pulse("off", "Not live");
+    return;
+  }
+  listen(); // first: what changes while the page is read is told after it
+  refresh();
 }
 
 document.addEventListener("htmx:beforeSwap", (event) => {
@@ -190,6 +216,8 @@ prepare();
 if (document.body.classList.contains("in")) {
   listen();
   setInterval(() => Date.now() - asked > QUIET_MS && refresh(), 3000);
-  document.addEventListener("visibilitychange", () => !document.hidden && refresh());
+  document.addEventListener("visibilitychange", seen);
+  window.addEventListener("pagehide", hush);
+  window.addEventListener("pageshow", listen); // back from the browser's memory
   asked = Date.now();
 }
