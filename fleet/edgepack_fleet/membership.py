@@ -20,6 +20,7 @@ from edgepack_fleet.core.fitting import Fact, Facts, Group, fits, groups_of
 __all__ = [
     "alive_in",
     "devices_of",
+    "everybody",
     "facts_of",
     "fitting",
     "group_of",
@@ -197,11 +198,34 @@ def memberships(
     session: Session, ids: Sequence[str], only: Collection[str] | None = None
 ) -> dict[str, frozenset[str]]:
     """Return the groups that each device of IDS is in, or those ONLY of them."""
-    every = session.scalars(select(GroupRow)).all()
-    groups = [group_of(row) for row in every if only is None or row.id in only]
+    groups = _groups(session, only)
+    rows = devices_of(session, ids, *_columns(_looked_at(groups) | {"group"}))
+    return _memberships(session, rows, groups)
+
+
+def everybody(
+    session: Session, only: Collection[str], *also: Any
+) -> tuple[Sequence[Row[Any]], dict[str, frozenset[str]]]:
+    """Return of every device its id and ALSO that, by id, and which groups of ONLY it is in."""
+    groups = _groups(session, only)
+    rows = _read(session, _looked_at(groups) | {"group"}, *also)
+    return rows, _memberships(session, rows, groups)
+
+
+def _groups(session: Session, only: Collection[str] | None) -> list[Group]:
+    every = session.scalars(select(GroupRow))
+    return [group_of(row) for row in every if only is None or row.id in only]
+
+
+def _looked_at(groups: Sequence[Group]) -> frozenset[str]:
+    """Return the fields that the filters of GROUPS look at."""
     filters = [group.filter for group in groups if group.filter is not None]
-    fields = frozenset({"group"}).union(*map(fields_of, filters))
-    rows = devices_of(session, ids, *_columns(fields))
+    return frozenset().union(*map(fields_of, filters))
+
+
+def _memberships(
+    session: Session, rows: Sequence[Known], groups: Sequence[Group]
+) -> dict[str, frozenset[str]]:
     put = _put(session, rows)
     return {row.id: groups_of(groups, facts_of(row, put[row.id])) for row in rows}
 

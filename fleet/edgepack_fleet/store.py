@@ -38,6 +38,7 @@ Q = TypeVar("Q", bound=Select[*tuple[Any, ...]])
 
 __all__ = [
     "claim_of",
+    "claims",
     "device_of",
     "jobs_of",
     "members_of",
@@ -83,7 +84,7 @@ def rollout_of(row: RolloutRow) -> Rollout:
     )
 
 
-def rank(row: RolloutRow) -> tuple[int, int]:
+def rank(row: RolloutRow | Row[Any]) -> tuple[int, int]:
     """Return where ROW stands among rollouts: the highest goes first."""
     return row.priority, row.number
 
@@ -177,9 +178,17 @@ class _Facts:
     boxed: Mapping[str, float] = field(default_factory=dict)
 
 
-def claim_of(row: RolloutRow) -> Claim:
+def claim_of(row: RolloutRow | Row[Any]) -> Claim:
     """Return what the rollout of ROW would have a device do."""
     return Claim(row.id, row.group_id, rank(row), row.state in SERVING, row.release)
+
+
+def claims(session: Session) -> list[Claim]:
+    """Return what every rollout would have a device do."""
+    columns = (RolloutRow.id, RolloutRow.group_id, RolloutRow.priority, RolloutRow.number,
+               RolloutRow.state, RolloutRow.release)  # fmt: skip
+    rows: Sequence[Any] = session.execute(select(*columns)).all()
+    return [claim_of(row) for row in rows]
 
 
 def _taken(session: Session, row: RolloutRow, devices: Sequence[str]) -> dict[str, str]:

@@ -11,7 +11,7 @@ from sqlalchemy import insert, select
 from browser_rig import chromium, findings, looking, needs_chromium
 from edgepack_fleet.adapters.tables import DeviceRow, GroupRow, RolloutRow
 from edgepack_fleet.service import Service
-from edgepack_fleet.web import rollout_counts, views
+from edgepack_fleet.web import conditions, device_table, figures, rollout_counts, views
 from edgepack_fleet.web.app import main_app
 from fleet_rig import serving
 from rest_rig import LISTENER, auth
@@ -381,3 +381,21 @@ def test_lists_and_single_rollouts_count_alike(place: Town) -> None:
     for brief, rollout in zip(short, full, strict=True):
         counted = [(w.size, w.done, w.failed) for w in rollout.waves]
         assert [(w.size, w.done, w.failed) for w in brief.waves] == counted, rollout.id
+
+
+def test_overview_and_list_agree_on_what_is_wanted(place: Town) -> None:
+    with place.service.database.read() as session:
+        rows = session.scalars(select(DeviceRow).where(DeviceRow.revoked.is_(None))).all()
+        shown = views.devices(session, rows)
+        counted = figures.count(session)
+        late = device_table.every(session, device_table.Asked(state="behind"))
+        wishes = {wish.device: wish.desired for wish in conditions.wishes(session)}
+    assert wishes == {device.id: device.desired for device in shown}
+    behind = {d.id for d in shown if d.desired and d.desired != d.bundle}
+    assert {device.id for device in late} == behind
+    assert (counted.wanted, counted.wanted - counted.on_target) == (
+        sum(d.desired is not None for d in shown), len(behind),
+    )  # fmt: skip
+    assert behind, "a rollout is on its way"
+    us = {wishes[f"us-cam-{n:02}"] for n in range(1, 13)}
+    assert us == {"person@1.3.0", "person@1.4.0"}, "it is paused: some have it, the others wait"

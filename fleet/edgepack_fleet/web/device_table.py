@@ -112,13 +112,7 @@ def _in_state(session: Session, state: str) -> ColumnElement[bool]:
     if state == "failed":
         return conditions.attention()
     if state == "behind":
-        return and_(here, _behind(session))
+        return and_(here, conditions.behind(session))
     if state == "revoked":
         return ~here
     return and_(here, DeviceRow.online.is_(state == "online"))
-
-
-def _behind(session: Session) -> ColumnElement[bool]:
-    """Return the condition that a device does not run what it is wanted to."""
-    wanted = conditions.wanted(session)
-    return wanted.is_not(None) & or_(DeviceRow.bundle.is_(None), DeviceRow.bundle != wanted)

@@ -29,7 +29,7 @@ class Share:
     release: str | None
     devices: int
     wanted: int
-    """Of them, those whose group wants another one."""
+    """Of them, those that shall run another one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Figures:
     devices: int
     online: int
     wanted: int
-    """Devices whose group wants a release."""
+    """Devices that shall run a release."""
     on_target: int
     """Of them, those that run it."""
     failing: int
@@ -49,24 +49,16 @@ class Figures:
 
 def count(session: Session) -> Figures:
     """Return the fleet in numbers."""
-    wanted = conditions.wanted(session).label("wanted")
-    here = select(wanted, DeviceRow.bundle, DeviceRow.online).where(DeviceRow.revoked.is_(None))
-    each = here.subquery()
-    columns = (each.c.wanted, each.c.bundle, each.c.online)
-    query = select(*columns, func.count()).group_by(*columns)
-    every, elsewhere = Counter[str | None](), Counter[str | None]()
-    online = meant = right = 0
-    for release, bundle, up, number in session.execute(query):
-        every[bundle] += number
-        online += number * bool(up)
-        meant += number * (release is not None)
-        right += number * (release is not None and release == bundle)
-        elsewhere[bundle] += number * (release is not None and release != bundle)
+    wishes = conditions.wishes(session)
+    every, late = Counter(w.bundle for w in wishes), Counter(w.bundle for w in wishes if w.behind)
+    online = sum(w.online for w in wishes)
+    meant = sum(w.desired is not None for w in wishes)
     failed = session.scalar(
         select(func.count()).select_from(DeviceRow).where(conditions.attention())
     )
-    shares = [Share(release, number, elsewhere[release]) for release, number in every.items()]
+    shares = [Share(release, number, late[release]) for release, number in every.items()]
     shares.sort(key=lambda share: (-share.devices, share.release or ""))
+    right = meant - late.total()
     return Figures(every.total(), online, meant, right, failed or 0, tuple(shares))
 
 

@@ -17,7 +17,7 @@ from edgepack_fleet.adapters.tables import (
     RolloutRow,
 )
 from edgepack_fleet.core.model import FAILURES, LIVE, SERVING, Member
-from edgepack_fleet.core.precedence import Claim, follows
+from edgepack_fleet.core.precedence import Claim, Given, desired, follows
 from edgepack_fleet.core.progress import count_waves
 from edgepack_fleet.core.timeline import Standing
 from edgepack_fleet.core.variants import Release, resolve
@@ -45,7 +45,7 @@ AT_ONCE = 1000
 def devices(session: Session, rows: Sequence[DeviceRow]) -> list[schemas.Device]:
     """Return the devices of ROWS."""
     jobs = _jobs(session, [row.id for row in rows])
-    claims = _claims(session)
+    claims = store.claims(session)
     groups = memberships(session, [row.id for row in rows])
     return [_device(row, groups[row.id], jobs.get(row.id, []), claims) for row in rows]
 
@@ -95,7 +95,7 @@ def event(row: EventRow) -> schemas.Event:
 
 def groups(session: Session, ids: Sequence[str]) -> list[schemas.Group]:
     """Return the groups of IDS."""
-    claims = _claims(session)
+    claims = store.claims(session)
     rows = {row.id: row for row in session.scalars(select(GroupRow).where(GroupRow.id.in_(ids)))}
     counts = sizes(session, [row for row in rows.values() if row.filter])
     counts |= {row.id: _count(session, row.id) for row in rows.values() if not row.filter}
@@ -162,25 +162,6 @@ def _count(session: Session, group: str) -> tuple[int, int]:
     return int(counted[0]), int(counted[1])
 
 
-def _claims(session: Session) -> list[Claim]:
-    """Return what every rollout would have a device do."""
-    return [store.claim_of(row) for row in session.scalars(select(RolloutRow))]
-
-
-def _desired(groups: frozenset[str], jobs: Sequence[JobRow], claims: Sequence[Claim]) -> str | None:
-    """Return what a device shall run: what the rollout it follows gave it, or will give it.
-
-    A device that follows none keeps what it was given last. JOBS are its own, the newest last.
-    """
-    newest = {job.rollout_id: job for job in jobs}
-    standing = {r: j for r, j in newest.items() if j.status not in FAILURES | {"CANCELED"}}
-    first = follows(groups, {rollout: job.status for rollout, job in standing.items()}, claims)
-    if first is None:
-        return next((job.release for job in reversed(standing.values())), None)
-    given = standing.get(first.rollout)
-    return given.release if given else first.release
-
-
 def _jobs(session: Session, devices: Sequence[str]) -> dict[str, list[JobRow]]:
     """Return the jobs of each of DEVICES, those of the newest rollout last."""
     query = select(JobRow).join(RolloutRow, RolloutRow.id == JobRow.rollout_id)
@@ -196,9 +177,10 @@ def _device(
     row: DeviceRow, groups: frozenset[str], jobs: Sequence[JobRow], claims: Sequence[Claim]
 ) -> schemas.Device:
     job = _job(jobs[-1]) if jobs else None
-    desired = _desired(groups, jobs, claims)
+    given = {job.rollout_id: Given(job.status, job.release) for job in jobs}
+    wanted = desired(groups, given, claims)
     facts = job.model_dump() if job else None
-    stands = Standing(desired, row.bundle, row.online, row.revoked is not None, facts)
+    stands = Standing(wanted, row.bundle, row.online, row.revoked is not None, facts)
     return schemas.Device(
         id=row.id,
         group=row.group_id,
@@ -207,7 +189,7 @@ def _device(
         notes=row.notes,
         tags=row.tags,
         online=row.online,
-        desired=desired,
+        desired=wanted,
         bundle=row.bundle,
         standing=stands.sentence(),
         digest=row.digest,
