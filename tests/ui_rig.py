@@ -24,11 +24,14 @@ import bundles
 from edgepack import messages, topics
 from edgepack.manifest import Metrics, Target
 from edgepack_fleet.access import bootstrap_token
+from edgepack_fleet.adapters.alert_tables import AlertRow
 from edgepack_fleet.adapters.broker import Address
 from edgepack_fleet.adapters.mqtt import Incoming
 from edgepack_fleet.adapters.tables import GroupRow, JobRow, RolloutRow
 from edgepack_fleet.core.gates import parse_gate
 from edgepack_fleet.core.model import Policy
+from edgepack_fleet.enrolment import Offer
+from edgepack_fleet.organising import Description
 from edgepack_fleet.service import Service, Settings
 from edgepack_fleet.web.app import main_app
 from fleet_rig import csr, serving
@@ -259,7 +262,39 @@ def town(home: Path, now: float, broker: Address = NOBODY) -> Town:
     _day(made, [device for device, _ in every])
     made.publish("1.4.0", 0.944)
     _canaries(made, names, now)
+    _people(made)
     return made
+
+
+def _people(made: Town) -> None:
+    """Let somebody ask to join, tag two devices, and let an alert fire and another one end."""
+    offer = Offer("lab", 86_400, 9, approval_s=86_400)
+    secret = made.service.enrolment.offer(offer).secret
+    for name in ("new-cam-1", "new-cam-2"):
+        request = messages.EnrollRequest(
+            secret=secret, csr=csr(ec.generate_private_key(ec.SECP256R1())), name=name,
+            inventory=BOXES[0],
+        )  # fmt: skip
+        made.service.enrolment.enroll(request)
+    for device, tags in {
+        "bench-1": {"site": "hall", "row": "2"},
+        "bench-2": {"site": "yard"},
+    }.items():
+        made.service.roster.organiser.describe(device, Description(tags=tags))
+    alerts = {"al-1": ("group_offline", "critical", {"group": "cameras-us"}),
+              "al-2": ("errors_rise", "warning", {"release": "person@1.4.0"})}  # fmt: skip
+    with made.service.database.write() as session:
+        session.add_all(
+            AlertRow(id=id_, rule=rule, severity=severity, labels=labels, state="pending",
+                     since=made.now - 900, value=0.17, seen=made.now, told=None, silenced=0.0,
+                     acknowledged="", said="")
+            for id_, (rule, severity, labels) in alerts.items()
+        )  # fmt: skip
+    for state in ("firing", "resolved"):
+        with made.service.database.write() as session:
+            for id_ in ["al-1", "al-2"] if state == "firing" else ["al-2"]:
+                row = session.get_one(AlertRow, id_)
+                row.state, row.told, row.said = state, made.now, state
 
 
 def _day(made: Town, devices: list[str]) -> None:

@@ -6,7 +6,7 @@ is over. A device asks again with the same key, and that is how it is known.
 """
 
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, cast
 
@@ -24,7 +24,17 @@ from edgepack_fleet.core import tags
 from edgepack_fleet.membership import static_group
 from edgepack_fleet.refusal import RefusedError
 
-__all__ = ["NEW_TOKEN", "Admission", "Expected", "State", "Terms", "admit", "spend", "state_of"]
+__all__ = [
+    "NEW_TOKEN",
+    "Admission",
+    "Expected",
+    "State",
+    "Terms",
+    "admit",
+    "spend",
+    "state_of",
+    "waiting",
+]
 
 State = Literal["pending", "accepted", "rejected", "expired", "enrolled"]
 RETRY_S = 15
@@ -122,6 +132,13 @@ def state_of(row: ApplicantRow, now: float) -> State:
     """Return where an applicant stands; what waits past its deadline is over."""
     waits = row.state in {"pending", "accepted"}
     return "expired" if waits and now >= row.deadline else cast("State", row.state)
+
+
+def waiting(session: Session, now: float, limit: int = 50) -> Sequence[ApplicantRow]:
+    """Return those who wait for a person to decide, the longest first."""
+    undecided = ApplicantRow.state == "pending", ApplicantRow.deadline > now
+    query = select(ApplicantRow).where(*undecided).order_by(ApplicantRow.created, ApplicantRow.id)
+    return session.scalars(query.limit(limit)).all()
 
 
 class Admission:

@@ -9,7 +9,10 @@ from playwright.sync_api import Browser, Page, expect
 from sqlalchemy import insert, select
 
 from browser_rig import chromium, findings, looking, needs_chromium
+from edgepack_fleet.adapters.device_tables import ApplicantRow
 from edgepack_fleet.adapters.tables import DeviceRow, GroupRow, RolloutRow
+from edgepack_fleet.core.model import Policy
+from edgepack_fleet.rollouts import Plan
 from edgepack_fleet.service import Service
 from edgepack_fleet.web import conditions, device_table, figures, rollout_counts, views
 from edgepack_fleet.web.app import main_app
@@ -381,6 +384,86 @@ def test_lists_and_single_rollouts_count_alike(place: Town) -> None:
     for brief, rollout in zip(short, full, strict=True):
         counted = [(w.size, w.done, w.failed) for w in rollout.waves]
         assert [(w.size, w.done, w.failed) for w in brief.waves] == counted, rollout.id
+
+
+def test_who_asks_to_join_is_let_in_or_refused(page: Page, place: Town) -> None:
+    page.goto("/")
+    page.get_by_role("link", name="2 devices wait to be let in").click()
+    first, second = (page.locator(".row", has_text=f"new-cam-{n}") for n in (1, 2))
+    first.get_by_role("button", name="Accept").click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_contain_text("Compare the fingerprint of its key")
+    assert not findings(page)
+    dialog.get_by_role("button", name="Accept").click()
+    expect(second).to_be_visible()
+    expect(first).to_have_count(0)
+    second.get_by_role("button", name="Reject").click()
+    dialog.get_by_role("button", name="Reject").click()
+    expect(page.get_by_role("heading", name="Waiting to join")).to_have_count(0)
+    with place.service.database.read() as session:
+        rows = session.scalars(select(ApplicantRow).order_by(ApplicantRow.name)).all()
+    assert [row.state for row in rows] == ["accepted", "rejected"]
+    page.goto(f"/applicants/{rows[0].id}/accept")
+    expect(page.get_by_text("It does not wait any more: it is accepted.")).to_be_visible()
+
+
+def test_devices_are_tagged_and_found_by_their_tags(page: Page) -> None:
+    page.goto("/devices")
+    page.get_by_label("Tag").fill("site")
+    page.keyboard.press("Tab")
+    rows = page.locator("tbody tr")
+    expect(rows).to_have_count(2)
+    rows.first.get_by_role("link", name="site=hall").click()
+    expect(rows).to_have_count(1)
+    page.get_by_role("link", name="bench-1").click()
+    page.get_by_label("Key").fill("floor")
+    page.get_by_label("Value").fill("3")
+    page.get_by_role("button", name="Set").click()
+    expect(page.get_by_role("link", name="floor=3")).to_be_visible()
+    page.get_by_label("Key").fill("floor")
+    page.get_by_role("button", name="Set").click()
+    expect(page.get_by_role("link", name="row=2")).to_be_visible()
+    expect(page.get_by_role("link", name="floor=3")).to_have_count(0)
+    page.get_by_label("Key").fill("no key")
+    page.get_by_role("button", name="Set").click()
+    expect(page.get_by_role("heading", name="this tag cannot be kept")).to_be_visible()
+
+
+def test_open_alerts_lead_to_what_they_are_about(page: Page) -> None:
+    alerts = page.locator("#alerts")
+    fired = alerts.get_by_role("link", name="group_offline").first
+    expect(fired).to_contain_text("critical")
+    alerts.get_by_text("History").click()
+    expect(alerts.get_by_role("link", name="errors_rise").first).to_contain_text("over")
+    assert not findings(page)
+    fired.click()
+    expect(page).to_have_url(re.compile("/devices.group=cameras-us"))
+
+
+def test_whoever_may_only_look_decides_nothing(browser: Browser, url: str, place: Town) -> None:
+    with looking(browser, url, token(place, "viewer")) as page:
+        for path in ("/devices", "/devices/bench-1"):
+            page.goto(path)
+            expect(page.get_by_role("button", name="Set")).to_have_count(0)
+            expect(page.get_by_role("button", name="Accept")).to_have_count(0)
+        page.goto("/applicants/a-1/accept")
+        expect(page.get_by_text("This needs the role operator")).to_be_visible()
+        for path in ("/applicants/a-1/accept", "/devices/bench-1/tags"):
+            answer = page.request.post(path, form={"key": "a"}, headers={"Origin": url})
+            assert answer.status == 403
+
+
+def test_a_draft_is_started_and_a_rollout_approved(page: Page, place: Town) -> None:
+    place.group("by-word")
+    place.enrol("word-1", "by-word")
+    place.connect("word-1")
+    plan = Plan("person@1.3.0", "by-word", "100%", Policy(approval=True), draft=True)
+    made = place.service.rollouts.plan(plan)
+    page.goto(f"/rollouts/{made}")
+    for action, said in (("Start", "awaiting approval"), ("Approve", "running")):
+        page.get_by_role("button", name=action).click()
+        page.get_by_role("dialog").get_by_role("button", name=action).click()
+        expect(page.locator(".title")).to_contain_text(said)
 
 
 def test_overview_and_list_agree_on_what_is_wanted(place: Town) -> None:

@@ -67,6 +67,9 @@ CHANGES: dict[str, tuple[Kind, Tone, str]] = {
     "edgepack.rollout.created": ("update", "plain", "{release} to {group} was created"),
     "edgepack.rollout.state": ("update", "plain", "{release} to {group} is {state}"),
     "edgepack.rollout.progress": ("update", "plain", "{release} to {group}"),
+    "edgepack.applicant.state": ("device", "plain", "{name} asks to join {group}: {state}"),
+    "edgepack.alert.firing": ("drift", "bad", "Alert {rule} fires"),
+    "edgepack.alert.resolved": ("drift", "good", "Alert {rule} is over"),
     "edgepack.job.status": ("update", "plain", "{release}: {status}"),
 }
 JOBS: dict[str, tuple[Tone, str]] = {
@@ -95,8 +98,9 @@ def of_change(at: float, kind: str, subject: str, data: Facts) -> Happening:
     if kind == "edgepack.rollout.state":
         tone = STATES.get(str(data.get("state")), tone)
     state = _word(data.get("state")).replace("_", " ")
+    where = subject if subject.startswith(("devices/", "rollouts/")) else ""
     return Happening(at, sort, tone, _filled(text, {**data, "state": state}),
-                     _word(data.get("reason")), subject)  # fmt: skip
+                     _word(data.get("reason")), where)  # fmt: skip
 
 
 def of_entry(entry: Entry) -> Happening:

@@ -15,6 +15,7 @@ from edgepack_fleet.web import (
     admin,
     alerts,
     api,
+    applicant_pages,
     asking,
     benchmarks,
     browser,
@@ -46,7 +47,7 @@ INTERFACE = (
     api, organise, joining, history, repo, admin, hooks, asking, steering, benchmarks, stream,
     monitoring, alerts, metrics,
 )  # fmt: skip
-PAGES = (browser, pages, device_pages, rollout_pages, release_pages)
+PAGES = (browser, pages, applicant_pages, device_pages, rollout_pages, release_pages)
 BURST = 1000
 """Requests that a token may make at once: a large push."""
 

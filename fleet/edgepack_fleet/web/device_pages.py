@@ -14,9 +14,17 @@ from starlette.responses import RedirectResponse, Response
 
 from edgepack.errors import UsageError
 from edgepack_fleet.adapters.tables import DeviceRow
+from edgepack_fleet.admission import waiting
 from edgepack_fleet.audit import Deed
+from edgepack_fleet.organising import Description
 from edgepack_fleet.service import Service
-from edgepack_fleet.web import device_charts, device_story, device_table, schemas, views
+from edgepack_fleet.web import (
+    device_charts,
+    device_story,
+    device_table,
+    schemas,
+    views,
+)
 from edgepack_fleet.web.browser import Operator, Viewer, may
 from edgepack_fleet.web.guard import service_of
 from edgepack_fleet.web.rendering import PageError, page
@@ -40,6 +48,7 @@ def devices(
     with fleet.database.read() as db:
         table = device_table.read(db, asked)
         groups, releases = device_table.choices(db)
+        applicants = waiting(db, fleet.now())
     kept = {k: v for k, v in asked.model_dump(mode="json", exclude_defaults=True).items() if v}
 
     def link(**changes: object) -> str:
@@ -48,7 +57,7 @@ def devices(
 
     return page(
         request, "devices", role=role, may=may(role), asked=asked, table=table, groups=groups,
-        releases=releases, link=link, export=urlencode(kept),
+        releases=releases, applicants=applicants, link=link, export=urlencode(kept),
     )  # fmt: skip
 
 
@@ -130,6 +139,24 @@ def device(
         charts=asdict(measured),
         today=time.time(),
     )
+
+
+@router.post("/devices/{device_id}/tags")
+def tag_device(
+    fleet: Fleet,
+    _role: Operator,
+    device_id: str,
+    key: Annotated[str, Form(max_length=100)],
+    value: Annotated[str, Form(max_length=400)] = "",
+) -> Response:
+    """Set a tag of a device; without a value it is taken away."""
+    new = Description(tags={key.strip(): value.strip() or None})
+    try:
+        fleet.roster.organiser.describe(device_id, new)
+    except UsageError as error:
+        raise PageError(400, f"{error}") from error
+    fleet.poke()
+    return RedirectResponse(f"/devices/{device_id}", 303)
 
 
 def _story(session: Session, device_id: str, kind: str, after: str) -> device_story.Story:

@@ -44,6 +44,8 @@ class Asked(BaseModel):
     state: State = ""
     group: Name = ""
     release: Name = ""
+    tag: Annotated[str, Field(max_length=400)] = ""
+    """`KEY` or `KEY=VALUE`."""
     sort: Sort = "id"
     page: Annotated[int, BeforeValidator(_number), Field(ge=1)] = 1
     size: Literal["25", "50", "100", "250"] = "50"
@@ -51,7 +53,7 @@ class Asked(BaseModel):
     @property
     def filtered(self) -> bool:
         """Whether anything is left out."""
-        return bool(self.q or self.state or self.group or self.release)
+        return bool(self.q or self.state or self.group or self.release or self.tag)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +103,10 @@ def _filtered(session: Session, asked: Asked) -> Select[DeviceRow]:
         query = query.where(inside(session, asked.group))
     if asked.release:
         query = query.where(DeviceRow.bundle == asked.release)
+    if asked.tag:
+        key, equals, value = (part.strip() for part in asked.tag.partition("="))
+        tag = DeviceRow.tags[key].as_string()
+        query = query.where(tag == value if equals else tag.is_not(None))
     for word in asked.q.split():
         columns = (DeviceRow.id, DeviceRow.group_id, DeviceRow.bundle, DeviceRow.agent)
         query = query.where(or_(*(c.icontains(word, autoescape=True) for c in columns)))

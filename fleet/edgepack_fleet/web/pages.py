@@ -8,8 +8,9 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
+from edgepack_fleet.admission import waiting
 from edgepack_fleet.service import Service
-from edgepack_fleet.web import figures, rollout_counts
+from edgepack_fleet.web import alert_story, figures, rollout_counts
 from edgepack_fleet.web.browser import Viewer
 from edgepack_fleet.web.guard import service_of
 from edgepack_fleet.web.rendering import page
@@ -35,5 +36,8 @@ def overview(request: Request, fleet: Fleet, role: Viewer) -> Response:
             failing=figures.failing(db),
             offline=figures.offline(db),
             recent=figures.recent(db),
+            alerts=alert_story.open_alerts(db, fleet.alerts.config.rules),
+            told=alert_story.history(db),
+            waiting=len(waiting(db, fleet.now())),
             published=bool(fleet.releases()),
         )
