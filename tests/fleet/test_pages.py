@@ -425,6 +425,7 @@ def test_devices_are_tagged_and_found_by_their_tags(page: Page) -> None:
     expect(page.get_by_role("link", name="row=2")).to_be_visible()
     expect(page.get_by_role("link", name="floor=3")).to_have_count(0)
     page.get_by_label("Key").fill("no key")
+    page.get_by_label("Value").fill("x")
     page.get_by_role("button", name="Set").click()
     expect(page.get_by_role("heading", name="this tag cannot be kept")).to_be_visible()
 
