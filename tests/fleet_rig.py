@@ -31,6 +31,7 @@ from edgepack_fleet.adapters.broker import Address, find_mosquitto, prepare
 from edgepack_fleet.adapters.database import Database
 from edgepack_fleet.adapters.pki import Pki
 from edgepack_fleet.adapters.tables import DeviceRow, GroupRow
+from edgepack_fleet.core.expectation import Expected
 from edgepack_fleet.server import _server
 from edgepack_fleet.service import Service, Settings
 from edgepack_fleet.web.devices import device_app
@@ -340,6 +341,11 @@ def refused(device: Device, client_id: str | None = None) -> bool:
     finally:
         client.disconnect()
         client.loop_stop()
+
+
+def small_model(bundle: str, _digest: str) -> Expected:
+    """Return what may be said of BUNDLE: a few classes and one feature, whatever the digest."""
+    return Expected(bundle, frozenset("abc"), features={"inputs.x.mean": 4})
 
 
 @contextlib.contextmanager

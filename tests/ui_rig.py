@@ -22,6 +22,7 @@ from sqlalchemy import select
 
 import bundles
 from edgepack import messages, topics
+from edgepack.counting import LATENCY_EDGES_MS
 from edgepack.manifest import Metrics, Target
 from edgepack_fleet.access import bootstrap_token
 from edgepack_fleet.adapters.alert_tables import AlertRow
@@ -38,7 +39,7 @@ from fleet_rig import csr, serving
 from trust_rig import Clock, World, target_of
 
 NOBODY = Address("127.0.0.1", 1)
-EDGES = (1.0, 2.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 64.0)
+EDGES = tuple(sorted({*LATENCY_EDGES_MS, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 64.0}))
 BASELINE = {
     "classes": {"none": 1420, "person": 580},
     "confidence": {"edges": [0.25, 0.5, 0.75, 0.9], "counts": [40, 100, 320, 620, 920]},

@@ -1,27 +1,32 @@
 """Telemetry in the database: added up as it comes, in the transaction that notes its arrival.
 
 A report is counted once or not at all, and three times over: for its device, for its group, and
-for its group since the beginning.
+for its group since the beginning. Edges and names are those that its model is expected to have, so
+that one odd device does not change what is known of the others.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, TypeVar
 
-from sqlalchemy import Row, inspect
+from sqlalchemy import Row, func, inspect, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
+from edgepack.counting import OTHER
 from edgepack.messages import Telemetry
 from edgepack_fleet.adapters.rollup_tables import EVER, DeviceRollup, GroupRollup, Rollup
 from edgepack_fleet.adapters.tables import DeviceRow
+from edgepack_fleet.core.expectation import Expected
 from edgepack_fleet.core.slots import Slot, slot_of
-from edgepack_fleet.core.sums import Sums, added, of_report
+from edgepack_fleet.core.sums import Sums, added, fitted, of_report
 
 __all__ = ["FIELDS", "count", "forget", "put", "sums_of"]
 
 LARGEST = 2**53
 """What a counter stops at: beyond this, neither JSON readers nor databases agree."""
+MAX_UNPUBLISHED = 256
+"""Models that were not published here and are told apart in one group; the rest is `OTHER`."""
 FIELDS = tuple(f.name for f in fields(Sums))
 ZERO: dict[str, Any] = {
     "reasons": {},
@@ -33,16 +38,27 @@ ZERO: dict[str, Any] = {
 R = TypeVar("R", DeviceRollup, GroupRollup)
 
 
-def count(session: Session, device: DeviceRow, report: Telemetry, now: float) -> None:
-    """Add a telemetry REPORT of DEVICE that arrived NOW."""
+def count(
+    session: Session, device: DeviceRow, report: Telemetry, now: float, expected: Expected
+) -> Sequence[str]:
+    """Add a telemetry REPORT of DEVICE that arrived NOW, of a model of which this is EXPECTED.
+
+    Returns:
+        Why something of it is not told apart, or left out; totals are always counted.
+    """
     slot = slot_of(report.start, report.end, now, device.enrolled)
-    sums = of_report(report)
+    sums, odd = fitted(of_report(report), expected)
     about = {"bundle": (report.bundle or "")[:256], "digest": (report.digest or "")[:128]}
+    if not expected.release:
+        about["digest"] = ""  # it says nothing: any device may invent some
+        if not _may_name(session, device.group_id, about["bundle"]):
+            about["bundle"], odd = OTHER, [*odd, "too_many_models"]
     group = about | {"group_id": device.group_id}
     put(session, DeviceRollup, slot, about | {"device_id": device.id}, sums)
     put(session, GroupRollup, slot, group, sums)
     # Bins of features mean nothing beyond their baseline, and are not asked for over all time.
     put(session, GroupRollup, Slot(EVER, 0), group, sums)
+    return odd
 
 
 def put(session: Session, kind: type[R], slot: Slot, about: Mapping[str, str], sums: Sums) -> None:
@@ -64,6 +80,17 @@ def forget(session: Session) -> None:
 def sums_of(row: DeviceRollup | GroupRollup | Row[Any]) -> Sums:
     """Return what ROW holds."""
     return Sums(**{name: getattr(row, name) for name in FIELDS})
+
+
+def _may_name(session: Session, group: str, bundle: str) -> bool:
+    """Return whether BUNDLE, which was not published here, is told apart in GROUP."""
+    key = {"span": EVER, "start": 0, "bundle": bundle, "digest": "", "group_id": group}
+    if not bundle or session.get(GroupRollup, key) is not None:
+        return True
+    known = select(func.count()).where(
+        GroupRollup.span == EVER, GroupRollup.digest == "", GroupRollup.group_id == group
+    )
+    return (session.scalar(known) or 0) < MAX_UNPUBLISHED
 
 
 def _row(session: Session, kind: type[R], key: Mapping[str, Any]) -> R:

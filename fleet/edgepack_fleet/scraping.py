@@ -42,6 +42,8 @@ class Standing:
     connected: bool
     refused: Mapping[str, int]
     """Messages of devices that were not taken, by cause."""
+    left_out: Mapping[str, int]
+    """Reports of which something is not told apart, by reason."""
 
 
 def exposition(database: Database, standing: Standing) -> bytes:
@@ -74,6 +76,14 @@ class _Fleet(Collector):
         for reason, count in sorted(standing.refused.items()):
             refused.add_metric([reason], count)
         yield refused
+        left_out = CounterMetricFamily(
+            "edgepack_fleet_unexpected_reports",
+            "Reports with names or edges that their model does not have",
+            labels=["reason"],
+        )
+        for reason, count in sorted(standing.left_out.items()):
+            left_out.add_metric([reason], count)
+        yield left_out
         disk = shutil.disk_usage(standing.data)
         yield _gauge("edgepack_fleet_disk_free_bytes", "Free on the fleet's disk", disk.free)
         yield _gauge("edgepack_fleet_disk_size_bytes", "Size of the fleet's disk", disk.total)
@@ -197,6 +207,7 @@ NAMES = (
     "edgepack_fleet_alerts",
     "edgepack_fleet_broker_up",
     "edgepack_fleet_refused_messages_total",
+    "edgepack_fleet_unexpected_reports_total",
     "edgepack_fleet_disk_free_bytes",
     "edgepack_fleet_disk_size_bytes",
 )

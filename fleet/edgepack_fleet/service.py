@@ -144,7 +144,7 @@ class Service:
         self.content = open_content(settings.content, data, shared=self.database.is_shared)
         self.images = ImageRepo(data / "image", self.content)
         self.retention = Retention(self.database, settings.keeping, clock)
-        self.baselines = Baselines(self.content)
+        self.baselines = Baselines(self.content, self._published)
         self.patches = Patches(data / "patches", self.content)
         self.director = Director(data / "director")
         if self.database.is_shared:
@@ -193,7 +193,10 @@ class Service:
 
     def _make_uplink(self) -> Uplink:
         raw = self.settings.keep_raw_days > 0
-        return Uplink(self.database, self._clock, self.links.link, self.renewals, keep_raw=raw)
+        expected = self.baselines.expected
+        return Uplink(
+            self.database, self._clock, self.links.link, self.renewals, expected, keep_raw=raw
+        )
 
     def _make_sender(self) -> Sender[Piece]:
         return Sender(
@@ -254,6 +257,9 @@ class Service:
     def releases(self) -> list[Release]:
         """Return what is published, the newest publication of a line last."""
         return [Release(r.name, r.version, r.variants) for r in self.images.releases()]
+
+    def _published(self) -> frozenset[str]:
+        return frozenset(v.sha256 for r in self.images.releases() for v in r.variants)
 
     def _image_file(self, name: str) -> bytes | None:
         """Return a file of the image repository, or the offers of patches beside it."""

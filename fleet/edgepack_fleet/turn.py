@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from edgepack import messages, topics
 from edgepack_fleet import jobrows
 from edgepack_fleet.adapters.tables import DeviceRow, JobRow, RolloutRow, StreamRow
+from edgepack_fleet.core.expectation import NOTHING, Expected
 from edgepack_fleet.core.stream import Stream
 
 __all__ = ["Answer", "Turn", "locked"]
@@ -38,11 +39,15 @@ class Turn:
     """Those that speak in it; nobody else writes about them meanwhile."""
     verified: bool = False
     """Whether the message at hand is signed by its device."""
+    expected: Callable[[str, str], Expected] = lambda _bundle, _digest: NOTHING
+    """Returns what may be said of a model, by `name@version` and digest."""
     keep_raw: bool = False
     """Whether rows of telemetry are kept beside what they come to."""
     careful: bool = False
     """Whether every row is saved for itself, because one of them may be refused."""
     refused: Counter[str] = field(default_factory=Counter)
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Reports of which something is not told apart, by reason."""
     answers: list[Answer] = field(default_factory=list)
     acks: dict[tuple[str, str], Stream] = field(default_factory=dict)
     jobs: dict[str, tuple[JobRow, RolloutRow]] = field(default_factory=dict)

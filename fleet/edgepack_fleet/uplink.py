@@ -31,6 +31,7 @@ from edgepack_fleet.adapters.tables import (
     JobRow,
     TelemetryRow,
 )
+from edgepack_fleet.core.expectation import NOTHING, Expected
 from edgepack_fleet.core.jobs import Refusal, advance
 from edgepack_fleet.core.model import HANDING_OUT
 from edgepack_fleet.core.stream import Stream, absorb
@@ -58,6 +59,7 @@ class Uplink:
         clock: Unix seconds.
         link: Returns the link to a model's files, for a device and the SHA-256 of the image.
         renewals: Answers requests for certificates; None: they are not taken.
+        expected: Returns what reports may say of a model, by `name@version` and digest.
         keep_raw: Keep rows of telemetry beside what they come to.
     """
 
@@ -67,14 +69,17 @@ class Uplink:
         clock: Callable[[], float],
         link: Callable[[str, str], str] = lambda _device, _image: "",
         renewals: Renewals | None = None,
+        expected: Callable[[str, str], Expected] = lambda _bundle, _digest: NOTHING,
         *,
         keep_raw: bool = False,
     ) -> None:
         self._keep_raw = keep_raw
         self._database, self._clock, self._link = database, clock, link
-        self._renewals = renewals
+        self._renewals, self._expected = renewals, expected
         self.refused: Counter[str] = Counter()
         """Messages that were not taken, by cause."""
+        self.left_out: Counter[str] = Counter()
+        """Reports of which something is not told apart in sums, by reason."""
         self._handlers: dict[str, Callable[[Turn, DeviceRow, bytes], None]] = {
             "conn": _conn,
             "tele": _telemetry,
@@ -124,6 +129,7 @@ class Uplink:
             turn = self._turn(session, [message], careful=True)
             self._take(turn, message)
         self.refused.update(turn.refused)
+        self.left_out.update(turn.left_out)
         return next(iter(turn.refused), "")
 
     def _turn(self, session: Session, batch: Sequence[Incoming], *, careful: bool) -> Turn:
@@ -134,6 +140,7 @@ class Uplink:
             self._clock(),
             self._link,
             locked(session, names),
+            expected=self._expected,
             keep_raw=self._keep_raw,
             careful=careful,
         )
@@ -163,6 +170,7 @@ class Uplink:
                 ack = messages.Ack(boot=boot, upto=stream.upto, missing=stream.missing)
                 turn.say(device, "ack", ack)
         self.refused.update(turn.refused)
+        self.left_out.update(turn.left_out)
         return turn.answers
 
     def _take(self, turn: Turn, message: Incoming) -> None:
@@ -249,7 +257,8 @@ def _telemetry(turn: Turn, device: DeviceRow, payload: bytes) -> None:
 
 
 def _count(turn: Turn, device: DeviceRow, row: messages.Telemetry) -> None:
-    rollups.count(turn.session, device, row, turn.now)
+    expected = turn.expected(row.bundle or "", row.digest or "")
+    turn.left_out.update(rollups.count(turn.session, device, row, turn.now, expected))
     if turn.keep_raw:
         turn.session.add(
             TelemetryRow(

@@ -9,6 +9,7 @@ import msgspec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from edgepack.counting import CONFIDENCE_EDGES, LATENCY_EDGES_MS, MAX_LABEL
 from edgepack.messages import (
     MAX_MESSAGE,
     MAX_SPANS,
@@ -31,12 +32,7 @@ from edgepack_agent.adapters.outbox import (
 from edgepack_agent.adapters.reports import Reports
 from edgepack_agent.core.effects import Publish
 from edgepack_agent.core.telemetry import MAX_NAMES, Tally, add_rows
-from edgepack_agent.runner.statistics import (
-    CONFIDENCE_EDGES,
-    LATENCY_EDGES_MS,
-    MAX_LABEL,
-    Statistics,
-)
+from edgepack_agent.runner.statistics import Statistics
 from edgepack_fleet.core.stream import Stream, absorb
 
 

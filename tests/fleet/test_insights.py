@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from edgepack import messages
+from edgepack.counting import LATENCY_EDGES_MS
 from edgepack.errors import EdgepackError
 from edgepack_fleet.adapters.mqtt import Incoming
 from edgepack_fleet.adapters.tables import JobRow, RolloutRow
@@ -21,7 +22,6 @@ from fleet_rig import enrol, publisher, serving
 from rest_rig import LISTENER, Now, auth, problem
 
 API = "/api/v1"
-EDGES = (1.0, 2.0, 5.0, 10.0, 20.0)
 BINS = (1.0, 2.0, 3.0)
 BASELINE = {
     "samples": 1000,
@@ -42,7 +42,9 @@ def tell(fleet: Service, device: str, kind: str, *rows: Any) -> None:
 
 
 def latency(*counts: int) -> messages.Histogram:
-    return messages.Histogram(edges=EDGES, counts=counts)
+    """Return a histogram with COUNTS below 1, 2, 5, 10, 20 ms, and above."""
+    counts = (*[0] * 3, *counts, *[0] * 8)
+    return messages.Histogram(edges=LATENCY_EDGES_MS, counts=counts)
 
 
 def get(app: httpx.Client, fleet: Service, path: str, **query: Any) -> dict[str, Any]:
@@ -55,9 +57,11 @@ def test_health_is_the_sum_of_what_devices_say(app: httpx.Client, fleet: Service
     for name, group in (("one", "lab"), ("two", "lab"), ("three", "site")):
         enrol(fleet, name, group)
     release = "digits@1.0.0"
+    target = publisher(fleet.settings.data).release(labels=("a", "b"))
+    digest = f"sha256:{target.sha256}"
     for name in ("one", "two", "three"):
         tell(fleet, name, "tele", report(
-            now, 0, release, inferences=90, errors={"timeout": 6, "shape": 4}, rss_mb=50.0,
+            now, 0, release, digest, inferences=90, errors={"timeout": 6, "shape": 4}, rss_mb=50.0,
             latency_ms=latency(0, 0, 80, 10, 0, 0), classes={"a": 60, "b": 30}, throttled_s=3,
         ))  # fmt: skip
     now.value += 3600

@@ -14,6 +14,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from edgepack import messages
+from edgepack.counting import LATENCY_EDGES_MS
 from edgepack_fleet.adapters.mqtt import Incoming
 from edgepack_fleet.scraping import NAMES
 from edgepack_fleet.service import Service
@@ -41,7 +42,9 @@ def busy(fleet: Service, now: Now) -> None:
             messages.Telemetry(
                 boot="b", seq=n, start=now.value, end=now.value, bundle=release, inferences=90,
                 errors={"timeout": 10}, throttled_s=4, digest="d",
-                latency_ms=messages.Histogram(edges=(1.0, 5.0), counts=(40, 40, 10)),
+                latency_ms=messages.Histogram(
+                    edges=LATENCY_EDGES_MS, counts=(*[0] * 3, 40, 0, 40, 10, *[0] * 10)
+                ),
             )
             for n, release in enumerate(("m@1.0.0", 'odd "\n\\ name'))
         ]  # fmt: skip

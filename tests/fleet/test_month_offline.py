@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import select
 
 from edgepack import messages
+from edgepack.counting import LATENCY_EDGES_MS
 from edgepack.messages import Histogram, Telemetry, decode, encode_batch
 from edgepack_agent.adapters.outbox import RESEND_S, Outbox
 from edgepack_fleet.adapters.database import Database
@@ -16,10 +17,9 @@ from edgepack_fleet.adapters.mqtt import Incoming
 from edgepack_fleet.adapters.rollup_tables import EVER, DeviceRollup, GroupRollup
 from edgepack_fleet.adapters.tables import DeviceRow, TelemetryRow
 from edgepack_fleet.uplink import Uplink
-from fleet_rig import fleet_database
+from fleet_rig import fleet_database, small_model
 
 DAYS, EVERY_S = 30, 600
-EDGES = (1.0, 2.0, 5.0, 10.0)
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ class Device:
 
     def interval(self) -> None:
         count = self.dice.randrange(1, 500)
-        bins = [self.dice.randrange(50) for _ in range(len(EDGES) + 1)]
+        bins = [self.dice.randrange(50) for _ in range(len(LATENCY_EDGES_MS) + 1)]
         errors = {"deadline": self.dice.randrange(3)}
         classes = {self.dice.choice("abc"): count}
         start, self.now = self.now, self.now + EVERY_S
@@ -55,7 +55,7 @@ class Device:
             return Telemetry(
                 boot=self.box.boot, seq=seq, start=start, end=start + EVERY_S, lost=lost,
                 bundle="m@1.0.0", digest="d", inferences=count, errors=errors, classes=classes,
-                latency_ms=Histogram(edges=EDGES, counts=tuple(bins)),
+                latency_ms=Histogram(edges=LATENCY_EDGES_MS, counts=tuple(bins)),
             )  # fmt: skip
 
         self.box.add_telemetry(make)
@@ -93,7 +93,7 @@ def test_sums_are_exact_after_a_month_and_a_link_that_loses_and_repeats(
 ) -> None:
     device = Device(tmp_path / "outbox.db", cap)
     dice = random.Random(7)
-    uplink = Uplink(database, lambda: device.now, keep_raw=True)
+    uplink = Uplink(database, lambda: device.now, expected=small_model, keep_raw=True)
     for number in range(DAYS * 86400 // EVERY_S):
         device.interval()
         if number % 500 == 499:

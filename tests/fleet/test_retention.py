@@ -7,6 +7,7 @@ import pytest
 from sqlalchemy import select
 
 from edgepack import messages
+from edgepack.counting import LATENCY_EDGES_MS
 from edgepack_fleet.adapters.database import Database
 from edgepack_fleet.adapters.mqtt import Incoming
 from edgepack_fleet.adapters.rollup_tables import EVER, DeviceRollup, GroupRollup
@@ -17,7 +18,7 @@ from edgepack_fleet.core.sums import total
 from edgepack_fleet.retention import AT_ONCE, Retention
 from edgepack_fleet.rollups import sums_of
 from edgepack_fleet.uplink import Uplink
-from fleet_rig import fleet_database, mosquitto, running, wait
+from fleet_rig import fleet_database, mosquitto, running, small_model, wait
 
 NOW = 1_790_000_000.0
 
@@ -33,13 +34,13 @@ def report(database: Database, count: int, first: float, every: float, boot: str
         messages.Telemetry(
             boot=boot, seq=n, start=first + n * every, end=first + n * every + 1, inferences=n,
             classes={"a": n}, bundle="m@1", digest="d",
-            latency_ms=messages.Histogram(edges=(1.0,), counts=(n, 1)),
+            latency_ms=messages.Histogram(edges=LATENCY_EDGES_MS, counts=(*[0] * 15, n, 1)),
         )
         for n in range(count)
     ]  # fmt: skip
     for place in range(0, count, 200):
         payload = messages.encode_batch(rows[place : place + 200])
-        Uplink(database, lambda: NOW, keep_raw=True).ingest(
+        Uplink(database, lambda: NOW, expected=small_model, keep_raw=True).ingest(
             [Incoming("ep/1/d/cam/up/tele", payload)]
         )
 

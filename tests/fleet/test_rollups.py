@@ -14,7 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import select
 
+import bundles
 from edgepack import messages
+from edgepack.counting import CONFIDENCE_EDGES, LATENCY_EDGES_MS
+from edgepack_fleet.adapters.baselines import expected_of
 from edgepack_fleet.adapters.database import Database
 from edgepack_fleet.adapters.mqtt import Incoming
 from edgepack_fleet.adapters.rollup_tables import EVER, DeviceRollup, GroupRollup
@@ -22,9 +25,10 @@ from edgepack_fleet.adapters.tables import DeviceRow
 from edgepack_fleet.core.histograms import checked, counted, like, merged, quantile
 from edgepack_fleet.core.slots import DAY, FINE, HOUR, SPANS, Slot, coarser, slot_of
 from edgepack_fleet.core.sums import MAX_NAMES, Sums, added, of_report, total
-from edgepack_fleet.rollups import put, sums_of
+from edgepack_fleet.rollups import MAX_UNPUBLISHED, put, sums_of
 from edgepack_fleet.uplink import Uplink
-from fleet_rig import fleet_database
+from edgepack_targets.pipeline.baseline import read_baseline
+from fleet_rig import fleet_database, small_model
 
 NOW = 1_790_000_000.0
 EDGES = (1.0, 2.0, 5.0, 10.0)
@@ -125,7 +129,8 @@ REPORTS = st.builds(
         messages.Telemetry(
             boot="b", seq=seq, start=start, end=start + seconds, bundle=bundle,
             digest=f"sha256:{bundle}", inferences=inferences, errors=errors, classes=classes,
-            latency_ms=messages.Histogram(edges=EDGES, counts=tuple(counts)), features=features,
+            latency_ms=messages.Histogram(edges=LATENCY_EDGES_MS, counts=(*counts, *[0] * 12)),
+            features=features,
             rss_mb=float(inferences), throttled_s=inferences,
         )
     ),
@@ -178,7 +183,7 @@ def test_what_is_in_the_database_is_the_sum_of_what_came(
         sent = [report for report in sent if report.seq in reports]
     sent = data.draw(st.permutations(sent))
     with fleet_database(tmp_path_factory.mktemp("db"), "cam") as database:
-        uplink = Uplink(database, lambda: NOW)
+        uplink = Uplink(database, lambda: NOW, expected=small_model)
         while sent:
             cut = data.draw(st.integers(1, len(sent)))
             uplink.ingest([tele(sent[:cut])])
@@ -239,6 +244,104 @@ def test_a_row_the_database_refuses_leaves_the_others_exact(database: Database) 
         for kind in (DeviceRollup, GroupRollup):
             found = {r.bundle: r.inferences for r in session.scalars(select(kind))}
             assert found == {"m@1": 4, "m@2": 5}
+
+
+def told(seq: int, **facts: Any) -> messages.Telemetry:
+    said = {"start": NOW - 30, "end": NOW, "bundle": "m@1.0.0", "digest": "sha256:m"}
+    return messages.Telemetry(boot="b", seq=seq, **(said | facts))
+
+
+def usual(seq: int) -> messages.Telemetry:
+    return told(
+        seq, inferences=9, classes={"a": 5, "b": 4}, errors={"timeout": 1},
+        latency_ms=messages.Histogram(edges=LATENCY_EDGES_MS, counts=(9, *[0] * 16)),
+        confidence=messages.Histogram(edges=CONFIDENCE_EDGES, counts=(9, *[0] * 19)),
+        features={"inputs.x.mean": (4, 5)},
+    )  # fmt: skip
+
+
+def of_group(database: Database) -> list[tuple[GroupRollup, Sums]]:
+    with database.read() as session:
+        rows = session.scalars(select(GroupRollup).where(GroupRollup.span == EVER)).all()
+        return [(row, sums_of(row)) for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("reason", "odd"),
+    [
+        ("other_edges", {"latency_ms": messages.Histogram(edges=(3.3,), counts=(2**40, 2**40))}),
+        ("other_edges", {"latency_ms": messages.Histogram(edges=(), counts=(2**40,))}),
+        ("other_edges", {"confidence": messages.Histogram(edges=(0.33,), counts=(2**40, 2))}),
+        ("unknown_class", {"classes": {f"made-up-{n}": 1 for n in range(2 * MAX_NAMES)}}),
+        ("unknown_feature", {"features": {"inputs.x.made_up": (1, 2)}}),
+        ("unknown_feature", {"features": {"inputs.x.mean": (1,) * 5}}),
+        ("unknown_error", {"errors": {f"Made up {n}": 1 for n in range(2 * MAX_NAMES)}}),
+        ("unknown_error", {"errors": {f"made_up_{n}": 1 for n in range(2 * MAX_NAMES)}}),
+    ],
+)
+def test_one_odd_device_does_not_change_what_the_others_say(
+    database: Database, reason: str, odd: dict[str, Any]
+) -> None:
+    uplink = Uplink(database, lambda: NOW, expected=small_model)
+    uplink.ingest([tele([told(0, inferences=7, **odd)], "other")])
+    uplink.ingest([tele([usual(0)])])
+    uplink.ingest([tele([told(1, inferences=7, **odd)], "other")])
+    ((_, found),) = of_group(database)
+    alone = of_report(usual(0))
+    assert found.latency == checked(alone.latency)
+    assert found.confidence == checked(alone.confidence)
+    assert found.features == alone.features
+    assert {name: found.classes[name] for name in "ab"} == alone.classes
+    assert found.reasons["timeout"] == 1
+    assert found.inferences == 9 + 2 * 7, "totals are exact"
+    assert found.errors == sum(found.reasons.values())
+    assert found.errors == 1 + 2 * sum(odd.get("errors", {}).values())
+    assert sum(found.classes.values()) == 9 + 2 * sum(odd.get("classes", {}).values())
+    assert max(len(found.classes), len(found.reasons)) < 40
+    assert uplink.left_out == {reason: 2}
+    assert uplink.refused == {}
+
+
+def test_finer_edges_are_as_good(database: Database) -> None:
+    uplink = Uplink(database, lambda: NOW, expected=small_model)
+    finer = messages.Histogram(edges=(0.05, *LATENCY_EDGES_MS), counts=(3, 4, *[0] * 16))
+    uplink.ingest([tele([usual(0), told(1, latency_ms=finer)])])
+    ((_, found),) = of_group(database)
+    assert found.latency == {"edges": list(LATENCY_EDGES_MS), "counts": [16, *[0] * 16]}
+    assert uplink.left_out == {}
+
+
+def test_models_that_nobody_published_are_bounded_and_say_no_names(database: Database) -> None:
+    uplink = Uplink(database, lambda: NOW)
+    for begin in range(0, 400, 100):
+        uplink.ingest([tele([
+            told(seq, inferences=1, bundle=f"made-up@{seq}", digest=f"sha256:{seq}",
+                 classes={f"c{seq}": 1})
+            for seq in range(begin, begin + 100)
+        ])])  # fmt: skip
+    found = of_group(database)
+    assert len(found) == MAX_UNPUBLISHED + 1
+    assert sum(sums.inferences for _, sums in found) == 400
+    assert {name for _, sums in found for name in sums.classes} == {"other"}
+    assert {row.digest for row, _ in found} == {""}
+    assert uplink.left_out == {"unknown_class": 400, "too_many_models": 400 - MAX_UNPUBLISHED}
+    with database.read() as session:
+        slots = session.scalars(select(DeviceRollup.bundle)).all()
+    assert len(slots) == MAX_UNPUBLISHED + 1, "nor are a device's own sums without end"
+
+
+def test_what_is_expected_is_what_the_manifest_says() -> None:
+    drift = {
+        "classes": {"z": 1},
+        "confidence": {"edges": [0.5], "counts": [1, 1]},
+        "inputs": {"image": {"mean": {"edges": [1.0], "counts": [1, 1]}}},
+    }
+    made = bundles.manifest(labels=("cat", "dog"), drift=drift)
+    found = expected_of(made, read_baseline(drift))
+    assert found.release == "digits@1.0.0"
+    assert (found.features, found.confidence) == ({"inputs.image.mean": 2}, (0.5,))
+    names = ["cat", "z", "9", "other", "10", "09", "x"]
+    assert [n for n in names if found.has_class(n)] == ["cat", "z", "9", "other"]
 
 
 def test_counters_stop_before_the_database_does(database: Database) -> None:

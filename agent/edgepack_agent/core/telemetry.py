@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from edgepack.counting import OTHER
 from edgepack.messages import MAX_SPANS, Histogram, Telemetry
 
 __all__ = ["Level", "Tally", "add_rows", "joined"]
@@ -24,7 +25,6 @@ MAX_FEATURES, MAX_BINS = 64, 64
 """Features of a row, and bins of each; a message takes no more."""
 FEATURE_BYTES = 10 * 1024
 """Bytes of JSON that the features of a row may take."""
-OTHER = "other"
 _NUMBER = 24
 """Bytes of a count, its colon, its comma."""
 

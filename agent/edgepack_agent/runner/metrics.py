@@ -15,10 +15,11 @@ from prometheus_client.core import (
     Metric,
 )
 
+from edgepack.counting import LATENCY_EDGES_MS
 from edgepack_agent.runner.families import Family
 from edgepack_agent.runner.interface import Model
 from edgepack_agent.runner.kernel import temperature_c
-from edgepack_agent.runner.statistics import LATENCY_EDGES_MS, Statistics, Total
+from edgepack_agent.runner.statistics import Statistics, Total
 
 __all__ = ["CONTENT_TYPE_LATEST", "Metrics"]
 

@@ -9,26 +9,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = [
-    "CONFIDENCE_EDGES",
-    "LATENCY_EDGES_MS",
-    "MAX_LABEL",
-    "MAX_LABELS",
-    "OTHER",
-    "Statistics",
-    "Total",
-]
+from edgepack.counting import CONFIDENCE_EDGES, LATENCY_EDGES_MS, MAX_LABEL, OTHER
 
-LATENCY_EDGES_MS = (
-    0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0,
-    1000.0, 2000.0, 5000.0, 10000.0,
-)  # fmt: skip
-CONFIDENCE_EDGES = tuple(i / 20 for i in range(1, 20))
+__all__ = ["MAX_LABELS", "Statistics", "Total"]
+
 MAX_LABELS = 256
 """Labels that are counted apart; what comes after them is `OTHER`."""
-OTHER = "other"
-MAX_LABEL = 128
-"""Characters of a label; a longer one is `OTHER`, or a beat could outgrow a line (`wire`)."""
 
 
 @dataclass(slots=True)
@@ -73,6 +59,7 @@ class Statistics:
         """Count a decision for LABEL, CONFIDENCE in 0..1."""
         with self._lock:
             known = label in self._total.classes or len(self._total.classes) < MAX_LABELS
+            # A longer one could make a beat outgrow a line (`wire`).
             label = label if known and len(label) <= MAX_LABEL else OTHER
             self._classes[label] += 1
             self._total.classes[label] += 1

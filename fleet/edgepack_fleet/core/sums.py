@@ -3,19 +3,25 @@
 Of memory, processor and temperature the highest is kept. Knows no table and no clock.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from edgepack.counting import LATENCY_EDGES_MS, MAX_LABEL, OTHER
 from edgepack.messages import Telemetry
-from edgepack_fleet.core.histograms import checked, merged
+from edgepack_fleet.core.expectation import Expected
+from edgepack_fleet.core.histograms import Histogram, checked, coarser, merged
 
-__all__ = ["MAX_NAMES", "OTHER", "Sums", "added", "of_report", "total"]
+__all__ = ["MAX_NAMES", "Sums", "added", "fitted", "of_report", "total"]
 
 MAX_NAMES = 512
 """Labels, or reasons, that are counted apart; the rest is `OTHER`. A runner tells 256."""
-OTHER = "other"
+
 MAX_FEATURES, MAX_BINS = 64, 64
+REASON = re.compile(r"[a-z][a-z0-9_]{0,63}")
+MAX_REASONS = 32
+"""Reasons of errors in one report; a runner has fewer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +68,60 @@ def of_report(report: Telemetry) -> Sums:
         throttled_s=report.throttled_s or 0,
         lost=report.lost,
     )
+
+
+def fitted(sums: Sums, expected: Expected) -> tuple[Sums, Sequence[str]]:
+    """Return what of SUMS is EXPECTED, all totals as they are, and why the rest is not taken."""
+    classes, odd_class = _named(sums.classes, expected.has_class)
+    told = sorted(sums.reasons.items(), key=lambda item: -item[1])
+    reasons, odd_reason = _named(dict(told[:MAX_REASONS]), _is_reason)
+    if rest := sum(count for _, count in told[MAX_REASONS:]):
+        reasons[OTHER], odd_reason = reasons.get(OTHER, 0) + rest, True
+    features = {
+        name: counts
+        for name, counts in sums.features.items()
+        if len(counts) <= expected.features.get(name, -1)
+    }
+    latency = _between(sums.latency, LATENCY_EDGES_MS)
+    confidence = _between(sums.confidence, expected.confidence)
+    why = {
+        "unknown_class": odd_class,
+        "unknown_error": odd_reason,
+        "unknown_feature": len(features) < len(sums.features),
+        "other_edges": (latency is None and sums.latency is not None)
+        or (confidence is None and sums.confidence is not None),
+    }
+    taken = replace(
+        sums,
+        classes=classes,
+        reasons=reasons,
+        features=features,
+        latency=latency,
+        confidence=confidence,
+    )
+    return taken, [reason for reason, is_so in why.items() if is_so]
+
+
+def _is_reason(name: str) -> bool:
+    return REASON.fullmatch(name) is not None
+
+
+def _named(found: Mapping[str, int], known: Callable[[str], bool]) -> tuple[dict[str, int], bool]:
+    """Return what was FOUND, under `OTHER` what is not KNOWN, and whether there was any."""
+    kept: dict[str, int] = {}
+    odd = False
+    for name, count in found.items():
+        # Devices count what has a long name under another one themselves.
+        fits = known(name) and len(name) <= MAX_LABEL
+        odd = odd or not fits
+        place = name if fits else OTHER
+        kept[place] = kept.get(place, 0) + count
+    return kept, odd
+
+
+def _between(found: Histogram | None, edges: Sequence[float]) -> dict[str, Any] | None:
+    """Return what was FOUND between EDGES, if it has them all; finer ones lose nothing."""
+    return coarser(found, edges) if found and set(edges) <= set(found["edges"]) else None
 
 
 def added(one: Sums, other: Sums) -> Sums:

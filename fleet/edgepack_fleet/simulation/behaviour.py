@@ -8,12 +8,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from edgepack.counting import LATENCY_EDGES_MS
 from edgepack.messages import Histogram, Job
 from edgepack_fleet.simulation.scenario import Model, Scenario
 
 __all__ = ["EDGES", "Measured", "Step", "Traits", "measure", "steps", "traits"]
 
-EDGES = (1.0, 2.0, 4.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0, 128.0, 256.0, 512.0)
+FINER = (4.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0, 128.0, 256.0, 512.0)
+EDGES = tuple(sorted({*LATENCY_EDGES_MS, *FINER}))
+"""Finer than those of all devices, for a gate to see small differences of few devices."""
 SAMPLED = 24
 """Latencies that are drawn for a report; the rest of its inferences are spread like them."""
 SHADOW_PER_S = 5.0

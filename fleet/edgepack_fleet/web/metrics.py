@@ -26,7 +26,10 @@ def metrics(request: Request, fleet: Fleet) -> Response:
     if not (fleet.access.caller(token) if token else _is_here(request)):
         raise HTTPException(401, "give a valid token: Authorization: Bearer TOKEN")
     standing = Standing(
-        fleet.settings.data, fleet.link.connected, fleet.uplink.refused + fleet.transfer.refused
+        fleet.settings.data,
+        fleet.link.connected,
+        fleet.uplink.refused + fleet.transfer.refused,
+        fleet.uplink.left_out,
     )
     return Response(exposition(fleet.database, standing), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
