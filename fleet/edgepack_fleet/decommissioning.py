@@ -6,6 +6,7 @@ as the device that comes after it.
 """
 
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -56,10 +57,13 @@ class Decommissioning:
     Args:
         database: Where they are kept.
         revocation: Shuts them out.
+        forget: Lets the director say nothing about a device any more.
     """
 
-    def __init__(self, database: Database, revocation: Revoker) -> None:
-        self._database, self._revocation = database, revocation
+    def __init__(
+        self, database: Database, revocation: Revoker, forget: Callable[[str], None]
+    ) -> None:
+        self._database, self._revocation, self._forget = database, revocation, forget
 
     def decommission(self, device: str, *, purge: bool = False, by: str = "") -> Decommissioned:
         """Revoke DEVICE and free its name; PURGE: all that it has told goes, too. BY is on record.
@@ -80,6 +84,8 @@ class Decommissioning:
                 raise unknown_device(device)
             if kept_as is not None and archived_name(device) != device:
                 return Decommissioned(device, device)
+            if archived_name(device) == device:
+                self._forget(device)  # before its name is free; it is shut out already
             session.execute(delete(GroupMember).where(GroupMember.device_id == device))
             _let_go(session, row, kept_as)
         self._revocation.release(device)

@@ -19,15 +19,21 @@ class Roster:
         database: Where devices are kept.
         feed: Tells when they come and go.
         revocation: Shuts them out.
+        forget: Lets the director say nothing about a device any more.
         clock: Unix seconds.
     """
 
     def __init__(
-        self, database: Database, feed: Feed, revocation: Revoker, clock: Callable[[], float]
+        self,
+        database: Database,
+        feed: Feed,
+        revocation: Revoker,
+        forget: Callable[[str], None],
+        clock: Callable[[], float],
     ) -> None:
         self.organiser = Organiser(database, clock)
         self.admission = Admission(database, clock)
-        self.decommissioning = Decommissioning(database, revocation)
+        self.decommissioning = Decommissioning(database, revocation, forget)
         self._connections = Connections(database, feed, clock)
 
     def tidy(self) -> None:

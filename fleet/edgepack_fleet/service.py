@@ -154,7 +154,7 @@ class Service:
             self.database, self.pki, self.director.root, self._public_broker, clock
         )
         self.revocation = Revocation(self.database, self.pki, settings.broker, clock)
-        self.roster = Roster(self.database, self.feed, self.revocation, clock)
+        self.roster = Roster(self.database, self.feed, self.revocation, self.director.forget, clock)
         secret = fleet_secret(data, create=True)
         self.audit = Audit(self.database, clock)
         self.source = f"urn:edgepack:fleet:{fleet_id(secret)}"

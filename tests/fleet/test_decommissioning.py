@@ -66,6 +66,20 @@ def leave(rest: httpx.Client, service: Service, device: str, **how: Any) -> http
 
 
 @pytest.mark.mosquitto
+def test_the_director_says_nothing_of_it_any_more(
+    home: tuple[Service, Mosquitto], rest: httpx.Client
+) -> None:
+    service, broker = home
+    live(service, broker, 1)
+    service.director.assign("cam", None)
+    assert service.director.metadata("cam", "timestamp.json")
+    folder = service.settings.data / "director" / "devices" / "cam"
+    assert folder.is_dir()
+    assert leave(rest, service, "cam").status_code == 200
+    assert not folder.exists()
+
+
+@pytest.mark.mosquitto
 def test_its_name_is_free_and_what_it_told_stays(
     home: tuple[Service, Mosquitto], rest: httpx.Client
 ) -> None:

@@ -5,6 +5,7 @@ image repository agrees. Decides nothing; the fleet's rollouts do.
 """
 
 import logging
+import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -102,6 +103,19 @@ class Director:
             last = _last(repository)
             if last is None or last.unrecognized_fields.get(SETTINGS) != said:
                 self._sign(device, repository, _wanted(last), said)
+
+    def forget(self, device: str) -> None:
+        """Say nothing about DEVICE any more; who has its name next starts afresh.
+
+        Versions are never lower than the time, so the next one's are above what it had.
+
+        Raises:
+            UsageError: DEVICE cannot be a device's id.
+        """
+        with alone(self._directory):
+            self._repository(device)
+            shutil.rmtree(self._devices / device, ignore_errors=True)
+            self._signed.discard(device)
 
     def metadata(self, device: str, name: str) -> bytes | None:
         """Return the metadata file NAME for DEVICE; None if there is none of that name.
