@@ -342,7 +342,7 @@ def test_two_releases_are_compared_in_plain_words(page: Page) -> None:
     said = page.locator("section", has=page.get_by_role("heading", name="What the field says"))
     expect(said).to_contain_text("no difference seen")
     expect(said).to_contain_text(re.compile(r"B is faster by [\d.]+\.\.[\d.]+ %"))
-    expect(page.get_by_role("img", name=re.compile("^B, and A: below 1"))).to_be_visible()
+    expect(page.get_by_role("img", name=re.compile("^B, and A: below 0.1"))).to_be_visible()
     built = page.get_by_role("region", name="As built")
     expect(built.get_by_role("row", name="Score").first).to_contain_text("+1.4 %")
     page.get_by_label("Group").select_option("lab")
