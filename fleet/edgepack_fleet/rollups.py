@@ -100,11 +100,13 @@ def _row(session: Session, kind: type[R], key: Mapping[str, Any]) -> R:
     held = session.identity_map.get(mapper.identity_key_from_primary_key(place))
     if held is not None:
         return held  # locked since this transaction read it
-    row = session.get(kind, key, with_for_update=True)
-    if row is None:
-        nothing = {name: getattr(Sums(), name) for name in FIELDS}
-        _insert_if_missing(session, kind, [{**key, **nothing, **ZERO}])
-        row = session.get_one(kind, key, with_for_update=True)
+    # What is held already is written once, at the end: written now, it would be read again later.
+    with session.no_autoflush:
+        row = session.get(kind, key, with_for_update=True)
+        if row is None:
+            nothing = {name: getattr(Sums(), name) for name in FIELDS}
+            _insert_if_missing(session, kind, [{**key, **nothing, **ZERO}])
+            row = session.get_one(kind, key, with_for_update=True)
     return row
 
 
