@@ -39,6 +39,7 @@ Idiomorph.defaults.callbacks.beforeNodeMorphed = (old, next) => {
 // -- live
 
 let asked = 0;
+let pause = 1000; // ms; what costs a large fleet much is asked for seldom
 let waiting = null;
 
 function refresh() {
@@ -47,11 +48,12 @@ function refresh() {
   asked = Date.now();
   if (document.hidden || !document.body.classList.contains("in")) return;
   const here = location.pathname + location.search;
-  htmx.ajax("GET", here, { target: "#live", select: "#live", swap: "morph:outerHTML", source: "#live" });
+  const done = () => (pause = Math.max(1000, 4 * (Date.now() - asked)));
+  htmx.ajax("GET", here, { target: "#live", select: "#live", swap: "morph:outerHTML", source: "#live" }).then(done, done);
 }
 
 function changed() {
-  if (waiting === null) waiting = setTimeout(refresh, Math.max(SETTLE_MS, asked + 1000 - Date.now()));
+  if (waiting === null) waiting = setTimeout(refresh, Math.max(SETTLE_MS, asked + pause - Date.now()));
   htmx.trigger(document.body, "fleet:changed");
 }
 
