@@ -48,7 +48,7 @@ def _complete(path: str, method: str, operation: dict[str, Any]) -> None:
         operation["responses"][str(status)] = answer
         if method != "head":
             answer["content"] = PROBLEM
-        if status == 429:
+        if status in {429, 503}:
             seconds = {"type": "integer", "minimum": 1}
             answer["headers"] = {"Retry-After": {"schema": seconds, "description": "Seconds"}}
     if method == "post":
@@ -68,4 +68,4 @@ def _refusals(path: str, method: str, *, secured: bool) -> Iterator[int]:
         yield from (413, 422)
     if "/repo/" in path and method in {"post", "put"}:
         yield 507
-    yield from (429, 500)
+    yield from (429, 500, 503)
