@@ -372,7 +372,7 @@ def test_who_revoked_which_device_is_written_down(app: httpx.Client, fleet: Serv
     assert "Revoke 1 device?" in app.get("/revoke?id=cam").text
     assert app.post("/revoke", data={"id": "cam"}).status_code == 403, "not from our pages"
     page = app.post("/revoke", data={"id": "cam"}, headers=same).text
-    assert "bootstrap (operator): revoke device" in page
+    assert "bootstrap revoked it." in page
     assert "Revoked" in page
     assert "Revoked" not in app.get("/devices/revoke").text, "a name is no action"
     assert app.get("/revoke?id=cam").status_code == 404
