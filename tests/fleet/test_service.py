@@ -365,3 +365,31 @@ def test_a_device_that_accepts_and_goes_silent_times_out_and_pauses_the_rollout(
         found = views.rollout(session, rollout)
     assert found is not None
     assert "timed_out" in found.reason
+
+
+def test_what_was_left_in_a_lost_connection_holds_nobody_up(tmp_path: Path) -> None:
+    """Pieces that a broker never took are not waited for on the next connection."""
+    data = tmp_path / "fleet"
+    with mosquitto(data) as broker, running(data, broker.address) as service:
+
+        def pieces(count: int) -> threading.Thread:
+            def send() -> None:
+                for _ in range(count):
+                    service.link.publish_paced("ep/1/d/cam/down/blk/1", bytes(65536), qos=1)
+
+            thread = threading.Thread(target=send, daemon=True)
+            thread.start()
+            return thread
+
+        assert broker.process is not None
+        broker.process.send_signal(signal.SIGSTOP)
+        stuck = pieces(2 * PIECES)
+        wait("pieces to be left over", lambda: len(service.link._pieces) >= PIECES)
+        broker.kill()
+        stuck.join(20)
+        assert not stuck.is_alive()
+        broker.start()
+        wait("the fleet to be back", lambda: service.link.connected, 60)
+        after = pieces(2 * PIECES)
+        after.join(20)
+        assert not after.is_alive(), "it waits for what will never be out"

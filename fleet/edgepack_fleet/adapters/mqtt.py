@@ -105,7 +105,7 @@ class Link:
         self._roles = threading.Lock()
         self._on_message, self._on_connected = on_message, on_connected
         self._session = 0
-        self._pieces: deque[paho.MQTTMessageInfo] = deque()
+        self._pieces: deque[tuple[paho.Client, paho.MQTTMessageInfo]] = deque()
         self._stop, self._lost = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._keep_up, name="mqtt-link", daemon=True)
         self._client = self._make_client()
@@ -158,10 +158,11 @@ class Link:
         """
         client = self._client
         if client.is_connected():
-            self._pieces.append(client.publish(topic, payload, qos=qos))
+            self._pieces.append((client, client.publish(topic, payload, qos=qos)))
         while len(self._pieces) > PIECES:
-            oldest = self._pieces.popleft()
-            while client.is_connected() and not _published(oldest):
+            # What was left in a connection that is lost will never be out.
+            by, oldest = self._pieces.popleft()
+            while by is self._client and by.is_connected() and not _published(oldest):
                 with contextlib.suppress(RuntimeError, ValueError):
                     oldest.wait_for_publish(PACE_S)
 
