@@ -1,5 +1,6 @@
 """The pages, as people see them: a real browser, a fleet with a day of history."""
 
+import contextlib
 import re
 import time
 from collections.abc import Iterator
@@ -462,9 +463,19 @@ def test_a_draft_is_started_and_a_rollout_approved(page: Page, place: Town) -> N
     made = place.service.rollouts.plan(plan)
     page.goto(f"/rollouts/{made}")
     for action, said in (("Start", "awaiting approval"), ("Approve", "running")):
-        page.get_by_role("button", name=action).click()
+        ask_for(page, action)
         page.get_by_role("dialog").get_by_role("button", name=action).click()
         expect(page.locator(".title")).to_contain_text(said)
+
+
+def ask_for(page: Page, action: str) -> None:
+    """Press the button of ACTION until its dialog is there; a page that is renewed loses a press."""
+    for _ in range(5):
+        page.get_by_role("button", name=action).first.click()
+        with contextlib.suppress(AssertionError):
+            expect(page.get_by_role("dialog")).to_be_visible(timeout=3000)
+            return
+    raise AssertionError(f"no dialog to {action}")
 
 
 def test_overview_and_list_agree_on_what_is_wanted(place: Town) -> None:
