@@ -469,7 +469,7 @@ def test_a_draft_is_started_and_a_rollout_approved(page: Page, place: Town) -> N
 
 
 def ask_for(page: Page, action: str) -> None:
-    """Press the button of ACTION until its dialog is there; a page that is renewed loses a press."""
+    """Press the button of ACTION until its dialog is there; a page renewed meanwhile loses it."""
     for _ in range(5):
         page.get_by_role("button", name=action).first.click()
         with contextlib.suppress(AssertionError):
