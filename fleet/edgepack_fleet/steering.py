@@ -22,7 +22,7 @@ from edgepack_fleet.adapters.request_tables import DeviceSettingsRow, SettingsRo
 from edgepack_fleet.adapters.tables import DeviceRow, GroupRow
 from edgepack_fleet.asking import hint
 from edgepack_fleet.core import settings as core
-from edgepack_fleet.membership import inside, memberships
+from edgepack_fleet.membership import everybody, inside
 
 __all__ = ["Scope", "SettingsOf", "Steering", "learn", "version_for"]
 
@@ -166,12 +166,12 @@ def _due(session: Session) -> list[tuple[str, dict[str, Any], int]]:
     said = {row.device_id: row for row in session.scalars(select(DeviceSettingsRow))}
     if not documents and not said:
         return []
-    alive = select(DeviceRow.id, DeviceRow.group_id).where(DeviceRow.revoked.is_(None))
-    known = session.execute(alive.order_by(DeviceRow.id)).all()
     named = {name for scope, name in documents if scope == "group"}
-    groups = memberships(session, [device.id for device in known], named)
+    every, groups = everybody(session, named, DeviceRow.group_id, DeviceRow.revoked)
     found = []
-    for device in known:
+    for device in every:
+        if device.revoked is not None:
+            continue
         # The group it enrolled into goes before the others it is in.
         within = sorted(groups[device.id], key=lambda group: (group == device.group_id, group))
         of_groups = [documents["group", group] for group in within]
