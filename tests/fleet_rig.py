@@ -10,7 +10,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +27,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from paho.mqtt.enums import CallbackAPIVersion
 
 from edgepack import messages, topics
+from edgepack.counting import LATENCY_EDGES_MS
 from edgepack.signed import public_pem
 from edgepack_fleet.adapters.broker import Address, find_mosquitto, prepare
 from edgepack_fleet.adapters.database import Database
@@ -42,6 +44,14 @@ INVENTORY = messages.Inventory(arch="x86_64", runtimes={"onnx": "1.23.2"})
 ANYWHERE = Address("127.0.0.1", 0)
 T = TypeVar("T")
 M = TypeVar("M")
+
+
+def latencies(told: Mapping[float, int]) -> messages.Histogram:
+    """Return how a device counts latencies in ms, each as often as TOLD."""
+    counts = [0] * (len(LATENCY_EDGES_MS) + 1)
+    for ms, count in told.items():
+        counts[bisect_right(LATENCY_EDGES_MS, ms)] += count
+    return messages.Histogram(edges=LATENCY_EDGES_MS, counts=tuple(counts))
 
 
 def wait(what: str, probe: Callable[[], T | None], seconds: float = 20.0) -> T:

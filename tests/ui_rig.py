@@ -22,7 +22,6 @@ from sqlalchemy import select
 
 import bundles
 from edgepack import messages, topics
-from edgepack.counting import LATENCY_EDGES_MS
 from edgepack.manifest import Metrics, Target
 from edgepack_fleet.access import bootstrap_token
 from edgepack_fleet.adapters.alert_tables import AlertRow
@@ -35,11 +34,10 @@ from edgepack_fleet.enrolment import Offer
 from edgepack_fleet.organising import Description
 from edgepack_fleet.service import Service, Settings
 from edgepack_fleet.web.app import main_app
-from fleet_rig import csr, serving
+from fleet_rig import csr, latencies, serving
 from trust_rig import Clock, World, target_of
 
 NOBODY = Address("127.0.0.1", 1)
-EDGES = tuple(sorted({*LATENCY_EDGES_MS, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 64.0}))
 BASELINE = {
     "classes": {"none": 1420, "person": 580},
     "confidence": {"edges": [0.25, 0.5, 0.75, 0.9], "counts": [40, 100, 320, 620, 920]},
@@ -171,14 +169,12 @@ class Town:
                errors: int = 0, minutes: float = 5.0, bright: float = 0.0) -> None:  # fmt: skip
         hour = (self.now % 86400) / 86400
         busy = int(count * (0.55 + 0.45 * math.sin(2 * math.pi * (hour - 0.3))))
-        counts = [0] * (len(EDGES) + 1)
-        for _ in range(200):
-            value = self.luck.lognormvariate(math.log(7.0 * slow), 0.35)
-            counts[sum(value > edge for edge in EDGES)] += busy // 200
+        drawn = (self.luck.lognormvariate(math.log(7.0 * slow), 0.35) for _ in range(200))
+        latency = latencies(dict.fromkeys(drawn, busy // 200))
         self.say(device, "tele", [messages.Telemetry(
             boot="b", seq=next(self.seq), start=self.now - 60 * minutes, end=self.now,
-            bundle=bundle, inferences=sum(counts), errors={"timeout": errors} if errors else {},
-            latency_ms=messages.Histogram(edges=EDGES, counts=tuple(counts)),
+            bundle=bundle, inferences=sum(latency.counts), latency_ms=latency,
+            errors={"timeout": errors} if errors else {},
             digest=self.digests[bundle],
             classes={"person": busy * 29 // 100, "none": busy * 71 // 100},
             confidence=messages.Histogram(edges=(0.25, 0.5, 0.75, 0.9), counts=tuple(

@@ -53,7 +53,7 @@ class Worker:
     def leads(self) -> bool:
         """Return whether it said last that it leads."""
         text = self.log.read_text()
-        return text.rfind("leads now") > text.rfind("follows now")
+        return text.rfind("is the leader") > text.rfind("is not the leader")
 
     def kill(self) -> None:
         assert self.process is not None

@@ -1,8 +1,11 @@
-"""Which of several workers decides: rollouts, births, webhooks, upkeep. The others follow.
+"""Which of several workers does what one has to do for all. The others follow.
 
-A lease says so. The leader renews it in a thread of its own, so that a long piece of work does
-not cost it; it stops to lead before the lease is over, by its own clock, if the database does not
-answer. One that has lost its broker lets the lease run out, because devices speak to the others.
+The leader decides (rollouts, births), and needs a broker for it; the keeper sends alerts and
+webhooks and forgets what is old, and needs only the database: somebody has to say that the broker
+is gone. A lease says who. Its holder renews it in a thread of its own, so that a long piece of work
+does not cost it; it stops to lead before the lease is over, by its own clock, if the database does
+not answer. A leader that has lost its broker lets the lease run out, because devices speak to the
+others.
 """
 
 import logging
@@ -36,6 +39,7 @@ class Leadership:
         self, lease: Lease | None, connected: Callable[[], bool], changed: Callable[[bool], None]
     ) -> None:
         self._lease, self._connected, self._changed = lease, connected, changed
+        self._what = lease.name if lease else ""
         self._until = 0.0
         self._leads = False
         self._stopping, self._wake = threading.Event(), threading.Event()
@@ -96,5 +100,5 @@ class Leadership:
     def _tell(self) -> None:
         if self.held != self._leads:
             self._leads = not self._leads
-            log.info("this worker %s", "leads now" if self._leads else "follows now")
+            log.info("this worker %s the %s now", "is" if self._leads else "is not", self._what)
             self._changed(self._leads)

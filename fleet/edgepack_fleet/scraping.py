@@ -20,6 +20,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from edgepack.counting import SCRAPED_EDGES_MS
 from edgepack_fleet.adapters.alert_tables import AlertRow
 from edgepack_fleet.adapters.database import Database
 from edgepack_fleet.adapters.rollup_tables import EVER, GroupRollup
@@ -163,7 +164,8 @@ def _observe(metric: HistogramMetricFamily, labels: list[str], rows: list[GroupR
     buckets, seen = [], 0
     for edge, count in zip([*histogram["edges"], None], histogram["counts"], strict=True):
         seen += count
-        buckets.append(("+Inf" if edge is None else f"{edge / 1000:g}", float(seen)))
+        if edge is None or edge in SCRAPED_EDGES_MS:
+            buckets.append(("+Inf" if edge is None else f"{edge / 1000:g}", float(seen)))
     # Devices tell counts, not times: the sum is that of the lower edges, and never too high.
     lows = [0.0, *histogram["edges"]]
     total = sum(low * count for low, count in zip(lows, histogram["counts"], strict=True))

@@ -5,7 +5,7 @@ rollouts decide and empties the outbox. What must survive a kill is in the datab
 anything about it is said; on every connection the state is told again.
 
 On PostgreSQL several such processes serve one fleet: each takes its share of what devices say,
-and one of them leads (see `leadership`).
+and one of them leads, one keeps what is theirs in order (see `leadership`).
 """
 
 import hashlib
@@ -181,11 +181,15 @@ class Service:
             threading.Thread(target=loop, name=f"fleet-{loop.__name__.strip('_')}", daemon=True)
             for loop in (self._ingest, self._tick, self._forget)
         ]
-        self.link, self.leadership = self._make_link(), self._make_leadership()
-        self.webhooks.leads = lambda: self.leadership.held
+        self.link = self._make_link()
+        me = f"{self.settings.worker} {secrets.token_hex(8)}"
+        self.leadership = Leadership(self._lease("leader", me), self._is_linked, self._lead)
+        # Who says that the broker is gone must not need it.
+        self.upkeep = Leadership(self._lease("keeper", me), lambda: True, lambda _: None)
+        self.webhooks.leads = lambda: self.upkeep.held
         self.sender = self._make_sender()
         self.alerts = self._make_alerts()
-        self.alerts.leads = lambda: self.leadership.held
+        self.alerts.leads = lambda: self.upkeep.held
 
     def _make_links(self, secret: bytes) -> Links:
         belongings = Belongings(self.content.read, self.images.exams, self.patches.offers)
@@ -217,15 +221,14 @@ class Service:
             shared=self.database.is_shared,
         )
 
-    def _make_leadership(self) -> Leadership:
-        me = f"{self.settings.worker} {secrets.token_hex(8)}"
-        lease = Lease(self.database, "leader", me) if self.database.is_shared else None
-        return Leadership(lease, lambda: self.link.connected, self._lead)
+    def _lease(self, name: str, me: str) -> Lease | None:
+        return Lease(self.database, name, me) if self.database.is_shared else None
+
+    def _is_linked(self) -> bool:
+        return self.link.connected
 
     def _make_alerts(self) -> Alerts:
-        readings = Readings(
-            self.database, self.settings.data, self.baselines.of, lambda: self.link.connected
-        )
+        readings = Readings(self.database, self.settings.data, self.baselines.of, self._is_linked)
         config = load_alerts(self.settings.alerts)
         return Alerts(self.database, config, readings.take, self._clock)
 
@@ -238,11 +241,13 @@ class Service:
         self.alerts.start()
         self.link.start()
         self.leadership.start()
+        self.upkeep.start()
 
     def stop(self) -> None:
         """Finish what is begun, disconnect and end."""
         self.feed.close()
         self.leadership.stop()
+        self.upkeep.stop()
         self._stopping.set()
         self._wake.set()
         self._said.put(None)
@@ -402,11 +407,11 @@ class Service:
     def _forget(self) -> None:
         def go_on(seconds: float) -> bool:
             # As long as it took, others have the database; whoever does not lead any more ends.
-            return not self._stopping.wait(seconds) and self.leadership.held
+            return not self._stopping.wait(seconds) and self.upkeep.held
 
         while not self._stopping.is_set():
             try:
-                if self.leadership.held:
+                if self.upkeep.held:
                     self.retention.run(go_on)
             except Exception:  # a thread that ends would let the database grow, silently
                 log.exception("what is old is still there; trying again")

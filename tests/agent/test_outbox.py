@@ -339,7 +339,10 @@ def test_the_longest_row_there_can_be_fits_into_a_message() -> None:
         "stats": {
             "errors": {f"{place}{odd}": far for place in range(500)},
             "classes": {f"{place}{odd}": far for place in range(500)} | {odd * 999: far + 1},
-            "latency_ms": {"edges": LATENCY_EDGES_MS, "counts": [far] * 17},
+            "latency_ms": {
+                "edges": LATENCY_EDGES_MS,
+                "counts": [far] * (len(LATENCY_EDGES_MS) + 1),
+            },
             "confidence": {"edges": CONFIDENCE_EDGES, "counts": [far] * 20},
             "values": [["inputs", f"{place}{odd}", "mean", [far] * 26] for place in range(200)],
         }

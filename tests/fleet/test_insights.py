@@ -11,14 +11,13 @@ import pytest
 from click.testing import CliRunner
 
 from edgepack import messages
-from edgepack.counting import LATENCY_EDGES_MS
 from edgepack.errors import EdgepackError
 from edgepack_fleet.adapters.mqtt import Incoming
 from edgepack_fleet.adapters.tables import JobRow, RolloutRow
 from edgepack_fleet.cli.rollouts import releases
 from edgepack_fleet.service import Service
 from edgepack_fleet.web.app import main_app
-from fleet_rig import enrol, publisher, serving
+from fleet_rig import enrol, latencies, publisher, serving
 from rest_rig import LISTENER, Now, auth, problem
 
 API = "/api/v1"
@@ -42,9 +41,8 @@ def tell(fleet: Service, device: str, kind: str, *rows: Any) -> None:
 
 
 def latency(*counts: int) -> messages.Histogram:
-    """Return a histogram with COUNTS below 1, 2, 5, 10, 20 ms, and above."""
-    counts = (*[0] * 3, *counts, *[0] * 8)
-    return messages.Histogram(edges=LATENCY_EDGES_MS, counts=counts)
+    """Return a histogram with COUNTS just below 1, 2, 5, 10, 20 and 50 ms."""
+    return latencies(dict(zip((0.9, 1.9, 4.9, 9.9, 19.9, 49.9), counts, strict=False)))
 
 
 def get(app: httpx.Client, fleet: Service, path: str, **query: Any) -> dict[str, Any]:
@@ -75,9 +73,9 @@ def test_health_is_the_sum_of_what_devices_say(app: httpx.Client, fleet: Service
     assert found["classes"] == {"a": 180, "b": 90}
     assert (found["rss_mb"], found["throttled_s"]) == (70.0, 9)
     p50, p99 = found["latency"]["p50"], found["latency"]["p99"]
-    assert (p50["low"], p50["high"]) == (2.0, 5.0), "no more is known than the bin"
-    assert p50["value"] == pytest.approx(2 + 3 * 135 / 240)
-    assert (p99["low"], p99["high"]) == (5.0, 10.0)
+    assert (p50["low"], p50["high"]) == (4.0, 5.0), "no more is known than the bin"
+    assert p50["value"] == pytest.approx(4 + 135 / 240)
+    assert (p99["low"], p99["high"]) == (8.0, 10.0)
     assert [p["inferences"] for p in found["points"]] == [270, 10]
     assert all(p["seconds"] == 300 for p in found["points"])
     site = get(app, fleet, f"releases/{release}/health", group="site")
@@ -235,7 +233,7 @@ def test_the_command_line_says_the_same(
                     latency_ms=latency(0, 0, 90, 10, 0, 0)))  # fmt: skip
     health = runner("health", "m@1", "--last", "6h")
     assert "300" in health
-    assert "counted between 2 to 5" in health
+    assert "counted between 4 to 5" in health
     assert "15 (4.8 %): 15 x" in health
     assert runner("health", "m@1", "--json")["schema"] == "edgepack.release-health/v1"
     assert "has no baseline" in runner("drift", "m@1", "--group", "lab")

@@ -14,12 +14,11 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from edgepack import messages
-from edgepack.counting import LATENCY_EDGES_MS
 from edgepack_fleet.adapters.mqtt import Incoming
 from edgepack_fleet.scraping import NAMES
 from edgepack_fleet.service import Service
 from edgepack_fleet.web.app import main_app
-from fleet_rig import enrol, serving
+from fleet_rig import enrol, latencies, serving
 from rest_rig import LISTENER, Now, auth
 
 PACKAGE = files("edgepack_fleet")
@@ -42,9 +41,7 @@ def busy(fleet: Service, now: Now) -> None:
             messages.Telemetry(
                 boot="b", seq=n, start=now.value, end=now.value, bundle=release, inferences=90,
                 errors={"timeout": 10}, throttled_s=4, digest="d",
-                latency_ms=messages.Histogram(
-                    edges=LATENCY_EDGES_MS, counts=(*[0] * 3, 40, 0, 40, 10, *[0] * 10)
-                ),
+                latency_ms=latencies({0.6: 40, 2.6: 40, 9.0: 10}),
             )
             for n, release in enumerate(("m@1.0.0", 'odd "\n\\ name'))
         ]  # fmt: skip

@@ -7,7 +7,6 @@ import pytest
 from sqlalchemy import select
 
 from edgepack import messages
-from edgepack.counting import LATENCY_EDGES_MS
 from edgepack_fleet.adapters.database import Database
 from edgepack_fleet.adapters.mqtt import Incoming
 from edgepack_fleet.adapters.rollup_tables import EVER, DeviceRollup, GroupRollup
@@ -18,7 +17,7 @@ from edgepack_fleet.core.sums import total
 from edgepack_fleet.retention import AT_ONCE, Retention
 from edgepack_fleet.rollups import sums_of
 from edgepack_fleet.uplink import Uplink
-from fleet_rig import fleet_database, mosquitto, running, small_model, wait
+from fleet_rig import fleet_database, latencies, mosquitto, running, small_model, wait
 
 NOW = 1_790_000_000.0
 
@@ -34,7 +33,7 @@ def report(database: Database, count: int, first: float, every: float, boot: str
         messages.Telemetry(
             boot=boot, seq=n, start=first + n * every, end=first + n * every + 1, inferences=n,
             classes={"a": n}, bundle="m@1", digest="d",
-            latency_ms=messages.Histogram(edges=LATENCY_EDGES_MS, counts=(*[0] * 15, n, 1)),
+            latency_ms=latencies({9999.0: n, 20000.0: 1}),
         )
         for n in range(count)
     ]  # fmt: skip

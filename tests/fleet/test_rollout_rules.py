@@ -207,7 +207,7 @@ def test_metrics_are_added_up_and_what_a_device_compared_itself_goes_first() -> 
     kept = add(add(kept, report(30, 1)), report(30, 1))
     found = metrics(kept, {"exam": [{"score": 0.9}]})
     assert found == pytest.approx(
-        {"exam": 0.9, "drift": 0.0, "memory": 40.0, "error_rate": 2 / 62, "p95_ratio": 19.5 / 9.5}
+        {"exam": 0.9, "drift": 0.0, "memory": 40.0, "error_rate": 2 / 62, "p95_ratio": 19.5 / 10}
     )
     shadow = {"shadow": {"samples": 9, "agreement": 0.97, "p95_ratio": 1.1, "dropped": 0}}
     told = metrics(drifted(kept, "mean", over=False), shadow)

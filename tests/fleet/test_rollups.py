@@ -3,7 +3,7 @@
 import math
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -123,13 +123,18 @@ def test_a_slot_is_where_the_report_was(start: float, seconds: float) -> None:
     assert longer is None or longer.start <= slot.start < slot.end <= longer.end
 
 
+def spread(counts: Sequence[int]) -> tuple[int, ...]:
+    """Return COUNTS of the lowest latencies, and none of the others."""
+    return (*counts, *[0] * (len(LATENCY_EDGES_MS) + 1 - len(counts)))
+
+
 NAMES = st.dictionaries(st.sampled_from(["a", "b", "c"]), st.integers(0, 99))
 REPORTS = st.builds(
     lambda seq, start, seconds, bundle, inferences, errors, classes, counts, features: (
         messages.Telemetry(
             boot="b", seq=seq, start=start, end=start + seconds, bundle=bundle,
             digest=f"sha256:{bundle}", inferences=inferences, errors=errors, classes=classes,
-            latency_ms=messages.Histogram(edges=LATENCY_EDGES_MS, counts=(*counts, *[0] * 12)),
+            latency_ms=messages.Histogram(edges=LATENCY_EDGES_MS, counts=spread(counts)),
             features=features,
             rss_mb=float(inferences), throttled_s=inferences,
         )
@@ -254,7 +259,7 @@ def told(seq: int, **facts: Any) -> messages.Telemetry:
 def usual(seq: int) -> messages.Telemetry:
     return told(
         seq, inferences=9, classes={"a": 5, "b": 4}, errors={"timeout": 1},
-        latency_ms=messages.Histogram(edges=LATENCY_EDGES_MS, counts=(9, *[0] * 16)),
+        latency_ms=messages.Histogram(edges=LATENCY_EDGES_MS, counts=spread((9,))),
         confidence=messages.Histogram(edges=CONFIDENCE_EDGES, counts=(9, *[0] * 19)),
         features={"inputs.x.mean": (4, 5)},
     )  # fmt: skip
@@ -304,10 +309,10 @@ def test_one_odd_device_does_not_change_what_the_others_say(
 
 def test_finer_edges_are_as_good(database: Database) -> None:
     uplink = Uplink(database, lambda: NOW, expected=small_model)
-    finer = messages.Histogram(edges=(0.05, *LATENCY_EDGES_MS), counts=(3, 4, *[0] * 16))
+    finer = messages.Histogram(edges=(0.05, *LATENCY_EDGES_MS), counts=(3, *spread((4,))))
     uplink.ingest([tele([usual(0), told(1, latency_ms=finer)])])
     ((_, found),) = of_group(database)
-    assert found.latency == {"edges": list(LATENCY_EDGES_MS), "counts": [16, *[0] * 16]}
+    assert found.latency == {"edges": list(LATENCY_EDGES_MS), "counts": list(spread((16,)))}
     assert uplink.left_out == {}
 
 

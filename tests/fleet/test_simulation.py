@@ -4,21 +4,22 @@ import random
 import subprocess
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edgepack.errors import UnsupportedError, UsageError
-from edgepack.messages import Ack, Event, Job, Shadow
+from edgepack.messages import Ack, Event, Histogram, Job, Shadow
 from edgepack_fleet.adapters.broker import prepare
 from edgepack_fleet.adapters.pki import Pki
-from edgepack_fleet.core.measures import metrics, p95
+from edgepack_fleet.core.measures import add, baseline, metrics
 from edgepack_fleet.simulation.behaviour import measure, steps, traits
 from edgepack_fleet.simulation.driver import allow_files
 from edgepack_fleet.simulation.enrolment import read_token
 from edgepack_fleet.simulation.outbox import Outbox
 from edgepack_fleet.simulation.scenario import Faults, Model, Scenario, load, with_rollout
-from fleet_rig import ANYWHERE, EDGEPACK, environment
+from fleet_rig import ANYWHERE, EDGEPACK, environment, latencies
 
 NUMBERS = st.lists(st.integers(0, 30), unique=True, max_size=20)
 
@@ -79,10 +80,27 @@ def test_a_worse_release_is_worse_in_the_words_the_gates_read() -> None:
     assert bad["p95_ratio"] > 1.8
     assert abs(good["exam"] - bad["exam"]) < 0.1, "the exam does not show it"
     slow, fast = (measure(scenario, m, 600, random.Random(2)) for m in (models["a@2.0.0"], Model()))
-    ratio = p95({"edges": slow.latency_ms.edges, "counts": slow.latency_ms.counts}) / p95(
-        {"edges": fast.latency_ms.edges, "counts": fast.latency_ms.counts}
+    assert 1.6 < compared(fast.latency_ms, slow.latency_ms) < 2.5
+
+
+def compared(before: Histogram, after: Histogram) -> float:
+    """Return the ratio of p95 that a gate reads from telemetry of the model BEFORE and AFTER."""
+    told = [{"inferences": sum(h.counts), "latency_ms": msgspec.to_builtins(h)}
+            for h in (before, after)]  # fmt: skip
+    return metrics(add(baseline(told[:1]), told[1]), {})["p95_ratio"]
+
+
+@given(st.floats(0.5, 2000), st.floats(0.8, 2), st.floats(0.1, 0.5), st.integers(0, 99))
+def test_a_gate_reads_the_ratio_of_two_models_from_their_telemetry(
+    usual_ms: float, slower: float, spread: float, seed: int
+) -> None:
+    draw = random.Random(seed)
+    drawn = [usual_ms * draw.lognormvariate(0.0, spread) for _ in range(500)]
+    found = compared(
+        latencies(dict.fromkeys(drawn, 1)),
+        latencies(dict.fromkeys([slower * ms for ms in drawn], 1)),
     )
-    assert 1.4 < ratio < 2.8
+    assert found == pytest.approx(slower, rel=0.15)
 
 
 def test_the_same_seed_makes_the_same_devices() -> None:

@@ -19,12 +19,13 @@ from edgepack_fleet.adapters.database import Database
 from edgepack_fleet.adapters.director import Director
 from edgepack_fleet.adapters.embedded import EmbeddedBroker
 from edgepack_fleet.adapters.feed import Feed
-from edgepack_fleet.adapters.lease import Lease
+from edgepack_fleet.adapters.lease import LEASE_S, Lease
 from edgepack_fleet.adapters.mqtt import Incoming
 from edgepack_fleet.adapters.pki import Pki, worker_name
 from edgepack_fleet.adapters.rollup_tables import EVER, GroupRollup
 from edgepack_fleet.adapters.tables import DeviceRow, OutboxRow, TelemetryRow
 from edgepack_fleet.adapters.worker_tables import LeaseRow
+from edgepack_fleet.leadership import Leadership
 from edgepack_fleet.service import Service, Settings
 from edgepack_fleet.uplink import Uplink
 from fleet_rig import Device, enrol, fleet_database, mosquitto, publisher, wait
@@ -90,6 +91,7 @@ def test_a_lease_has_one_holder_and_ends(database_url: str) -> None:
         assert not two.take(patience=60.0), "it is left to others first"
         assert two.take()
         assert not one.take()
+        assert not two.take(patience=60.0), "even one's own"
         one.give_back()  # it is not its own
         assert not one.take()
         two.give_back()
@@ -216,11 +218,13 @@ def test_a_director_and_a_pki_are_made_once(tmp_path: Path) -> None:
 
 
 @contextlib.contextmanager
-def worker(data: Path, url: str, broker: Address, number: int) -> Iterator[Service]:
+def worker(
+    data: Path, url: str, broker: Address, number: int, *, linked: bool = True
+) -> Iterator[Service]:
     service = Service(Settings(data, broker, url, worker=worker_name(number)))
     service.start()
     try:
-        wait("the worker to reach its broker", lambda: service.link.connected)
+        wait("the worker to reach its broker", lambda: service.link.connected or not linked)
         yield service
     finally:
         service.stop()
@@ -271,6 +275,46 @@ def test_two_workers_share_the_work_and_one_follows_the_other(tmp_path: Path, ur
             wait("another leader", lambda: one.leadership.held)
             device.forget()
             wait("the will", lambda: not is_online(two.database, "cam"))
+
+
+@pytest.mark.scale
+def test_a_leader_that_loses_its_broker_leaves_it_to_another(database: Database) -> None:
+    reach = {"one": True, "two": True}
+    one, two = (
+        Leadership(Lease(database, "leader", name), lambda n=name: reach[n], lambda leads: None)
+        for name in reach
+    )
+    with contextlib.ExitStack() as stack:
+        for each in (one, two):
+            stack.callback(each.stop)
+        one.start()
+        wait("a leader", lambda: one.held)
+        two.start()
+        reach["one"] = False
+        wait("another leader", lambda: two.held, 3 * LEASE_S)
+        assert not one.held
+        reach["two"] = False
+        wait("nobody, or whoever waited", lambda: not two.held, 3 * LEASE_S)
+        wait("one that leads without a broker", lambda: one.held or two.held, 4 * LEASE_S)
+
+
+def test_without_a_broker_one_worker_keeps_what_is_theirs(tmp_path: Path, url: str) -> None:
+    data = tmp_path / "fleet"
+    publisher(data)
+    nobody = Address("127.0.0.1", 1)
+    with contextlib.ExitStack() as stack:
+        one, two = (
+            stack.enter_context(worker(data, url, nobody, number, linked=False))
+            for number in (1, 2)
+        )
+        wait("a keeper", lambda: one.upkeep.held or two.upkeep.held)
+        assert one.upkeep.held != two.upkeep.held
+        keeper, other = (one, two) if one.upkeep.held else (two, one)
+        assert keeper.alerts.leads()
+        assert not other.alerts.leads()
+        keeper.upkeep.stop()
+        other.upkeep.poke()
+        wait("another keeper", other.webhooks.leads)
 
 
 @pytest.mark.scale

@@ -6,6 +6,7 @@ Imported with the first scrape: a device that nobody scrapes does not pay for it
 
 from collections.abc import Iterable, Iterator
 from itertools import accumulate
+from math import inf
 
 from prometheus_client import CONTENT_TYPE_LATEST, ProcessCollector, generate_latest
 from prometheus_client.core import (
@@ -15,7 +16,7 @@ from prometheus_client.core import (
     Metric,
 )
 
-from edgepack.counting import LATENCY_EDGES_MS
+from edgepack.counting import LATENCY_EDGES_MS, SCRAPED_EDGES_MS
 from edgepack_agent.runner.families import Family
 from edgepack_agent.runner.interface import Model
 from edgepack_agent.runner.kernel import temperature_c
@@ -70,11 +71,12 @@ def _metric(family: Family) -> Metric:
 
 
 def _duration(total: Total) -> Metric:
-    edges = [f"{ms / 1000:g}" for ms in LATENCY_EDGES_MS]
     duration = HistogramMetricFamily(
         "edgepack_inference_duration_seconds", "Time of a call of the runtime."
     )
-    buckets = list(zip([*edges, "+Inf"], accumulate(total.latency), strict=True))
+    below = dict(zip([*LATENCY_EDGES_MS, inf], accumulate(total.latency), strict=True))
+    buckets = [(f"{ms / 1000:g}", below[ms]) for ms in SCRAPED_EDGES_MS]
+    buckets.append(("+Inf", below[inf]))
     duration.add_metric([], buckets, sum_value=total.seconds)
     return duration
 

@@ -39,24 +39,25 @@ class Lease:
     """
 
     def __init__(self, database: Database, name: str, holder: str) -> None:
-        self._database, self._name, self._holder = database, name, holder
+        self._database, self.name, self._holder = database, name, holder
 
     def take(self, patience: float = 0.0) -> bool:
         """Take it or hold it for another `LEASE_S`; return whether it is ours.
 
         Args:
-            patience: Seconds for which one that is over is left to others first.
+            patience: Seconds for which one that is over is left to others first, our own, too.
 
         Raises:
             SQLAlchemyError: the database does not answer: it is not known whose it is.
         """
         with self._database.write() as session:
             now = self._database.time(session)
-            row = session.get(LeaseRow, self._name)
+            row = session.get(LeaseRow, self.name)
             if row is None:
-                row = LeaseRow(name=self._name, holder="", until=now)
+                row = LeaseRow(name=self.name, holder="", until=now)
                 session.add(row)
-            if row.holder != self._holder and now < row.until + patience:
+            free = now >= row.until + patience
+            if not free and (patience or row.holder != self._holder):
                 return False
             row.holder, row.until = self._holder, now + LEASE_S
         return True
@@ -64,6 +65,6 @@ class Lease:
     def give_back(self) -> None:
         """Let another have it at once, if it is ours."""
         with self._database.write() as session:
-            row = session.get(LeaseRow, self._name)
+            row = session.get(LeaseRow, self.name)
             if row is not None and row.holder == self._holder:
                 row.holder, row.until = "", 0.0

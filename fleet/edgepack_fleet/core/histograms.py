@@ -12,7 +12,17 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-__all__ = ["Histogram", "Quantile", "checked", "coarser", "counted", "like", "merged", "quantile"]
+__all__ = [
+    "Histogram",
+    "Quantile",
+    "alike",
+    "checked",
+    "coarser",
+    "counted",
+    "like",
+    "merged",
+    "quantile",
+]
 
 Histogram = Mapping[str, Any]
 MAX_EDGES = 1000
@@ -54,14 +64,22 @@ def coarser(histogram: Histogram, edges: Sequence[float]) -> dict[str, Any]:
     return {"edges": list(edges), "counts": counts}
 
 
+def alike(
+    one: Histogram | None, other: Histogram | None
+) -> tuple[Histogram | None, Histogram | None]:
+    """Return both on the edges that both have: quantiles of finer bins would differ by that."""
+    if not one or not other or list(one["edges"]) == list(other["edges"]):
+        return one, other
+    edges = sorted(set(one["edges"]) & set(other["edges"]))
+    return coarser(one, edges), coarser(other, edges)
+
+
 def merged(one: Histogram | None, other: Histogram | None) -> dict[str, Any] | None:
     """Return the sum of two histograms, on the edges that both have."""
+    one, other = alike(one, other)
     if not one or not other:
         found = one or other
         return dict(found) if found else None
-    if list(one["edges"]) != list(other["edges"]):
-        edges = sorted(set(one["edges"]) & set(other["edges"]))
-        one, other = coarser(one, edges), coarser(other, edges)
     pairs = zip(one["counts"], other["counts"], strict=True)
     return {"edges": list(one["edges"]), "counts": [a + b for a, b in pairs]}
 

@@ -7,7 +7,9 @@ one, so that their ratio can be told without the reports themselves.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["add", "baseline", "drifted", "metrics", "p95"]
+from edgepack_fleet.core.histograms import alike, checked, counted, merged, quantile
+
+__all__ = ["add", "baseline", "drifted", "metrics"]
 
 MIN_SAMPLES = 50
 """Inferences of either model below which nothing is said of latency or errors."""
@@ -18,7 +20,7 @@ def baseline(reports: Sequence[Mapping[str, Any]]) -> Counts:
     """Return the latencies of the model before, of the telemetry REPORTS about it."""
     total: Counts | None = None
     for report in reports:
-        total = _merged(total, report.get("latency_ms"))
+        total = merged(total, checked(report.get("latency_ms")))
     return {"before": total} if total else {}
 
 
@@ -29,7 +31,7 @@ def add(kept: Mapping[str, Any], report: Mapping[str, Any]) -> Counts:
         "inferences": kept.get("inferences", 0) + report.get("inferences", 0),
         "errors": kept.get("errors", 0) + errors,
         "rss_mb": max(kept.get("rss_mb", 0.0), report.get("rss_mb", 0.0)),
-        "after": _merged(kept.get("after"), report.get("latency_ms")),
+        "after": merged(kept.get("after"), checked(report.get("latency_ms"))),
     }
 
 
@@ -47,18 +49,6 @@ def metrics(kept: Mapping[str, Any], detail: Mapping[str, Any]) -> dict[str, flo
         detail: Of its last word on the job; what it compared itself goes first.
     """
     return _told(detail) | _counted(kept) | _compared(kept, detail)
-
-
-def p95(histogram: Mapping[str, Any]) -> float:
-    """Return the upper bound of 95 % of a HISTOGRAM, linear within its bucket."""
-    edges, counts = histogram["edges"], histogram["counts"]
-    wanted, seen = 0.95 * sum(counts), 0.0
-    lows, highs = (0.0, *edges), (*edges, edges[-1] if edges else 0.0)
-    for low, high, count in zip(lows, highs, counts, strict=True):
-        if count and seen + count >= wanted:
-            return float(low + (high - low) * (wanted - seen) / count)
-        seen += count
-    return float(highs[-1])
 
 
 def _told(detail: Mapping[str, Any]) -> dict[str, float]:
@@ -83,12 +73,11 @@ def _compared(kept: Mapping[str, Any], detail: Mapping[str, Any]) -> dict[str, f
     told = _at(detail, "shadow", "p95_ratio")
     if told is not None:
         return {"p95_ratio": told}
-    before, after = kept.get("before"), kept.get("after")
-    if not before or not after:
+    before, after = alike(kept.get("before"), kept.get("after"))
+    if min(counted(before), counted(after)) < MIN_SAMPLES:
         return {}
-    if min(sum(before["counts"]), sum(after["counts"])) < MIN_SAMPLES or not p95(before):
-        return {}
-    return {"p95_ratio": p95(after) / p95(before)}
+    usual, now = quantile(before, 0.95), quantile(after, 0.95)
+    return {"p95_ratio": now.value / usual.value} if usual and now and usual.value else {}
 
 
 def _at(detail: Any, *path: str) -> float | None:
@@ -98,13 +87,3 @@ def _at(detail: Any, *path: str) -> float | None:
         detail = detail.get(name) if isinstance(detail, Mapping) else None
     number = isinstance(detail, int | float) and not isinstance(detail, bool)
     return float(detail) if number and abs(detail) < float("inf") else None
-
-
-def _merged(one: Any, other: Any) -> Counts | None:
-    """Return the sum of two histograms; the newer one, OTHER, if their edges differ."""
-    if not other or len(other["counts"]) != len(other["edges"]) + 1:
-        return dict(one) if one else None
-    if not one or list(one["edges"]) != list(other["edges"]):
-        return {"edges": list(other["edges"]), "counts": list(other["counts"])}
-    pairs = zip(one["counts"], other["counts"], strict=True)
-    return {"edges": list(one["edges"]), "counts": [a + b for a, b in pairs]}

@@ -4,6 +4,7 @@ What it measures comes from a generator that the caller owns, seeded by the numb
 """
 
 import random
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +13,8 @@ from edgepack.counting import LATENCY_EDGES_MS
 from edgepack.messages import Histogram, Job
 from edgepack_fleet.simulation.scenario import Model, Scenario
 
-__all__ = ["EDGES", "Measured", "Step", "Traits", "measure", "steps", "traits"]
+__all__ = ["Measured", "Step", "Traits", "measure", "steps", "traits"]
 
-FINER = (4.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0, 128.0, 256.0, 512.0)
-EDGES = tuple(sorted({*LATENCY_EDGES_MS, *FINER}))
-"""Finer than those of all devices, for a gate to see small differences of few devices."""
 SAMPLED = 24
 """Latencies that are drawn for a report; the rest of its inferences are spread like them."""
 SHADOW_PER_S = 5.0
@@ -79,13 +77,13 @@ def measure(scenario: Scenario, model: Model, seconds: float, draw: random.Rando
     asked = int(scenario.inferences_per_s * seconds + draw.random())
     failed = sum(draw.random() < model.errors for _ in range(asked)) if model.errors else 0
     answered = asked - failed
-    counts = [0] * (len(EDGES) + 1)
+    counts = [0] * (len(LATENCY_EDGES_MS) + 1)
     share, rest = divmod(answered, SAMPLED)
     for index in range(min(SAMPLED, answered)):
         latency = draw.lognormvariate(0.0, 0.2) * scenario.latency_ms * model.latency
-        counts[_bucket(latency)] += share + (index < rest)
+        counts[bisect_right(LATENCY_EDGES_MS, latency)] += share + (index < rest)
     errors = {"execution": failed} if failed else {}
-    return Measured(answered, errors, Histogram(edges=EDGES, counts=tuple(counts)))
+    return Measured(answered, errors, Histogram(edges=LATENCY_EDGES_MS, counts=tuple(counts)))
 
 
 def steps(job: Job, scenario: Scenario, known: Traits, draw: random.Random) -> Iterator[Step]:
@@ -117,7 +115,3 @@ def _compared(seconds: float, model: Model, draw: random.Random) -> dict[str, An
 
 def _near(value: float, spread: float, draw: random.Random) -> float:
     return round(min(1.0, max(0.0, draw.gauss(value, spread))), 4)
-
-
-def _bucket(latency: float) -> int:
-    return next((index for index, edge in enumerate(EDGES) if latency < edge), len(EDGES))
