@@ -104,7 +104,7 @@ def routes(found: Any) -> Iterator[APIRoute]:
         inner = getattr(route, "original_router", None)
         if inner is not None:
             yield from routes(inner.routes)
-        elif isinstance(route, APIRoute) and route.path.startswith(API):
+        elif isinstance(route, APIRoute):
             yield route
 
 
@@ -113,6 +113,7 @@ def every() -> list[str]:
     return sorted(
         f"{method} {route.path.removeprefix(API)}"
         for route in routes(main_app(None).routes)
+        if route.path.startswith(API)
         for method in route.methods
     )
 
@@ -142,6 +143,44 @@ def may(app: httpx.Client, fleet: Service, route: str) -> None:
                     {"Authorization": "Bearer"}):  # fmt: skip
         status = app.request(method, url, headers=headers, **body).status_code
         assert (status == 401) is (least != OPEN), (route, headers)
+
+
+FORMS = {
+    "/devices/{device_id}/tags": {"key": "site", "value": "berlin"},
+    "/revoke": {"id": "one"},
+    "/applicants/{applicant}/{action}": {},
+    "/rollouts/{rollout_id}/{action}": {},
+}
+"""Every form of the pages that changes something, and what is typed into it."""
+
+
+def test_who_may_only_look_sends_no_form_and_no_other_site_does(
+    app: httpx.Client, fleet: Service
+) -> None:
+    enrol(fleet, "one")
+    pages = [route for route in routes(main_app(None).routes) if not route.path.startswith(API)]
+    posts = {route.path for route in pages if "POST" in route.methods}
+    assert posts == {"/login", "/logout", *FORMS}, "say here what a new form needs"
+
+    def send(form: str, origin: str = "http://testserver") -> int:
+        path = re.sub(r"\{\w+\}", "one", form)
+        return app.post(path, data=FORMS[form], headers={"Origin": origin},
+                        follow_redirects=False).status_code  # fmt: skip
+
+    assert [send(form) for form in FORMS] == [303] * len(FORMS), "to the login"
+    sign_in(app, fleet, "viewer")
+    assert {send(form) for form in FORMS} == {403}
+    sign_in(app, fleet, "operator")
+    assert {send(form, "http://elsewhere.example") for form in FORMS} == {403}
+    told = {form: send(form) for form in FORMS}
+    assert told["/devices/{device_id}/tags"] == told["/revoke"] == 303, "it is done"
+    assert not {401, 403} & set(told.values())
+
+
+def sign_in(app: httpx.Client, fleet: Service, role: str) -> None:
+    app.cookies.clear()
+    token = auth(fleet, role)["Authorization"].removeprefix("Bearer ")
+    assert app.post("/login", data={"token": token}).status_code == 200
 
 
 # -- access tokens
@@ -261,8 +300,12 @@ def test_what_people_do_on_the_pages_is_written_down_too(app: httpx.Client, flee
     app.post("/login", data={"token": "guess"})
     app.post("/login", data={"token": token})
     app.post("/rollouts/none/pause", headers={"Origin": "http://testserver"})
+    enrol(fleet, "one")
+    tag = {"key": "site", "value": "berlin"}
+    app.post("/devices/one/tags", data=tag, headers={"Origin": "http://testserver"})
     told = [(e["who"], e["action"], e["path"], e["status"]) for e in audit(app, fleet)]
     assert told == [
+        ("bootstrap-operator", "tag_device", "/devices/one/tags", 303),
         ("bootstrap-operator", "change_rollout", "/rollouts/none/pause", 404),
         ("bootstrap-operator", "login", "/login", 303),
     ]
