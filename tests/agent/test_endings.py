@@ -163,7 +163,10 @@ def settled(device: Device) -> dict[str, object]:
     return still("the belongings", lambda: belongings(device))
 
 
-@pytest.mark.parametrize("rounds", [1, pytest.param(8, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    "rounds",
+    [pytest.param(1, marks=pytest.mark.scale), pytest.param(8, marks=pytest.mark.soak)],
+)
 def test_endings_of_every_kind_leave_nothing_behind(endings: Endings, rounds: int) -> None:
     device = endings.device
     endings.accepted()

@@ -133,6 +133,7 @@ os._exit(0)
 """
 
 
+@pytest.mark.scale
 def test_kill_9_costs_a_window_and_a_chunk_at_most(place: Place) -> None:
     identity, home = enrol(place.service, "killed"), place.root / "killed"
     files = (identity.ca, identity.certificate, identity.key)

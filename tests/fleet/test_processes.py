@@ -410,6 +410,7 @@ def broker(tmp_path: Path) -> Iterator[Mosquitto]:
 
 
 @pytest.mark.scale
+@pytest.mark.scale
 @pytest.mark.mosquitto
 def test_the_fleet_is_killed_again_and_again_and_the_rollout_finishes(
     tmp_path: Path, broker: Mosquitto

@@ -90,6 +90,7 @@ def test_plain_int8_loses(plain: Done, target: str) -> None:
     assert plain.bundle(target, "int8")["metrics"]["drop"] >= 0.03
 
 
+@pytest.mark.scale
 def test_a_limit_without_a_search_is_refused_by_the_names_of_the_layers(hard: Hard) -> None:
     done = hard.build(
         "refused", "--target", "openvino", "--target", "onnx", "--max-drop", str(LIMIT),
@@ -165,6 +166,7 @@ def test_a_holdout_that_disagrees_is_exit_4(hard: Hard, plain: Done) -> None:
 
 
 @pytest.mark.scale
+@pytest.mark.scale
 def test_half_of_the_evaluation_set_is_kept_for_the_result(hard: Hard) -> None:
     done = hard.build(
         "halves", "--target", "openvino", "--auto", "--max-drop", str(LIMIT),
@@ -177,6 +179,7 @@ def test_half_of_the_evaluation_set_is_kept_for_the_result(hard: Hard) -> None:
     assert abs(report["samples"] - report["search"]["samples"]) <= 1
 
 
+@pytest.mark.scale
 @pytest.mark.scale
 def test_tflite_gives_a_result_or_says_why_not(hard_tflite: Hard) -> None:
     done = hard_tflite.build(

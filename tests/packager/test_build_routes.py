@@ -61,7 +61,8 @@ MATRIX = [
         ("keras", pytest.mark.toolchain),
         # From its SavedModel on, a Keras model goes the same way.
         ("saved", (pytest.mark.toolchain, pytest.mark.scale)),
-        ("torch", pytest.mark.toolchain),
+        # test_torch_source builds some of it every time.
+        ("torch", (pytest.mark.toolchain, pytest.mark.scale)),
         ("onnx", ()),
     )
     for target in TARGETS
@@ -236,6 +237,7 @@ def test_two_saved_model_builds_are_byte_identical(saved_builds: Pair) -> None:
 
 
 @pytest.mark.toolchain
+@pytest.mark.scale
 def test_two_torch_builds_are_byte_identical(torch_builds: Pair) -> None:
     check_identical(torch_builds, 3)
 
@@ -249,6 +251,7 @@ def test_saved_model_keeps_its_signature_names(saved_builds: Pair) -> None:
         assert [t.name for t in manifest.outputs] == ["output_0"]
 
 
+@pytest.mark.scale
 @pytest.mark.toolchain
 def test_several_inputs_and_outputs_keep_their_names(zoo: Path, tmp_path: Path) -> None:
     done = edgepack(
@@ -267,6 +270,7 @@ def test_several_inputs_and_outputs_keep_their_names(zoo: Path, tmp_path: Path) 
     np.testing.assert_allclose(answers[0]["both"], answers[1]["both"], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.scale
 @pytest.mark.toolchain
 def test_one_of_several_signatures_is_chosen(zoo: Path, tmp_path: Path) -> None:
     build = ["build", zoo / "two", "--target", "onnx", "--unsigned", "--no-cache"]

@@ -97,6 +97,7 @@ model.save(sys.argv[1])
 """
 
 
+@pytest.mark.scale
 @pytest.mark.toolchain
 def test_layers_of_one_name_in_two_models_are_not_mixed_up(tmp_path: Path) -> None:
     where, _ = install(find_toolchain("tf"))

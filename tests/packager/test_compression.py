@@ -240,6 +240,7 @@ def test_onnx_without_float_weights_is_refused(tmp_path: Path) -> None:
 # -- Keras
 
 
+@pytest.mark.scale
 @pytest.mark.toolchain
 def test_keras_model_is_compressed_and_keeps_its_names(keras_home: Path, tmp_path: Path) -> None:
     where, _ = install(find_toolchain("tf"))
@@ -378,6 +379,7 @@ def test_low_rank_then_values_of_a_program(
     assert _judge(torch, again) > thin["accuracy_tuned"] - 0.1
 
 
+@pytest.mark.scale
 @pytest.mark.scale
 @pytest.mark.toolchain
 def test_a_student_is_reproducible_and_told_beside_one_without_a_teacher(

@@ -160,6 +160,7 @@ def told(torch_home: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 # -- what is opened
 
 
+@pytest.mark.scale
 @pytest.mark.toolchain
 def test_an_unknown_batch_is_one_sample_and_names_are_those_of_forward(
     told: dict[str, Any],
@@ -322,6 +323,7 @@ def make():
 """
 
 
+@pytest.mark.scale
 @pytest.mark.scale
 @pytest.mark.toolchain
 def test_weights_that_code_loads_itself_decide_too(torch_home: Path, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ def device_bin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return venv / "bin"
 
 
+@pytest.mark.scale
 @pytest.mark.timeout(600)
 def test_the_agent_runs_with_the_device_extras_alone(
     place: Site, releases: dict[str, list[Path]], device_bin: Path

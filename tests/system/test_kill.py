@@ -72,6 +72,7 @@ def test_the_fleet_is_killed(running: Site) -> None:
         running.wait_for_fleet()
 
 
+@pytest.mark.scale
 def test_the_runner_of_the_old_model_is_killed(running: Site) -> None:
     (old,) = runners(running)
     with rolling(running) as rollout:
@@ -79,6 +80,7 @@ def test_the_runner_of_the_old_model_is_killed(running: Site) -> None:
         os.kill(old, signal.SIGKILL)
 
 
+@pytest.mark.scale
 def test_the_runner_of_the_new_model_is_killed(running: Site) -> None:
     before = runners(running)
     with rolling(running):

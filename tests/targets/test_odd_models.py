@@ -177,7 +177,11 @@ def bound(natives: list[NativeTensor]) -> tuple[TensorSpec, ...]:
     )
 
 
-MODELS = (scaled, one_bias, no_bias, stacked, shared, held_by_nodes, to_vector, recurrent)
+MODELS = (
+    one_bias, stacked, shared, recurrent,
+    *(pytest.param(make, marks=pytest.mark.scale)
+      for make in (scaled, no_bias, held_by_nodes, to_vector)),
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -279,6 +283,7 @@ def test_two_outputs_that_are_one_tensor_are_refused_where_one_would_be_empty(
     assert caught.value.reason == "shared_output"
 
 
+@pytest.mark.scale
 def test_weights_of_other_types_are_left_to_other_precisions(tmp_path: Path) -> None:
     nodes = [
         node("Cast", "x", "d", to=TensorProto.DOUBLE),
