@@ -86,13 +86,13 @@ def test_a_rollout_is_watched_paused_and_taken_back(browser: Browser, place: Pla
         job = cameras[0].update(job, "IN_PROGRESS", state="self_test")
         expect(page.locator("#member-cam-1")).to_contain_text("self test")
         page.get_by_role("button", name="Pause").click()
-        page.get_by_role("dialog").get_by_role("button", name="Pause").click()
+        page.locator("#question").get_by_role("button", name="Pause").click()
         expect(page.locator("#why")).to_have_text("Paused by an operator.")
         cameras[0].update(job, "SUCCEEDED")
         expect(page.locator("ol.track > li").first).to_contain_text("1 done")
         assert cameras[1].job() is None, "nobody else gets it while it is paused"
         page.get_by_role("button", name="Resume").click()
-        page.get_by_role("dialog").get_by_role("button", name="Resume").click()
+        page.locator("#question").get_by_role("button", name="Resume").click()
         second = cameras[1].waits_for_job()
         cameras[1].update(second, "REJECTED", reason="golden_mismatch")
         expect(page.locator("#why")).to_contain_text("(golden_mismatch)")
@@ -100,7 +100,7 @@ def test_a_rollout_is_watched_paused_and_taken_back(browser: Browser, place: Pla
             "golden_mismatch"
         )
         page.get_by_role("button", name="Revert").click()
-        page.get_by_role("dialog").get_by_role("button", name="Revert").click()
+        page.locator("#question").get_by_role("button", name="Revert").click()
         expect(page.locator("#why")).to_contain_text(
             re.compile("back on the release before|nothing to go back to")
         )

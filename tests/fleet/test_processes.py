@@ -409,8 +409,6 @@ def broker(tmp_path: Path) -> Iterator[Mosquitto]:
         yield found
 
 
-@pytest.mark.scale
-@pytest.mark.scale
 @pytest.mark.mosquitto
 def test_the_fleet_is_killed_again_and_again_and_the_rollout_finishes(
     tmp_path: Path, broker: Mosquitto

@@ -109,6 +109,7 @@ def test_a_limit_without_a_search_is_refused_by_the_names_of_the_layers(hard: Ha
     assert "--auto" in done.err
 
 
+@pytest.mark.scale
 @TARGETS
 def test_search_keeps_the_limit_on_a_holdout_it_never_saw(
     hard: Hard, plain: Done, searched: Done, target: str
@@ -141,6 +142,7 @@ def run(hard: Hard, built: dict[str, Any], count: int) -> np.ndarray:
     return np.load(hard.home / "y.npz")["logits"].argmax(axis=1)
 
 
+@pytest.mark.scale
 def test_what_the_search_chose_runs(hard: Hard, searched: Done) -> None:
     for built in searched.document["bundles"]:
         answers = run(hard, built, 40)
@@ -166,7 +168,6 @@ def test_a_holdout_that_disagrees_is_exit_4(hard: Hard, plain: Done) -> None:
 
 
 @pytest.mark.scale
-@pytest.mark.scale
 def test_half_of_the_evaluation_set_is_kept_for_the_result(hard: Hard) -> None:
     done = hard.build(
         "halves", "--target", "openvino", "--auto", "--max-drop", str(LIMIT),
@@ -179,7 +180,6 @@ def test_half_of_the_evaluation_set_is_kept_for_the_result(hard: Hard) -> None:
     assert abs(report["samples"] - report["search"]["samples"]) <= 1
 
 
-@pytest.mark.scale
 @pytest.mark.scale
 def test_tflite_gives_a_result_or_says_why_not(hard_tflite: Hard) -> None:
     done = hard_tflite.build(

@@ -331,6 +331,7 @@ def _off_grid(weight: Array) -> float:
     return float(abs(steps - steps.round()).max())
 
 
+@pytest.mark.scale
 @pytest.mark.toolchain
 def test_channels_zeros_and_rounding_together(
     torch: Interpreter, rows: Trained, tmp_path: Path
@@ -379,7 +380,6 @@ def test_low_rank_then_values_of_a_program(
     assert _judge(torch, again) > thin["accuracy_tuned"] - 0.1
 
 
-@pytest.mark.scale
 @pytest.mark.scale
 @pytest.mark.toolchain
 def test_a_student_is_reproducible_and_told_beside_one_without_a_teacher(

@@ -23,7 +23,7 @@ def sets() -> list[object]:
     plain = ("onnx", "openvino")
     slow = pytest.mark.scale
     return [
-        pytest.param(ODDEST, plain, id=ODDEST),
+        pytest.param(ODDEST, plain, id=ODDEST, marks=slow),
         *(
             pytest.param(name, plain, id=name, marks=slow)
             for name in (*WANTED, *OTHERS)

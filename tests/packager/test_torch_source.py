@@ -324,7 +324,6 @@ def make():
 
 
 @pytest.mark.scale
-@pytest.mark.scale
 @pytest.mark.toolchain
 def test_weights_that_code_loads_itself_decide_too(torch_home: Path, tmp_path: Path) -> None:
     """Its file is the same, and yet a cached export would be of the model before."""

@@ -64,6 +64,7 @@ def test_commands_say_what_is_wrong(place: Site, releases: dict[str, list[Path]]
     assert_clear(place.run("fleet", "devices", "list"), 7)
 
 
+@pytest.mark.scale
 def test_a_device_without_a_broker_keeps_serving(
     place: Site, releases: dict[str, list[Path]]
 ) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from system.harness import Site, site, wait
 
-pytestmark = [pytest.mark.mosquitto, pytest.mark.system]
+pytestmark = [pytest.mark.mosquitto, pytest.mark.system, pytest.mark.scale]
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,6 @@ def test_the_fleet_is_killed(running: Site) -> None:
         running.wait_for_fleet()
 
 
-@pytest.mark.scale
 def test_the_runner_of_the_old_model_is_killed(running: Site) -> None:
     (old,) = runners(running)
     with rolling(running) as rollout:
@@ -80,7 +79,6 @@ def test_the_runner_of_the_old_model_is_killed(running: Site) -> None:
         os.kill(old, signal.SIGKILL)
 
 
-@pytest.mark.scale
 def test_the_runner_of_the_new_model_is_killed(running: Site) -> None:
     before = runners(running)
     with rolling(running):

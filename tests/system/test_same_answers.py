@@ -13,7 +13,7 @@ import pytest
 
 from system.harness import BIN, clean_env, free_port, run, wait
 
-pytestmark = [pytest.mark.system, pytest.mark.toolchain]
+pytestmark = [pytest.mark.system, pytest.mark.toolchain, pytest.mark.scale]
 TARGETS = ("openvino", "tflite", "onnx")
 
 

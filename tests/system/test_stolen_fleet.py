@@ -10,6 +10,7 @@ from system.harness import Site, build_release
 pytestmark = [pytest.mark.mosquitto, pytest.mark.system]
 
 
+@pytest.mark.scale
 def test_a_swapped_image_repository_moves_no_device(
     place: Site, releases: dict[str, list[Path]], tmp_path: Path
 ) -> None:

@@ -46,6 +46,7 @@ def test_a_release_reaches_every_device_and_a_bad_one_none(
     assert shown["online"]
 
 
+@pytest.mark.scale
 def test_a_device_infers_offline_and_across_its_own_restart(
     place: Site, releases: dict[str, list[Path]], tmp_path: Path
 ) -> None:

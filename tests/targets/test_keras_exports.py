@@ -37,7 +37,7 @@ np.save(out + "/probs.npy", model.predict(images, verbose=0))
 """
 ROUTES = [
     ("onnx", "onnx", "model.onnx"),
-    ("openvino", "saved_model", "saved"),
+    pytest.param("openvino", "saved_model", "saved", marks=pytest.mark.scale),
     pytest.param("openvino", "onnx", "model.onnx", marks=pytest.mark.scale),
     pytest.param("openvino", "tflite", "model.tflite", marks=pytest.mark.scale),
     ("tflite", "tflite", "model.tflite"),
