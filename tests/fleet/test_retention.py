@@ -19,12 +19,13 @@ from edgepack_fleet.rollups import sums_of
 from edgepack_fleet.uplink import Uplink
 from fleet_rig import fleet_database, latencies, mosquitto, running, small_model, wait
 
+pytestmark = pytest.mark.both_databases
 NOW = 1_790_000_000.0
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    with fleet_database(tmp_path, "cam") as found:
+def database(database_url: str) -> Iterator[Database]:
+    with fleet_database(database_url, "cam") as found:
         yield found
 
 
