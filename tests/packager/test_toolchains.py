@@ -49,6 +49,15 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "toolchains"
 
 
+def test_a_place_that_depends_on_where_one_stands_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("EDGEPACK_TOOLCHAINS", "toolchains")
+    with pytest.raises(UsageError) as caught:
+        toolchains.interpreter(TINY)
+    assert caught.value.reason == "relative_path"
+
+
 def test_interrupted_installation_does_not_count_and_a_whole_one_does(home: Path) -> None:
     half = home / TINY.key / "bin"
     half.mkdir(parents=True)

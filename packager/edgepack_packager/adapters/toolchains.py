@@ -113,8 +113,19 @@ TOOLCHAINS = {
 
 
 def toolchains_dir() -> Path:
-    """Return where toolchains live: EDGEPACK_TOOLCHAINS, else the user's cache directory."""
+    """Return where toolchains live: EDGEPACK_TOOLCHAINS, else the user's cache directory.
+
+    Raises:
+        UsageError: EDGEPACK_TOOLCHAINS is no absolute path (reason `relative_path`).
+    """
     named = os.environ.get("EDGEPACK_TOOLCHAINS")
+    if named and not Path(named).is_absolute():
+        raise UsageError(
+            f"EDGEPACK_TOOLCHAINS is no absolute path: {named}",
+            why="every directory that edgepack is called in would get toolchains of its own",
+            fix="write the whole path, from / on",
+            reason="relative_path",
+        )
     return Path(named) if named else Path(platformdirs.user_cache_dir("edgepack")) / "toolchains"
 
 
