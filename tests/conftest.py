@@ -29,11 +29,11 @@ settings.load_profile("edgepack")
 
 
 LONGEST = (
-    "test_build_refusals", "test_supervisor", "test_build_routes", "test_onnx2tf", "test_service",
-    "test_torch_source", "test_schemas", "test_kill", "test_topologies", "test_compression",
-    "test_same_answers", "test_endings", "test_device_environment", "test_doctor",
-    "test_processes", "test_renewal", "test_by_hand", "test_network_faults", "test_power_cuts",
-    "test_auto", "test_story", "test_instances",
+    "test_build_refusals", "test_supervisor", "test_build_routes", "test_pages", "test_onnx2tf",
+    "test_torch_source", "test_service", "test_schemas", "test_story", "test_ready_sources",
+    "test_processes", "test_compression", "test_doctor", "test_tasks", "test_renewal",
+    "test_odd_models", "test_by_hand", "test_bad_input", "test_network_faults", "test_tutorial",
+    "test_power_cuts", "test_instances",
 )  # fmt: skip
 """Files of half a minute or more begin first, so that no process is left with one at the end.
 Those that load the machine and those that wait take turns."""

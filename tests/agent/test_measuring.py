@@ -48,6 +48,7 @@ def paths(document: Any, before: str) -> Iterator[str]:
         yield before
 
 
+@pytest.mark.scale
 def test_a_release_is_measured_before_it_is_rolled_out(place: Site, tmp_path: Path) -> None:
     device: Device = place.running_1()
     place.publish("1.1.0")

@@ -446,6 +446,7 @@ def test_a_model_that_is_worse_in_the_field_is_taken_back_by_its_rollout(place: 
     assert {one.same for one in made if not one.by} == {True}, "made once more, each is the same"
 
 
+@pytest.mark.scale
 @pytest.mark.mosquitto
 def test_a_runner_that_dies_while_both_are_compared(place: Site) -> None:
     """The current one is started again and shown again; the candidate is loaded once more."""

@@ -56,6 +56,7 @@ def test_there_are_never_two_models_in_memory_and_clients_wait(place: Site) -> N
     assert len(hammer.first) == 2, "the bad model answered nobody"
 
 
+@pytest.mark.scale
 def test_a_restart_in_the_middle_ends_with_one_model(place: Site) -> None:
     device = place.running_1(update={"swap": "stop_first"})
     place.publish("3.0.0")

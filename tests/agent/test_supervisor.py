@@ -135,6 +135,7 @@ def test_kill_9_at_any_moment_ends_in_the_new_version(place: Site) -> None:
     assert device.accuracy() >= 0.9
 
 
+@pytest.mark.scale
 def test_a_model_that_restarts_the_agent_for_ever_is_given_up(place: Site) -> None:
     device = running_1(place)
     place.publish("3.0.0")

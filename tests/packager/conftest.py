@@ -113,7 +113,7 @@ def keras_builds(keras_home: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         tmp_path_factory, "keras-builds", keras_home / "model.keras", "--target", "onnx",
         "--target", "openvino", "--target", "tflite", "--name", "digits", "--calibration",
         keras_home / "calibration.npz", "--evaluate", keras_home / "evaluate.npz", "--max-drop",
-        "0.01", "--preprocess", '{"color": "gray"}',
+        "0.01", "--preprocess", '{"color": "gray"}', again=("int8",),
     )  # fmt: skip
 
 

@@ -83,6 +83,7 @@ def searched(hard: Hard) -> Done:
 TARGETS = pytest.mark.parametrize("target", ["openvino", "onnx"])
 
 
+@pytest.mark.scale
 @TARGETS
 def test_plain_int8_loses(plain: Done, target: str) -> None:
     assert plain.code == 0, plain.err
@@ -149,6 +150,7 @@ def test_what_the_search_chose_runs(hard: Hard, searched: Done) -> None:
         assert (answers == digits_data()[1].labels[:40]).mean() > 0.8
 
 
+@pytest.mark.scale
 def test_a_holdout_that_disagrees_is_exit_4(hard: Hard, plain: Done) -> None:
     """The search sees only what int8 gets right, so that it takes int8; the holdout the rest."""
     test = digits_data()[1]
@@ -197,6 +199,7 @@ def test_tflite_gives_a_result_or_says_why_not(hard_tflite: Hard) -> None:
     assert attempts[0]["drop"] >= 0.03
 
 
+@pytest.mark.scale
 def test_holdout_that_the_search_saw_is_refused(hard: Hard) -> None:
     done = hard.build(
         "seen", "--target", "onnx", "--auto", "--max-drop", str(LIMIT),
@@ -206,6 +209,7 @@ def test_holdout_that_the_search_saw_is_refused(hard: Hard) -> None:
     assert "holdout" in done.err
 
 
+@pytest.mark.scale
 @pytest.mark.parametrize(
     "args",
     [

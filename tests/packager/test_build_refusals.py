@@ -335,6 +335,7 @@ def test_budgets(digits: OnnxDigits, tmp_path: Path) -> None:
         check_refused(done, 6, "allowed", word, home=tmp_path)
 
 
+@pytest.mark.scale
 def test_a_profile_of_another_model_is_not_silently_left_out(
     digits: OnnxDigits, tmp_path: Path
 ) -> None:

@@ -23,7 +23,13 @@ from digits_tflite import digits_tflite
 from edgepack_targets.interface import Quantization
 
 COUNT = 200
-FEATURES = pytest.mark.parametrize("features", [(), ("avx512_vnni",)], ids=["any-cpu", "vnni"])
+FEATURES = pytest.mark.parametrize(
+    "features",
+    [
+        pytest.param((), id="any-cpu", marks=pytest.mark.scale),
+        pytest.param(("avx512_vnni",), id="vnni"),
+    ],
+)
 Tensors = list[tuple[str, tuple[int, ...], bytes]]
 
 

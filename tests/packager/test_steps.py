@@ -107,6 +107,7 @@ def test_cache_that_cannot_be_written_is_no_failure(tmp_path: Path) -> None:
     assert done.result["versions"]
 
 
+@pytest.mark.scale
 @pytest.mark.parametrize("precision", ["int8"])
 def test_cached_build_gives_the_same_bundle(
     digits: OnnxDigits, tmp_path: Path, precision: str

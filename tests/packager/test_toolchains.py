@@ -91,6 +91,7 @@ def test_failed_installation_leaves_nothing(home: Path) -> None:
     assert list(home.iterdir()) == []
 
 
+@pytest.mark.scale
 def test_two_installations_at_once_agree(home: Path) -> None:
     threads = [threading.Thread(target=toolchains.install, args=(TINY,)) for _ in range(2)]
     for thread in threads:

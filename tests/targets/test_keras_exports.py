@@ -36,7 +36,7 @@ images = np.load(out + "/../images.npy")
 np.save(out + "/probs.npy", model.predict(images, verbose=0))
 """
 ROUTES = [
-    ("onnx", "onnx", "model.onnx"),
+    pytest.param("onnx", "onnx", "model.onnx", marks=pytest.mark.scale),
     pytest.param("openvino", "saved_model", "saved", marks=pytest.mark.scale),
     pytest.param("openvino", "onnx", "model.onnx", marks=pytest.mark.scale),
     pytest.param("openvino", "tflite", "model.tflite", marks=pytest.mark.scale),
