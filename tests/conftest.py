@@ -16,10 +16,8 @@ from hypothesis import settings
 
 # Before any test file imports onnxruntime, which would report to its maker at once.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-# jsonschema loads it for one format; it compiles a grammar for ten seconds in every process.
+# jsonschema loads it for one format (iri), and it compiles a grammar for ten seconds each time.
 sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
-# What is collected stays: no collection of garbage has to look through it again and again.
-gc.disable()
 
 MOSQUITTO = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin")
 REQUIRED = os.environ.get("EDGEPACK_REQUIRE_MOSQUITTO") == "1"
@@ -44,7 +42,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
-def pytest_collection_finish() -> None:
+def pytest_collection() -> None:
+    gc.disable()  # what is collected stays: it need not be looked through again and again
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop() -> None:
     gc.enable()
     gc.freeze()
 

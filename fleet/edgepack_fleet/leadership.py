@@ -4,8 +4,7 @@ The leader decides (rollouts, births), and needs a broker for it; the keeper sen
 webhooks and forgets what is old, and needs only the database: somebody has to say that the broker
 is gone. A lease says who. Its holder renews it in a thread of its own, so that a long piece of work
 does not cost it; it stops to lead before the lease is over, by its own clock, if the database does
-not answer. A leader that has lost its broker lets the lease run out, because devices speak to the
-others.
+not answer. Who has lost the broker does not lead: devices speak to the others, or to nobody.
 """
 
 import logging
@@ -31,24 +30,29 @@ class Leadership:
 
     Args:
         lease: Says so; None: there is no other worker, and this one always leads.
-        connected: Whether we reach the broker.
+        able: Whether we can do what it takes; who is not lets another have it.
         changed: Called from a thread of its own when we begin to lead and when we end.
     """
 
     def __init__(
-        self, lease: Lease | None, connected: Callable[[], bool], changed: Callable[[bool], None]
+        self, lease: Lease | None, able: Callable[[], bool], changed: Callable[[bool], None]
     ) -> None:
-        self._lease, self._connected, self._changed = lease, connected, changed
+        self._lease, self._able, self._changed = lease, able, changed
         self._what = lease.name if lease else ""
         self._until = 0.0
         self._leads = False
         self._stopping, self._wake = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._run, name="fleet-leadership", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"fleet-{self._what}", daemon=True)
 
     @property
     def held(self) -> bool:
         """Whether we lead, right now."""
         return self._lease is None or time.monotonic() < self._until
+
+    @property
+    def is_anybodys(self) -> bool:
+        """Whether some worker leads, as far as the database tells."""
+        return self._lease is None or self._lease.is_held()
 
     def start(self) -> None:
         """Begin to want to lead."""
@@ -85,17 +89,13 @@ class Leadership:
 
     def _try(self) -> None:
         assert self._lease is not None
-        begun, connected = time.monotonic(), self._connected()
-        if self.held and not connected:
+        if not self._able():
             return  # it runs out, and another takes it
+        begun = time.monotonic()
         try:
-            # Without a broker we lead only if nobody else does.
-            if self._lease.take(0.0 if connected else LEASE_S):
-                self._until = begun + LEASE_S - MARGIN_S
-            else:
-                self._until = 0.0
+            self._until = begun + LEASE_S - MARGIN_S if self._lease.take() else 0.0
         except SQLAlchemyError as error:
-            log.warning("who leads cannot be asked: %s", type(error).__name__)
+            log.warning("who is the %s cannot be asked: %s", self._lease.name, type(error).__name__)
 
     def _tell(self) -> None:
         if self.held != self._leads:

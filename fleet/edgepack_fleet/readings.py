@@ -14,6 +14,7 @@ from edgepack_fleet.adapters.tables import DeviceRow
 from edgepack_fleet.core.alerts import Reading
 from edgepack_fleet.core.drifting import Rule as DriftRule
 from edgepack_fleet.core.health import health
+from edgepack_fleet.core.histograms import Histogram, like, p95_ratio
 from edgepack_fleet.core.slots import DAY, FINE, HOUR
 from edgepack_fleet.windows import Window, entries, releases
 from edgepack_targets.pipeline.baseline import Baseline
@@ -107,7 +108,10 @@ def _rates(session: Session, window: Window, labels: Labels) -> Iterator[Reading
     if recent.inferences + recent.errors >= MIN_ASKED and recent.error_rate is not None:
         yield Reading("error_rate", labels, recent.error_rate)
     before = Window(window.release, window.since - DAY, window.since, window.group)
-    usual = health([(e.slot, e.sums) for e in entries(session, before)], DAY).latency
-    now_p95, p95 = recent.latency.p95, usual.p95
-    if now_p95 and p95 and min(recent.latency.counted, usual.counted) >= MIN_ASKED and p95.value:
-        yield Reading("p95_ratio", labels, now_p95.value / p95.value)
+    ratio = p95_ratio(_latency(session, before), _latency(session, window), MIN_ASKED)
+    if ratio is not None:
+        yield Reading("p95_ratio", labels, ratio)
+
+
+def _latency(session: Session, window: Window) -> Histogram | None:
+    return like(entry.sums.latency for entry in entries(session, window))[0]

@@ -85,19 +85,25 @@ def sums_of(row: DeviceRollup | GroupRollup | Row[Any]) -> Sums:
 def _may_name(session: Session, group: str, bundle: str) -> bool:
     """Return whether BUNDLE, which was not published here, is told apart in GROUP."""
     key = {"span": EVER, "start": 0, "bundle": bundle, "digest": "", "group_id": group}
-    if not bundle or session.get(GroupRollup, key) is not None:
+    if not bundle or _held(session, GroupRollup, key) is not None:
         return True
-    known = select(func.count()).where(
-        GroupRollup.span == EVER, GroupRollup.digest == "", GroupRollup.group_id == group
-    )
-    return (session.scalar(known) or 0) < MAX_UNPUBLISHED
+    those = (GroupRollup.span == EVER, GroupRollup.digest == "", GroupRollup.group_id == group)
+    # Rows are made at once, so nothing has to be written first; and no row is read to be changed.
+    with session.no_autoflush:
+        if session.scalar(select(GroupRollup.span).where(*those, GroupRollup.bundle == bundle)):
+            return True
+        return (session.scalar(select(func.count()).where(*those)) or 0) < MAX_UNPUBLISHED
+
+
+def _held(session: Session, kind: type[R], key: Mapping[str, Any]) -> R | None:
+    mapper = inspect(kind)
+    place = tuple(key[column.name] for column in mapper.primary_key)
+    return session.identity_map.get(mapper.identity_key_from_primary_key(place))
 
 
 def _row(session: Session, kind: type[R], key: Mapping[str, Any]) -> R:
     """Return the row of KEY, made if there is none; no other transaction changes it meanwhile."""
-    mapper = inspect(kind)
-    place = tuple(key[column.name] for column in mapper.primary_key)
-    held = session.identity_map.get(mapper.identity_key_from_primary_key(place))
+    held = _held(session, kind, key)
     if held is not None:
         return held  # locked since this transaction read it
     # What is held already is written once, at the end: written now, it would be read again later.

@@ -25,7 +25,7 @@ from edgepack_fleet.adapters.alert_tables import AlertRow
 from edgepack_fleet.adapters.database import Database
 from edgepack_fleet.adapters.rollup_tables import EVER, GroupRollup
 from edgepack_fleet.adapters.tables import DeviceRow, JobRow, RolloutRow
-from edgepack_fleet.core.histograms import like
+from edgepack_fleet.core.histograms import coarser, like
 
 __all__ = ["NAMES", "Standing", "exposition"]
 
@@ -158,14 +158,19 @@ def _ever(session: Session) -> dict[tuple[str, str], list[GroupRollup]]:
 
 
 def _observe(metric: HistogramMetricFamily, labels: list[str], rows: list[GroupRollup]) -> None:
-    histogram, _ = like(row.latency for row in rows)
+    # On edges that all rows have, however old: what is told must never fall.
+    found = [
+        row.latency
+        for row in rows
+        if set(SCRAPED_EDGES_MS) <= set((row.latency or {}).get("edges", ()))
+    ]
+    histogram, _ = like(coarser(one, SCRAPED_EDGES_MS) for one in found if one)
     if histogram is None:
         return
     buckets, seen = [], 0
     for edge, count in zip([*histogram["edges"], None], histogram["counts"], strict=True):
         seen += count
-        if edge is None or edge in SCRAPED_EDGES_MS:
-            buckets.append(("+Inf" if edge is None else f"{edge / 1000:g}", float(seen)))
+        buckets.append(("+Inf" if edge is None else f"{edge / 1000:g}", float(seen)))
     # Devices tell counts, not times: the sum is that of the lower edges, and never too high.
     lows = [0.0, *histogram["edges"]]
     total = sum(low * count for low, count in zip(lows, histogram["counts"], strict=True))

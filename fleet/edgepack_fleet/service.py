@@ -227,8 +227,14 @@ class Service:
     def _is_linked(self) -> bool:
         return self.link.connected
 
+    def _is_broker_up(self) -> bool:
+        # A leader has a link: the broker is there, even if we do not reach it.
+        return self.link.connected or (self.database.is_shared and self.leadership.is_anybodys)
+
     def _make_alerts(self) -> Alerts:
-        readings = Readings(self.database, self.settings.data, self.baselines.of, self._is_linked)
+        readings = Readings(
+            self.database, self.settings.data, self.baselines.of, self._is_broker_up
+        )
         config = load_alerts(self.settings.alerts)
         return Alerts(self.database, config, readings.take, self._clock)
 
@@ -247,13 +253,13 @@ class Service:
         """Finish what is begun, disconnect and end."""
         self.feed.close()
         self.leadership.stop()
-        self.upkeep.stop()
         self._stopping.set()
         self._wake.set()
         self._said.put(None)
         self.sender.stop()
         self.webhooks.stop()
         self.alerts.stop()
+        self.upkeep.stop()
         for thread in self._threads:
             thread.join(10)
         self.link.stop()

@@ -285,7 +285,7 @@ def test_strangers_learn_not_even_whether_their_message_is_one(channel: Any) -> 
     assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED  # type: ignore[attr-defined]
 
 
-TRIES = 8
+TRIES = 7
 """Of a call, each with twice the pause: what a retry policy does."""
 
 
@@ -334,5 +334,5 @@ def test_whoever_tries_again_loses_no_call_to_a_swap(tmp_path: Path) -> None:
     assert not lost
     # What is on its way when the old one says goodbye is refused, not half done. Where the client
     # comes back before the old one has shut its door, its channel waits for a second.
-    assert len(failed) <= TRIES
+    assert len(failed) < TRIES
     assert all(re.search("UNAVAILABLE|CANCELLED", str(error)) for error in failed)

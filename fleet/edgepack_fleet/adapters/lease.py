@@ -41,11 +41,8 @@ class Lease:
     def __init__(self, database: Database, name: str, holder: str) -> None:
         self._database, self.name, self._holder = database, name, holder
 
-    def take(self, patience: float = 0.0) -> bool:
+    def take(self) -> bool:
         """Take it or hold it for another `LEASE_S`; return whether it is ours.
-
-        Args:
-            patience: Seconds for which one that is over is left to others first, our own, too.
 
         Raises:
             SQLAlchemyError: the database does not answer: it is not known whose it is.
@@ -56,11 +53,20 @@ class Lease:
             if row is None:
                 row = LeaseRow(name=self.name, holder="", until=now)
                 session.add(row)
-            free = now >= row.until + patience
-            if not free and (patience or row.holder != self._holder):
+            if row.holder != self._holder and now < row.until:
                 return False
             row.holder, row.until = self._holder, now + LEASE_S
         return True
+
+    def is_held(self) -> bool:
+        """Return whether somebody has it.
+
+        Raises:
+            SQLAlchemyError: the database does not answer.
+        """
+        with self._database.read() as session:
+            row = session.get(LeaseRow, self.name)
+            return row is not None and self._database.time(session) < row.until
 
     def give_back(self) -> None:
         """Let another have it at once, if it is ours."""

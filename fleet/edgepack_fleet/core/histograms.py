@@ -15,17 +15,19 @@ from typing import Any
 __all__ = [
     "Histogram",
     "Quantile",
-    "alike",
     "checked",
     "coarser",
     "counted",
     "like",
     "merged",
+    "p95_ratio",
     "quantile",
 ]
 
 Histogram = Mapping[str, Any]
 MAX_EDGES = 1000
+COARSER = 4
+"""By how many times edges may be coarser for all to be told between them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,7 @@ def coarser(histogram: Histogram, edges: Sequence[float]) -> dict[str, Any]:
     return {"edges": list(edges), "counts": counts}
 
 
-def alike(
+def _alike(
     one: Histogram | None, other: Histogram | None
 ) -> tuple[Histogram | None, Histogram | None]:
     """Return both on the edges that both have: quantiles of finer bins would differ by that."""
@@ -76,7 +78,7 @@ def alike(
 
 def merged(one: Histogram | None, other: Histogram | None) -> dict[str, Any] | None:
     """Return the sum of two histograms, on the edges that both have."""
-    one, other = alike(one, other)
+    one, other = _alike(one, other)
     if not one or not other:
         found = one or other
         return dict(found) if found else None
@@ -87,8 +89,9 @@ def merged(one: Histogram | None, other: Histogram | None) -> dict[str, Any] | N
 def like(histograms: Iterable[Histogram | None]) -> tuple[dict[str, Any] | None, int]:
     """Return the sum of HISTOGRAMS of many devices, and how many values had to be left out.
 
-    The edges that most values lie between count; what has not all of them is left out, so that
-    one device with edges of its own does not blur what is known of all others.
+    The edges that most values lie between count, or the somewhat coarser ones that an older agent
+    has in common with them; what has not all of them is left out, so that one device with edges
+    of its own does not blur what is known of all others.
     """
     sums: dict[tuple[float, ...], list[int]] = {}
     for found in histograms:
@@ -99,14 +102,19 @@ def like(histograms: Iterable[Histogram | None]) -> tuple[dict[str, Any] | None,
     if not sums:
         return None, 0
     most = max(sums, key=lambda edges: (sum(sums[edges]), len(edges), edges))
+    shared = min((edges for edges in sums if _is_like(edges, most)), key=len)
     total: dict[str, Any] | None = None
     out = 0
     for edges, counts in sums.items():
-        if set(most) <= set(edges):
-            total = merged(total, coarser({"edges": edges, "counts": counts}, most))
+        if set(shared) <= set(edges):
+            total = merged(total, coarser({"edges": edges, "counts": counts}, shared))
         else:
             out += sum(counts)
     return total, out
+
+
+def _is_like(edges: Sequence[float], most: Sequence[float]) -> bool:
+    return set(edges) <= set(most) and len(most) <= COARSER * len(edges)
 
 
 def quantile(histogram: Histogram | None, share: float) -> Quantile | None:
@@ -122,6 +130,18 @@ def quantile(histogram: Histogram | None, share: float) -> Quantile | None:
             return _within(low, high, (wanted - seen) / count)
         seen += count
     return None
+
+
+def p95_ratio(before: Histogram | None, after: Histogram | None, least: int) -> float | None:
+    """Return how many times the 95 % quantile of AFTER is that of BEFORE, on edges of both.
+
+    None: one of them holds fewer than LEAST values, or they have no edges in common.
+    """
+    before, after = _alike(before, after)
+    if min(counted(before), counted(after)) < least:
+        return None
+    usual, now = quantile(before, 0.95), quantile(after, 0.95)
+    return now.value / usual.value if usual and now and usual.value else None
 
 
 def _within(low: float | None, high: float | None, part: float) -> Quantile:

@@ -7,7 +7,7 @@ one, so that their ratio can be told without the reports themselves.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edgepack_fleet.core.histograms import alike, checked, counted, merged, quantile
+from edgepack_fleet.core.histograms import checked, merged, p95_ratio
 
 __all__ = ["add", "baseline", "drifted", "metrics"]
 
@@ -73,11 +73,8 @@ def _compared(kept: Mapping[str, Any], detail: Mapping[str, Any]) -> dict[str, f
     told = _at(detail, "shadow", "p95_ratio")
     if told is not None:
         return {"p95_ratio": told}
-    before, after = alike(kept.get("before"), kept.get("after"))
-    if min(counted(before), counted(after)) < MIN_SAMPLES:
-        return {}
-    usual, now = quantile(before, 0.95), quantile(after, 0.95)
-    return {"p95_ratio": now.value / usual.value} if usual and now and usual.value else {}
+    ratio = p95_ratio(kept.get("before"), kept.get("after"), MIN_SAMPLES)
+    return {} if ratio is None else {"p95_ratio": ratio}
 
 
 def _at(detail: Any, *path: str) -> float | None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from edgepack.counting import LATENCY_EDGES_MS, MAX_LABEL, OTHER
+from edgepack.counting import LATENCY_EDGES_MS, MAX_LABEL, OTHER, SCRAPED_EDGES_MS
 from edgepack.messages import Telemetry
 from edgepack_fleet.core.expectation import Expected
 from edgepack_fleet.core.histograms import Histogram, checked, coarser, merged
@@ -82,7 +82,8 @@ def fitted(sums: Sums, expected: Expected) -> tuple[Sums, Sequence[str]]:
         for name, counts in sums.features.items()
         if len(counts) <= expected.features.get(name, -1)
     }
-    latency = _between(sums.latency, LATENCY_EDGES_MS)
+    # Agents counted between the latter before.
+    latency = _between(sums.latency, LATENCY_EDGES_MS) or _between(sums.latency, SCRAPED_EDGES_MS)
     confidence = _between(sums.confidence, expected.confidence)
     why = {
         "unknown_class": odd_class,

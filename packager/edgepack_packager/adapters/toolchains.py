@@ -201,7 +201,7 @@ def install(
         raise UnsupportedError(
             f"the toolchain {toolchain.name} cannot be written to {home.parent}",
             why=str(error),
-            fix="set EDGEPACK_TOOLCHAINS to a directory with 3 GB of room",
+            fix="set EDGEPACK_TOOLCHAINS to the whole path of a directory with 3 GB of room",
             reason="toolchain_directory",
         ) from error
     return Interpreter(toolchain.name, _python(home)), True

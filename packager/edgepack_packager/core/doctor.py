@@ -115,7 +115,7 @@ def _checks(facts: Facts) -> Iterator[DoctorCheck]:
     )
     yield _check(
         "disk", f"{facts.free_mb / 1e3:.1f} GB free in {facts.cache}", ok=facts.free_mb >= wanted,
-        fix="set EDGEPACK_TOOLCHAINS to a directory with more room",
+        fix="set EDGEPACK_TOOLCHAINS to the whole path of a directory with more room",
     )  # fmt: skip
     yield _check(
         "telemetry", "off: edgepack sends nothing, and switches it off in the runtimes it starts"
