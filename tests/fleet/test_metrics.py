@@ -9,12 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from edgepack import messages
+from edgepack.counting import SCRAPED_EDGES_MS
 from edgepack_fleet.adapters.mqtt import Incoming
+from edgepack_fleet.adapters.rollup_tables import EVER, GroupRollup
+from edgepack_fleet.core.histograms import checked
+from edgepack_fleet.core.slots import Slot
+from edgepack_fleet.core.sums import Sums
+from edgepack_fleet.rollups import put
 from edgepack_fleet.scraping import NAMES
 from edgepack_fleet.service import Service
 from edgepack_fleet.web.app import main_app
@@ -78,6 +85,22 @@ def test_prometheus_reads_sums_by_group_and_release(
     assert found["edgepack_fleet_refused_messages_total", "bad_message"] == 1
     assert not any("one" in key or "two" in key for key in found), "no series per device"
     assert {key[0] for key in found} <= set(NAMES)
+
+
+def test_what_prometheus_is_told_never_falls(app: httpx.Client, fleet: Service) -> None:
+    """Not even while newer agents, which count finer, take over from older ones."""
+    enrol(fleet, "one", "lab")
+    coarse = messages.Histogram(edges=SCRAPED_EDGES_MS, counts=(60, *[0] * len(SCRAPED_EDGES_MS)))
+    about = {"group_id": "lab", "bundle": "m@1.0.0"}
+    seen = 0.0
+    for variant, told in (("a", coarse), *[("b", latencies({0.05: 50}))] * 3):
+        sums = Sums(latency=checked(msgspec.to_builtins(told)))
+        with fleet.database.write() as session:
+            put(session, GroupRollup, Slot(EVER, 0), about | {"digest": variant}, sums)
+        found = series(app.get("/metrics", headers=auth(fleet, "viewer")).text)
+        count = found["edgepack_fleet_latency_seconds_count", "lab", "m@1.0.0"]
+        assert count == seen + sum(told.counts)
+        seen = count
 
 
 def test_only_this_machine_reads_metrics_without_a_token(fleet: Service) -> None:

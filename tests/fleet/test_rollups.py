@@ -16,7 +16,7 @@ from sqlalchemy import select
 
 import bundles
 from edgepack import messages
-from edgepack.counting import CONFIDENCE_EDGES, LATENCY_EDGES_MS
+from edgepack.counting import CONFIDENCE_EDGES, LATENCY_EDGES_MS, SCRAPED_EDGES_MS
 from edgepack_fleet.adapters.baselines import expected_of
 from edgepack_fleet.adapters.database import Database
 from edgepack_fleet.adapters.mqtt import Incoming
@@ -305,6 +305,37 @@ def test_one_odd_device_does_not_change_what_the_others_say(
     assert max(len(found.classes), len(found.reasons)) < 40
     assert uplink.left_out == {reason: 2}
     assert uplink.refused == {}
+
+
+def test_an_older_agent_is_told_between_the_edges_it_has(database: Database) -> None:
+    uplink = Uplink(database, lambda: NOW, expected=small_model)
+    old = messages.Histogram(
+        edges=SCRAPED_EDGES_MS, counts=(3, *[0] * (len(SCRAPED_EDGES_MS) - 1), 1)
+    )
+    uplink.ingest([tele([usual(0), told(1, latency_ms=old)])])
+    ((_, found),) = of_group(database)
+    assert found.latency == {
+        "edges": list(SCRAPED_EDGES_MS),
+        "counts": [12, *[0] * (len(SCRAPED_EDGES_MS) - 1), 1],
+    }
+    assert uplink.left_out == {}
+
+
+@given(st.lists(st.sampled_from([EDGES, EDGES[1:3], (3.0, 4.0), (1.0,)]), min_size=1, max_size=6),
+       st.randoms(use_true_random=False))  # fmt: skip
+def test_edges_that_are_somewhat_coarser_lose_nobody(
+    found: list[tuple[float, ...]], dice: random.Random
+) -> None:
+    told = [
+        {"edges": list(edges), "counts": [dice.randrange(1, 9) for _ in range(len(edges) + 1)]}
+        for edges in found
+    ]
+    total, out = like(told)
+    assert counted(total) + out == sum(counted(one) for one in told)
+    if set(found) <= {EDGES, EDGES[1:3]} or set(found) <= {EDGES, (1.0,)}:
+        assert out == 0, "a quarter of the edges is enough"
+    if (3.0, 4.0) in found and len(set(found)) > 1:
+        assert out > 0, "what has no edge in common is left out"
 
 
 def test_finer_edges_are_as_good(database: Database) -> None:
