@@ -5,8 +5,8 @@ for its group since the beginning. Edges and names are those that its model is e
 that one odd device does not change what is known of the others.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 from sqlalchemy import Row, func, inspect, select
@@ -18,17 +18,18 @@ from edgepack.messages import Telemetry
 from edgepack_fleet.adapters.rollup_tables import EVER, DeviceRollup, GroupRollup, Rollup
 from edgepack_fleet.adapters.tables import DeviceRow
 from edgepack_fleet.core.expectation import Expected
-from edgepack_fleet.core.slots import Slot, slot_of
+from edgepack_fleet.core.slots import FINE, Slot, slot_of
 from edgepack_fleet.core.sums import Sums, added, fitted, of_report
 
-__all__ = ["FIELDS", "count", "forget", "put", "sums_of"]
+__all__ = ["FIELDS", "count", "forget", "look_ahead", "put", "sums_of"]
 
 LARGEST = 2**53
 """What a counter stops at: beyond this, neither JSON readers nor databases agree."""
 MAX_UNPUBLISHED = 256
 """Models that were not published here and are told apart in one group; the rest is `OTHER`."""
 FIELDS = tuple(f.name for f in fields(Sums))
-ZERO: dict[str, Any] = {
+NOTHING: dict[str, Any] = {
+    **{name: getattr(Sums(), name) for name in FIELDS},
     "reasons": {},
     "classes": {},
     "features": {},
@@ -36,6 +37,37 @@ ZERO: dict[str, Any] = {
     "confidence": None,
 }
 R = TypeVar("R", DeviceRollup, GroupRollup)
+
+
+@dataclass(slots=True)
+class _Ahead:
+    """What a transaction has read of devices whose rows it has locked, and what it has made."""
+
+    rows: dict[tuple[Any, ...], DeviceRollup] = field(default_factory=dict)
+    """By primary key; those that are not written yet among them."""
+    slots: set[tuple[str, int]] = field(default_factory=set)
+    """Device and start of the fine slots of which all rows are here."""
+
+
+def look_ahead(session: Session, devices: Collection[str], now: float) -> None:
+    """Read at once the rows that reports of DEVICES, all locked, will be added to, if sent NOW.
+
+    A look-up for each report would cost more than all else about it.
+    """
+    this = int(now // FINE) * FINE
+    query = select(DeviceRollup).where(
+        DeviceRollup.device_id.in_(devices),
+        DeviceRollup.span == FINE,
+        DeviceRollup.start.in_([this, this - FINE]),
+    )
+    ahead = _ahead(session)
+    for row in session.scalars(query.with_for_update()):
+        ahead.rows[tuple(inspect(DeviceRollup).primary_key_from_instance(row))] = row
+    ahead.slots = {(device, start) for device in devices for start in (this, this - FINE)}
+
+
+def _ahead(session: Session) -> _Ahead:
+    return session.info.setdefault("rollups", _Ahead())  # type: ignore[no-any-return]
 
 
 def count(
@@ -54,7 +86,8 @@ def count(
         if not _may_name(session, device.group_id, about["bundle"]):
             about["bundle"], odd = OTHER, [*odd, "too_many_models"]
     group = about | {"group_id": device.group_id}
-    put(session, DeviceRollup, slot, about | {"device_id": device.id}, sums)
+    key = {"span": slot.span, "start": slot.start, **about, "device_id": device.id}
+    _put(_of_device(session, key), sums)
     put(session, GroupRollup, slot, group, sums)
     # Bins of features mean nothing beyond their baseline, and are not asked for over all time.
     put(session, GroupRollup, Slot(EVER, 0), group, sums)
@@ -63,7 +96,10 @@ def count(
 
 def put(session: Session, kind: type[R], slot: Slot, about: Mapping[str, str], sums: Sums) -> None:
     """Add SUMS to the row of KIND that is ABOUT somebody in SLOT."""
-    row = _row(session, kind, {"span": slot.span, "start": slot.start, **about})
+    _put(_row(session, kind, {"span": slot.span, "start": slot.start, **about}), sums)
+
+
+def _put(row: DeviceRollup | GroupRollup, sums: Sums) -> None:
     new = added(sums_of(row), sums)
     for name in FIELDS:
         value = getattr(new, name)
@@ -72,6 +108,7 @@ def put(session: Session, kind: type[R], slot: Slot, about: Mapping[str, str], s
 
 def forget(session: Session) -> None:
     """Hold no row any more, after a savepoint in which some were made has been rolled back."""
+    session.info.pop("rollups", None)
     for row in list(session.identity_map.values()):
         if isinstance(row, Rollup):
             session.expunge(row)
@@ -95,10 +132,27 @@ def _may_name(session: Session, group: str, bundle: str) -> bool:
         return (session.scalar(select(func.count()).where(*those)) or 0) < MAX_UNPUBLISHED
 
 
+def _place(kind: type[R], key: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(key[column.name] for column in inspect(kind).primary_key)
+
+
 def _held(session: Session, kind: type[R], key: Mapping[str, Any]) -> R | None:
-    mapper = inspect(kind)
-    place = tuple(key[column.name] for column in mapper.primary_key)
-    return session.identity_map.get(mapper.identity_key_from_primary_key(place))
+    identity = inspect(kind).identity_key_from_primary_key(_place(kind, key))
+    return session.identity_map.get(identity)
+
+
+def _of_device(session: Session, key: Mapping[str, Any]) -> DeviceRollup:
+    """Return the row of KEY; one that is known not to be there is made without asking."""
+    ahead, place = _ahead(session), _place(DeviceRollup, key)
+    row = ahead.rows.get(place)
+    if row is not None:
+        return row
+    if key["span"] != FINE or (key["device_id"], key["start"]) not in ahead.slots:
+        return _row(session, DeviceRollup, key)
+    # Nobody else makes it: the device is locked.
+    row = ahead.rows[place] = DeviceRollup(**key, **NOTHING)
+    session.add(row)
+    return row
 
 
 def _row(session: Session, kind: type[R], key: Mapping[str, Any]) -> R:
@@ -110,8 +164,7 @@ def _row(session: Session, kind: type[R], key: Mapping[str, Any]) -> R:
     with session.no_autoflush:
         row = session.get(kind, key, with_for_update=True)
         if row is None:
-            nothing = {name: getattr(Sums(), name) for name in FIELDS}
-            _insert_if_missing(session, kind, [{**key, **nothing, **ZERO}])
+            _insert_if_missing(session, kind, [{**key, **NOTHING}])
             row = session.get_one(kind, key, with_for_update=True)
     return row
 

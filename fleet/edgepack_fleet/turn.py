@@ -5,7 +5,7 @@ before have left. The devices that speak are locked: nobody else writes about th
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sqlalchemy import select, tuple_
@@ -52,6 +52,10 @@ class Turn:
     acks: dict[tuple[str, str], Stream] = field(default_factory=dict)
     jobs: dict[str, tuple[JobRow, RolloutRow]] = field(default_factory=dict)
     """The job of every device that was open when the turn began."""
+    events: dict[tuple[str, str], list[tuple[int, str]]] = field(default_factory=dict)
+    """Numbers and types of the events that are saved in this turn, by device and boot."""
+    measured: Sequence[JobRow] = ()
+    """Jobs whose models are measured: held, for the session to find them."""
     streams: dict[tuple[str, str], StreamRow] = field(default_factory=dict)
     """Rows read already, by device and boot, those that are new among them."""
 
@@ -72,6 +76,9 @@ class Turn:
         )
         for job, rollout in self.session.execute(query):
             self.jobs[job.device_id] = job, rollout
+        ids = [device.measured_job for device in self.devices.values() if device.measured_job]
+        if ids:
+            self.measured = self.session.scalars(select(JobRow).where(JobRow.id.in_(ids))).all()
 
     def stream(self, device: str, boot: str) -> StreamRow:
         """Return the row about the reports of one boot of DEVICE; a new one if there is none."""

@@ -164,6 +164,7 @@ class Uplink:
             if any(message.topic.endswith("/up/tele") for message in batch):
                 # Sums of groups are locked as messages come; in any order, one worker at a time.
                 self._database.number_in_order(session)
+                rollups.look_ahead(session, turn.devices, turn.now)
             for message in batch:
                 self._take(turn, message)
             for (device, boot), stream in turn.acks.items():
@@ -287,6 +288,7 @@ def _events(turn: Turn, device: DeviceRow, payload: bytes) -> None:
         if _keep(turn, device, partial(turn.session.add, kept)):
             if not _is_overtaken(turn, device, row):
                 _learn(device, row)
+            turn.events.setdefault((device.id, row.boot), []).append((row.seq, row.type))
             measuring.notice(turn.session, device, row)
             if row.type == "settings":
                 steering.learn(turn.session, device.id, row, turn.now)
@@ -315,16 +317,20 @@ def _is_overtaken(turn: Turn, device: DeviceRow, event: messages.Event) -> bool:
 
     Messages of one device may come to several workers, and again.
     """
+    if turn.acks[device.id, event.boot].upto == event.seq:
+        return False  # the newest of all
     kind = ACTIVE if event.type in ACTIVE else {event.type}
+    for seq, what in turn.events.get((device.id, event.boot), ()):
+        if seq > event.seq and what in kind:
+            return True
     later = select(EventRow.seq).where(
         EventRow.device_id == device.id,
         EventRow.boot == event.boot,
         EventRow.seq > event.seq,
         EventRow.type.in_(kind),
     )
-    if turn.acks[device.id, event.boot].upto == event.seq:
-        return False  # the newest of all
-    return turn.session.scalar(later.limit(1)) is not None
+    with turn.session.no_autoflush:  # of this turn we know them
+        return turn.session.scalar(later.limit(1)) is not None
 
 
 def _learn(device: DeviceRow, event: messages.Event) -> None:
