@@ -163,6 +163,10 @@ def test_an_event_that_another_has_overtaken_changes_nothing(database: Database)
     two.ingest([happened(7, "activated", "m@1.2.0"), happened(6, "camera", "")])
     with database.read() as session:
         assert session.get_one(DeviceRow, "d0").bundle == "m@1.2.0"
+    later, earlier = happened(9, "activated", "m@1.4.0"), happened(8, "activated", "m@1.3.0")
+    one.ingest([later, earlier, said("d0", "tele", rows(10))])
+    with database.read() as session:
+        assert session.get_one(DeviceRow, "d0").bundle == "m@1.4.0"
 
 
 def test_a_worker_with_another_data_directory_is_refused(tmp_path: Path, url: str) -> None:
