@@ -68,6 +68,9 @@ from edgepack_fleet.webhooks import Webhooks
 __all__ = ["Service", "Settings"]
 
 BATCH = 200
+GAP_S, LINGER_S = 0.03, 0.3
+"""Seconds that a message waits for the next one, and in all: a transaction costs as much as ten
+of them."""
 WAITING = 2_000
 """Messages that may wait in memory; beyond it the broker keeps them."""
 JUMP_S = 5.0
@@ -332,11 +335,15 @@ class Service:
         """Return what has come up to here as one batch, and the item that ended it."""
         batch: list[Incoming] = []
         item: Incoming | _Connected | None = first
+        latest = time.monotonic() + LINGER_S
         while isinstance(item, Incoming):
             batch.append(item)
-            if len(batch) == BATCH or self._said.empty():
+            if len(batch) == BATCH:
                 break
-            item = self._said.get()
+            try:
+                item = self._said.get(timeout=max(0.0, min(GAP_S, latest - time.monotonic())))
+            except queue.Empty:
+                break
         return batch, item
 
     def _save(self, batch: list[Incoming]) -> None:
