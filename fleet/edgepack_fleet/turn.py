@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sqlalchemy import select, tuple_
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer
 
 from edgepack import messages, topics
 from edgepack_fleet import jobrows
@@ -100,4 +100,6 @@ class Turn:
 def locked(session: Session, names: Iterable[str]) -> dict[str, DeviceRow]:
     """Return the devices of NAMES, locked, always in the same order."""
     query = select(DeviceRow).where(DeviceRow.id.in_(set(names))).order_by(DeviceRow.id)
+    # JSON that hardly a message asks for is read when one does.
+    query = query.options(defer(DeviceRow.inventory), defer(DeviceRow.tags))
     return {row.id: row for row in session.scalars(query.with_for_update())}

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -10,11 +11,12 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 from sqlalchemy import func, select
 
 from edgepack import messages, topics
 from edgepack_fleet.adapters.broker import Address, known_address, prepare
-from edgepack_fleet.adapters.mqtt import PIECES
+from edgepack_fleet.adapters.mqtt import PIECES, READS, _Client
 from edgepack_fleet.adapters.pki import Pki
 from edgepack_fleet.adapters.rollup_tables import DeviceRollup
 from edgepack_fleet.adapters.tables import DeviceRow, GroupRow, JobRow, OutboxRow
@@ -393,3 +395,21 @@ def test_what_was_left_in_a_lost_connection_holds_nobody_up(tmp_path: Path) -> N
         after = pieces(2 * PIECES)
         after.join(20)
         assert not after.is_alive(), "it waits for what will never be out"
+
+
+def test_a_link_with_much_to_say_reads_and_writes_by_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library alone reads once for each message on its way; nothing is written meanwhile."""
+    client, read = _Client(CallbackAPIVersion.VERSION2, client_id="x"), []
+    ours, theirs = socket.socketpair()
+
+    def packet() -> MQTTErrorCode:
+        read.append(1)
+        return MQTTErrorCode.MQTT_ERR_SUCCESS
+
+    with ours, theirs:
+        client._sock = ours
+        client._out_messages.update(dict.fromkeys(range(5000)))
+        monkeypatch.setattr(client, "_packet_read", packet)
+        assert client.loop_read() == MQTTErrorCode.MQTT_ERR_SUCCESS
+        assert len(read) == READS
+        client._sock = None

@@ -11,8 +11,8 @@ everything to the leader.
 """
 
 import contextlib
+import logging
 import random
-import select
 import socket
 import ssl
 import threading
@@ -50,6 +50,8 @@ READS = 32
 QUEUED = 20_000
 """Messages that wait in memory while the broker is away; what must not get lost is in the
 database."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +264,8 @@ class Link:
     def _of_leader(self) -> tuple[str, ...]:
         return (CONN,) if self._divided else (UPLINK_FILTER,)
 
-    def _disconnected(self, *_: Any) -> None:
+    def _disconnected(self, *said: Any) -> None:
+        log.info("the connection to the broker has ended: %s", said[3])
         self._on_connected(False)
         self._lost.set()
 
@@ -280,21 +283,25 @@ class Link:
 
 
 class _Client(paho.Client):
-    """A client that takes in what has come before it goes on sending.
-
-    The library reads one packet and then writes all there is, so that whoever asks for much
-    content would keep everybody's messages waiting.
-    """
+    """A client that reads and writes by turns."""
 
     def loop_read(self, max_packets: int = 1) -> MQTTErrorCode:
-        """Read the packets that are here, some at a time."""
-        code = super().loop_read(max_packets)
+        """Read the packets that are here, `READS` at most, whatever MAX_PACKETS says.
+
+        The library reads as many as it has messages on their way out. With ten thousand devices
+        to be answered that was longer without a word than the broker bears, and then it all began
+        anew. With few it read one and wrote all there was, so that whoever asked for much content
+        kept everybody's messages waiting.
+        """
         for _ in range(READS):
-            sock: Any = self.socket()
-            if code or sock is None or not (sock.pending() or select.select([sock], [], [], 0)[0]):
+            if self.socket() is None:
+                return MQTTErrorCode.MQTT_ERR_NO_CONN
+            code = self._packet_read()
+            if code == MQTTErrorCode.MQTT_ERR_AGAIN:
                 break
-            code = super().loop_read(max_packets)
-        return code
+            if code:
+                return self._loop_rc_handle(code)
+        return MQTTErrorCode.MQTT_ERR_SUCCESS
 
 
 def _published(info: paho.MQTTMessageInfo) -> bool:
