@@ -28,7 +28,7 @@ settings.load_profile("edgepack")
 
 LONGEST = (
     "test_build_refusals", "test_supervisor", "test_build_routes", "test_pages",
-    "test_torch_source", "test_service", "test_schemas", "test_story", "test_ready_sources",
+    "test_torch_source", "test_service", "test_schemas", "test_ready_sources",
     "test_processes", "test_compression", "test_doctor", "test_tasks", "test_renewal",
     "test_odd_models", "test_by_hand", "test_bad_input", "test_network_faults", "test_tutorial",
     "test_power_cuts", "test_instances",

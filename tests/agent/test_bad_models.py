@@ -67,6 +67,7 @@ def slots(device: Device) -> list[Slot]:
     return [open_slot(device.data / "slots" / name) for name in ("a", "b")]
 
 
+@pytest.mark.scale
 def test_the_way_back_by_command_loses_no_request(scene: Scene) -> None:
     place, device = scene.place, scene.device
     place.publish("3.0.0")

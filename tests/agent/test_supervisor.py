@@ -96,6 +96,7 @@ def test_a_bundle_whose_golden_vectors_do_not_come_out_is_rejected(calm: Calm) -
     assert slots == ["a", "current"], "nothing of it is left"
 
 
+@pytest.mark.scale
 def test_a_device_that_is_not_there_fails_the_update_and_is_said_at_the_start(place: Site) -> None:
     device = running_1(place)
     facts = device.status()["runner"]

@@ -409,6 +409,7 @@ def broker(tmp_path: Path) -> Iterator[Mosquitto]:
         yield found
 
 
+@pytest.mark.scale
 @pytest.mark.mosquitto
 def test_the_fleet_is_killed_again_and_again_and_the_rollout_finishes(
     tmp_path: Path, broker: Mosquitto
@@ -455,6 +456,7 @@ def test_the_fleet_is_killed_again_and_again_and_the_rollout_finishes(
         assert place.stop() == 0
 
 
+@pytest.mark.scale
 def test_the_embedded_broker_knows_devices_by_their_certificates(tmp_path: Path) -> None:
     place = Place(tmp_path / "fleet", more=("--embedded-broker",))
     with serving(place):

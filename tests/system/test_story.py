@@ -12,6 +12,7 @@ from system.harness import Site, wait
 pytestmark = [pytest.mark.mosquitto, pytest.mark.system]
 
 
+@pytest.mark.scale
 def test_a_release_reaches_every_device_and_a_bad_one_none(
     place: Site, releases: dict[str, list[Path]]
 ) -> None:

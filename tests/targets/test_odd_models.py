@@ -178,9 +178,9 @@ def bound(natives: list[NativeTensor]) -> tuple[TensorSpec, ...]:
 
 
 MODELS = (
-    one_bias, stacked, shared, recurrent,
+    shared, recurrent,
     *(pytest.param(make, marks=pytest.mark.scale)
-      for make in (scaled, no_bias, held_by_nodes, to_vector)),
+      for make in (one_bias, stacked, scaled, no_bias, held_by_nodes, to_vector)),
 )  # fmt: skip
 
 
