@@ -129,7 +129,7 @@ def _dazzled(model: Path) -> Path:
     return changed
 
 
-def _with_a_detour(model: Path, rounds: int = 60, side: int = 768) -> Path:
+def _with_a_detour(model: Path, rounds: int = 200, side: int = 768) -> Path:
     """Return MODEL with work beside it that changes no answer: ROUNDS products with a matrix."""
     slow, found = model.with_name("slow.onnx"), onnx.load(model)
     graph = found.graph
