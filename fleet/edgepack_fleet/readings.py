@@ -1,7 +1,7 @@
 """What alerts are judged by, measured: one value for each thing that a rule watches."""
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from cryptography import x509
@@ -16,7 +16,7 @@ from edgepack_fleet.core.drifting import Rule as DriftRule
 from edgepack_fleet.core.health import health
 from edgepack_fleet.core.histograms import Histogram, like, p95_ratio
 from edgepack_fleet.core.slots import DAY, FINE, HOUR
-from edgepack_fleet.windows import Window, entries, releases
+from edgepack_fleet.windows import Entry, Window, entries, releases
 from edgepack_targets.pipeline.baseline import Baseline
 
 __all__ = ["Readings"]
@@ -104,14 +104,15 @@ def _of_releases(session: Session, now: float) -> Iterator[Reading]:
 
 
 def _rates(session: Session, window: Window, labels: Labels) -> Iterator[Reading]:
-    recent = health([(e.slot, e.sums) for e in entries(session, window)], FINE)
+    now = list(entries(session, window))
+    recent = health([(e.slot, e.sums) for e in now], FINE)
     if recent.inferences + recent.errors >= MIN_ASKED and recent.error_rate is not None:
         yield Reading("error_rate", labels, recent.error_rate)
     before = Window(window.release, window.since - DAY, window.since, window.group)
-    ratio = p95_ratio(_latency(session, before), _latency(session, window), MIN_ASKED)
+    ratio = p95_ratio(_latency(entries(session, before)), _latency(now), MIN_ASKED)
     if ratio is not None:
         yield Reading("p95_ratio", labels, ratio)
 
 
-def _latency(session: Session, window: Window) -> Histogram | None:
-    return like(entry.sums.latency for entry in entries(session, window))[0]
+def _latency(found: Iterable[Entry]) -> Histogram | None:
+    return like(entry.sums.latency for entry in found)[0]

@@ -25,7 +25,7 @@ from edgepack_fleet.adapters.alert_tables import AlertRow
 from edgepack_fleet.adapters.database import Database
 from edgepack_fleet.adapters.rollup_tables import EVER, GroupRollup
 from edgepack_fleet.adapters.tables import DeviceRow, JobRow, RolloutRow
-from edgepack_fleet.core.histograms import coarser, like
+from edgepack_fleet.core.histograms import between, like
 
 __all__ = ["NAMES", "Standing", "exposition"]
 
@@ -159,12 +159,7 @@ def _ever(session: Session) -> dict[tuple[str, str], list[GroupRollup]]:
 
 def _observe(metric: HistogramMetricFamily, labels: list[str], rows: list[GroupRollup]) -> None:
     # On edges that all rows have, however old: what is told must never fall.
-    found = [
-        row.latency
-        for row in rows
-        if set(SCRAPED_EDGES_MS) <= set((row.latency or {}).get("edges", ()))
-    ]
-    histogram, _ = like(coarser(one, SCRAPED_EDGES_MS) for one in found if one)
+    histogram, _ = like(between(row.latency, SCRAPED_EDGES_MS) for row in rows)
     if histogram is None:
         return
     buckets, seen = [], 0

@@ -15,6 +15,7 @@ from typing import Any
 __all__ = [
     "Histogram",
     "Quantile",
+    "between",
     "checked",
     "coarser",
     "counted",
@@ -64,6 +65,11 @@ def coarser(histogram: Histogram, edges: Sequence[float]) -> dict[str, Any]:
     for place, count in enumerate(histogram["counts"]):
         counts[bisect_right(edges, histogram["edges"][place - 1]) if place else 0] += count
     return {"edges": list(edges), "counts": counts}
+
+
+def between(found: Histogram | None, edges: Sequence[float]) -> dict[str, Any] | None:
+    """Return what was FOUND between EDGES, if it has them all; finer ones lose nothing."""
+    return coarser(found, edges) if found and set(edges) <= set(found["edges"]) else None
 
 
 def _alike(

@@ -11,7 +11,7 @@ from typing import Any
 from edgepack.counting import LATENCY_EDGES_MS, MAX_LABEL, OTHER, SCRAPED_EDGES_MS
 from edgepack.messages import Telemetry
 from edgepack_fleet.core.expectation import Expected
-from edgepack_fleet.core.histograms import Histogram, checked, coarser, merged
+from edgepack_fleet.core.histograms import between, checked, merged
 
 __all__ = ["MAX_NAMES", "Sums", "added", "fitted", "of_report", "total"]
 
@@ -83,8 +83,8 @@ def fitted(sums: Sums, expected: Expected) -> tuple[Sums, Sequence[str]]:
         if len(counts) <= expected.features.get(name, -1)
     }
     # Agents counted between the latter before.
-    latency = _between(sums.latency, LATENCY_EDGES_MS) or _between(sums.latency, SCRAPED_EDGES_MS)
-    confidence = _between(sums.confidence, expected.confidence)
+    latency = between(sums.latency, LATENCY_EDGES_MS) or between(sums.latency, SCRAPED_EDGES_MS)
+    confidence = between(sums.confidence, expected.confidence)
     why = {
         "unknown_class": odd_class,
         "unknown_error": odd_reason,
@@ -118,11 +118,6 @@ def _named(found: Mapping[str, int], known: Callable[[str], bool]) -> tuple[dict
         place = name if fits else OTHER
         kept[place] = kept.get(place, 0) + count
     return kept, odd
-
-
-def _between(found: Histogram | None, edges: Sequence[float]) -> dict[str, Any] | None:
-    """Return what was FOUND between EDGES, if it has them all; finer ones lose nothing."""
-    return coarser(found, edges) if found and set(edges) <= set(found["edges"]) else None
 
 
 def added(one: Sums, other: Sums) -> Sums:
