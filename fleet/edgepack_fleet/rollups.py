@@ -19,9 +19,9 @@ from edgepack_fleet.adapters.rollup_tables import EVER, DeviceRollup, GroupRollu
 from edgepack_fleet.adapters.tables import DeviceRow
 from edgepack_fleet.core.expectation import Expected
 from edgepack_fleet.core.slots import FINE, Slot, slot_of
-from edgepack_fleet.core.sums import Sums, added, fitted, of_report
+from edgepack_fleet.core.sums import Sums, added, fitted, of_report, total
 
-__all__ = ["FIELDS", "count", "forget", "look_ahead", "put", "sums_of"]
+__all__ = ["FIELDS", "count", "forget", "look_ahead", "put", "settle", "sums_of"]
 
 LARGEST = 2**53
 """What a counter stops at: beyond this, neither JSON readers nor databases agree."""
@@ -47,6 +47,17 @@ class _Ahead:
     """By primary key; those that are not written yet among them."""
     slots: set[tuple[str, int]] = field(default_factory=set)
     """Device and start of the fine slots of which all rows are here."""
+    groups: dict[tuple[Slot, str, str, str], "_Group"] = field(default_factory=dict)
+    """By slot, bundle, digest and group."""
+
+
+@dataclass(slots=True)
+class _Group:
+    """What a transaction has counted of a group and not yet put into its rows."""
+
+    rows: tuple[GroupRollup, GroupRollup]
+    """Locked: of the slot, and of all time."""
+    told: list[Sums] = field(default_factory=list)
 
 
 def look_ahead(session: Session, devices: Collection[str], now: float) -> None:
@@ -75,6 +86,8 @@ def count(
 ) -> Sequence[str]:
     """Add a telemetry REPORT of DEVICE that arrived NOW, of a model of which this is EXPECTED.
 
+    What it adds to its group waits for `settle`.
+
     Returns:
         Why something of it is not told apart, or left out; totals are always counted.
     """
@@ -85,13 +98,22 @@ def count(
         about["digest"] = ""  # it says nothing: any device may invent some
         if not _may_name(session, device.group_id, about["bundle"]):
             about["bundle"], odd = OTHER, [*odd, "too_many_models"]
-    group = about | {"group_id": device.group_id}
     key = {"span": slot.span, "start": slot.start, **about, "device_id": device.id}
     _put(_of_device(session, key), sums)
-    put(session, GroupRollup, slot, group, sums)
-    # Bins of features mean nothing beyond their baseline, and are not asked for over all time.
-    put(session, GroupRollup, Slot(EVER, 0), group, sums)
+    _of_group(session, slot, about | {"group_id": device.group_id}).told.append(sums)
     return odd
+
+
+def settle(session: Session) -> None:
+    """Put what reports have added to their groups into the rows of these.
+
+    Once for all of a batch: a row that all devices share is dear to change.
+    """
+    groups = _ahead(session).groups
+    for group in groups.values():
+        for row in group.rows:
+            _set(row, total((sums_of(row), *group.told)))
+    groups.clear()
 
 
 def put(session: Session, kind: type[R], slot: Slot, about: Mapping[str, str], sums: Sums) -> None:
@@ -100,7 +122,10 @@ def put(session: Session, kind: type[R], slot: Slot, about: Mapping[str, str], s
 
 
 def _put(row: DeviceRollup | GroupRollup, sums: Sums) -> None:
-    new = added(sums_of(row), sums)
+    _set(row, added(sums_of(row), sums))
+
+
+def _set(row: DeviceRollup | GroupRollup, new: Sums) -> None:
     for name in FIELDS:
         value = getattr(new, name)
         setattr(row, name, min(LARGEST, value) if isinstance(value, int) else value)
@@ -153,6 +178,19 @@ def _of_device(session: Session, key: Mapping[str, Any]) -> DeviceRollup:
     row = ahead.rows[place] = DeviceRollup(**key, **NOTHING)
     session.add(row)
     return row
+
+
+def _of_group(session: Session, slot: Slot, about: Mapping[str, str]) -> _Group:
+    """Return what is ABOUT a group in SLOT; its rows are made at once, so others can be counted."""
+    groups = _ahead(session).groups
+    place = (slot, about["bundle"], about["digest"], about["group_id"])
+    if place not in groups:
+        now, ever = (
+            _row(session, GroupRollup, {"span": s.span, "start": s.start, **about})
+            for s in (slot, Slot(EVER, 0))
+        )
+        groups[place] = _Group((now, ever))
+    return groups[place]
 
 
 def _row(session: Session, kind: type[R], key: Mapping[str, Any]) -> R:

@@ -167,6 +167,7 @@ class Uplink:
                 rollups.look_ahead(session, turn.devices, turn.now)
             for message in batch:
                 self._take(turn, message)
+            rollups.settle(session)
             for (device, boot), stream in turn.acks.items():
                 ack = messages.Ack(boot=boot, upto=stream.upto, missing=stream.missing)
                 turn.say(device, "ack", ack)
@@ -302,6 +303,7 @@ def _keep(turn: Turn, device: DeviceRow, save: Callable[[], None]) -> bool:
     try:
         with turn.session.begin_nested():
             save()
+            rollups.settle(turn.session)
     except Exception as error:  # whatever it is, it must not stop the other rows
         if is_passing(error):
             raise
