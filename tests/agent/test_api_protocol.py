@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as arrays
 from edgepack.manifest import Binding, Manifest, TensorSpec
 from edgepack_agent.runner import protocol
 from edgepack_agent.runner.interface import EncodedImage
-from edgepack_agent.runner.protocol import DATATYPES, RequestError, read_request
+from edgepack_agent.runner.protocol import DATATYPES, Codec, InferRequest, RequestError
 from slots import digits_manifest
 
 LENGTH = protocol.HEADER_LENGTH
@@ -32,6 +32,12 @@ def model(*specs: tuple[str, str, tuple[int, ...]]) -> Manifest:
     return msgspec.structs.replace(
         digits_manifest(), inputs=tensors, outputs=tensors, preprocess=None
     )
+
+
+def read_request(
+    headers: dict[str, str], body: bytes | memoryview, manifest: Manifest
+) -> InferRequest:
+    return Codec(manifest, "sha256:0").read(headers, body)
 
 
 def request(*tensors: dict[str, Any], binary: bytes = b"", **more: Any) -> dict[str, Any]:
@@ -94,7 +100,7 @@ def test_answers_read_back_as_they_were(sent: np.ndarray) -> None:
     asked = [tensor("x", sent, data=sent.tolist()), tensor("y", sent, data=sent.tolist())]
     wanted = [{"name": "y", "parameters": {"binary_data": True}}, {"name": "x"}]
     got = read_request(manifest=manifest, **request(*asked, outputs=wanted, id="7"))
-    headers, body = protocol.write_response(manifest, "sha256:0", got, {"x": sent, "y": sent})
+    headers, body = Codec(manifest, "sha256:0").write(got, {"x": sent, "y": sent})
     size = int(headers[LENGTH])
     head = json.loads(body[:size])
     assert (head["id"], head["parameters"]) == ("7", {"edgepack_bundle": "sha256:0"})
@@ -288,12 +294,10 @@ def test_json_cannot_say_nan_but_binary_can() -> None:
     good = tensor("x", array, data=[0.0, 1.0])
     asked = read_request(manifest=ONE, **request(good))
     with pytest.raises(RequestError) as caught:
-        protocol.write_response(ONE, "d", asked, {"x": array})
+        Codec(ONE, "d").write(asked, {"x": array})
     assert (caught.value.status, caught.value.reason) == (500, "non_finite")
     binary = request(good, parameters={"binary_data_output": True})
-    headers, body = protocol.write_response(
-        ONE, "d", read_request(manifest=ONE, **binary), {"x": array}
-    )
+    headers, body = Codec(ONE, "d").write(read_request(manifest=ONE, **binary), {"x": array})
     assert np.isnan(np.frombuffer(body[int(headers[LENGTH]) :], np.float32)[0])
 
 
@@ -303,3 +307,53 @@ def test_the_limit_has_room_for_the_longest_json() -> None:
     body = request(tensor("x", array, data=array.tolist()))["body"]
     assert len(body) <= protocol.body_limit(manifest) < 5 * len(body)
     assert protocol.body_limit(model(("x", "float64", (-1, 2)))) > 2**20
+
+
+def said(codec: Codec, headers: dict[str, str], body: bytes) -> Any:
+    """Return what CODEC makes of a request, in a form that can be compared."""
+    try:
+        got = codec.read(headers, body)
+    except RequestError as error:
+        return error.status, str(error)
+    return got.id, got.outputs, got.timeout_s, {k: v.tolist() for k, v in got.inputs.items()}
+
+
+calls = st.builds(
+    lambda size, shape, mark, data: request(
+        {"name": "x", "datatype": "FP32", "shape": shape}
+        | {"parameters": {"binary_data_size": size}},
+        binary=data,
+        **({"id": mark} if mark else {}),
+    ),
+    size=st.sampled_from([4, 8]),
+    shape=st.sampled_from([[1, 2], [2, 1], [1, 1]]),
+    mark=st.sampled_from(["", "7"]),
+    data=st.sampled_from([b"\0" * 8, b"\1" * 8, b"\0" * 4, b"\2" * 16]),
+)
+
+
+@settings(deadline=None)
+@given(st.lists(calls, max_size=12))
+def test_who_has_read_before_reads_as_who_has_not(asked: list[dict[str, Any]]) -> None:
+    old = Codec(ONE, "d")
+    for call in asked:
+        assert said(old, **call) == said(Codec(ONE, "d"), **call)
+
+
+def test_heads_that_are_kept_hold_no_data_of_another_call() -> None:
+    codec = Codec(ONE, "d")
+    sized = {"name": "x", "datatype": "FP32", "shape": [1, 2]}
+    sized |= {"parameters": {"binary_data_size": 8}}
+    for numbers in ([1, 2], [3, 4], [1, 2]):
+        array = np.array([numbers], np.float32)
+        wanted = {"binary_data_output": True}
+        got = codec.read(**request(sized, binary=array.tobytes(), parameters=wanted))
+        assert got.inputs["x"].tolist() == [numbers]
+        headers, body = codec.write(got, {"x": array * 2})
+        size = int(headers[LENGTH])
+        assert json.loads(body[:size])["outputs"][0]["parameters"] == {"binary_data_size": 8}
+        assert np.frombuffer(body[size:], np.float32).tolist() == [n * 2 for n in numbers]
+    # Of a shape that the model leaves open, each has a head of its own.
+    for rows in (1, 2):
+        headers, body = codec.write(got, {"x": np.zeros((rows, 2), np.float32)})
+        assert json.loads(body[: int(headers[LENGTH])])["outputs"][0]["shape"] == [rows, 2]

@@ -10,7 +10,6 @@ import math
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from importlib.metadata import version
 from itertools import chain
 from typing import Any
@@ -57,6 +56,8 @@ class Api:
         self._model, self._engine, self._statistics = model, engine, statistics
         self._told: set[type[Exception]] = set()
         self._counting = threading.Lock()
+        self._codec = protocol.Codec(model.manifest, model.digest)
+        self._signature = {"edgepack-bundle": model.digest}
         self.limit = protocol.body_limit(model.manifest)
         self.requests: Counter[int] = Counter()
         self.calls: Counter[str] = Counter()
@@ -96,11 +97,11 @@ class Api:
             headers["retry-after"] = str(math.ceil(again_s))
         return Reply(error.status, headers, msgspec.json.encode({"error": str(error)}))
 
-    def sign(self, reply: Reply) -> Reply:
-        """Count REPLY and return it with the name of the bundle."""
+    def sign(self, reply: Reply) -> Mapping[str, str]:
+        """Count REPLY and return the header that names the bundle."""
         with self._counting:
             self.requests[reply.status] += 1
-        return replace(reply, headers=reply.headers | {"edgepack-bundle": self._model.digest})
+        return self._signature
 
     def _routes(self) -> dict[str, Route]:
         documents = _documents(self._model)
@@ -143,9 +144,7 @@ class Api:
         request = self.read(call.headers, call.body)
         call.wait_at_most(min(request.timeout_s, DEADLINE_S))
         outputs = self.ask(request)
-        headers, body = protocol.write_response(
-            self._model.manifest, self._model.digest, request, outputs
-        )
+        headers, body = self.write(request, outputs)
         return Reply(200, headers, body, lambda: self._model.decided(outputs))
 
     def read(self, headers: Mapping[str, str], body: bytes | memoryview) -> InferRequest:
@@ -154,7 +153,17 @@ class Api:
         Raises:
             RequestError: it is none.
         """
-        return protocol.read_request(headers, body, self._model.manifest)
+        return self._codec.read(headers, body)
+
+    def write(
+        self, request: InferRequest, outputs: Mapping[str, Any]
+    ) -> tuple[dict[str, str], bytes]:
+        """Return headers and body that answer REQUEST with OUTPUTS.
+
+        Raises:
+            RequestError: they cannot be said as it asks.
+        """
+        return self._codec.write(request, outputs)
 
     def ask(
         self, request: InferRequest, over: Callable[[], bool] = lambda: False

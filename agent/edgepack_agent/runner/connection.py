@@ -12,7 +12,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Protocol
@@ -33,6 +33,8 @@ _LINGER_S = 2.0
 _MAX_HEAD = 16 * 1024
 _PIECE = 64 * 1024
 _CHUNKED = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+_KEPT = 64
+"""Heads that are not read, or written, again."""
 _ALIGNED = 64
 """Bytes: what vector units like tensors to start at."""
 
@@ -54,7 +56,7 @@ class Call:
 
     method: str
     path: str
-    headers: dict[str, str]
+    headers: Mapping[str, str]
     """Names are in lower case."""
     over_tcp: bool
     body: memoryview = field(default_factory=lambda: memoryview(b""))
@@ -105,8 +107,8 @@ class App(Protocol):
         """Return what to say after ERROR."""
         ...
 
-    def sign(self, reply: Reply) -> Reply:
-        """Count REPLY and return it as it goes out."""
+    def sign(self, reply: Reply) -> Mapping[str, str]:
+        """Count REPLY and return the headers that every answer has beside its own."""
         ...
 
 
@@ -170,7 +172,7 @@ class Connection:
         if call is None or not call.is_late(now) or not call.claim():
             return
         reply = self._app.refuse(late(call.patience_s))
-        data = _written(self._app.sign(reply), last=True, bare=False)
+        data = _written(reply, self._app.sign(reply), last=True, bare=False)
         with contextlib.suppress(OSError):
             self._sock.send(data, socket.MSG_DONTWAIT)
         self.cut_off()
@@ -196,14 +198,17 @@ class Connection:
         head = self._head()
         self.free_since = None  # not before: half a head, for ever, is the cheapest siege
         try:
-            call, keep = _parsed(head, over_tcp=self._over_tcp)
+            said = _parsed(head)
         except RequestError as error:
             self._send(self._app.refuse(error), last=True)
             return self._linger()
+        call = Call(said.method, said.path, said.headers, self._over_tcp)
         reply = self._replied(call)
         if reply is None:
             return False
-        last = not keep or self._going or self._closing() or "transfer-encoding" in call.headers
+        last = (
+            not said.keep or self._going or self._closing() or "transfer-encoding" in call.headers
+        )
         last = last or not (self._whole or self._skipped(call))
         try:
             self._send(reply, last=last, bare=call.method == "HEAD")
@@ -334,7 +339,7 @@ class Connection:
         return True
 
     def _send(self, reply: Reply, *, last: bool, bare: bool = False) -> None:
-        data = _written(self._app.sign(reply), last=last, bare=bare)
+        data = _written(reply, self._app.sign(reply), last=last, bare=bare)
         self._taken_by = time.monotonic() + DEADLINE_S
         self._sock.sendall(data)
         self._taken_by = math.inf
@@ -348,6 +353,17 @@ class Connection:
         while time.monotonic() < end and self._sock.recv(_PIECE):
             pass
         return False
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """What the head of a request says."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    keep: bool
+    """Whether the connection may go on."""
 
 
 class _Heard:
@@ -403,8 +419,9 @@ def _comes(sock: socket.socket, end: float) -> bool:
     return left > 0 and bool(poll.poll(left * 1000))
 
 
-def _parsed(head: bytes, *, over_tcp: bool) -> tuple[Call, bool]:
-    """Return the request that begins with HEAD, and whether its connection may go on.
+@lru_cache(maxsize=_KEPT)
+def _parsed(head: bytes) -> _Head:
+    """Return what HEAD says; a client sends the same over and over.
 
     Raises:
         RequestError: 400 or 431; it is none.
@@ -415,8 +432,7 @@ def _parsed(head: bytes, *, over_tcp: bool) -> tuple[Call, bool]:
     parser = httptools.HttpRequestParser(heard)
     _feed(parser, head)
     method = parser.get_method().decode("ascii")
-    call = Call(method, _path(heard.url), heard.headers, over_tcp)
-    return call, parser.should_keep_alive()
+    return _Head(method, _path(heard.url), heard.headers, keep=parser.should_keep_alive())
 
 
 def _feed(parser: Any, data: bytes) -> None:
@@ -428,7 +444,6 @@ def _feed(parser: Any, data: bytes) -> None:
         raise RequestError(400, f"this is no HTTP request: {error}") from error
 
 
-@lru_cache(maxsize=128)
 def _path(url: bytes) -> str:
     try:
         path = httptools.parse_url(url).path or b"/"
@@ -437,7 +452,7 @@ def _path(url: bytes) -> str:
     return unquote(path.decode("latin-1")).rstrip("/")
 
 
-def _room(headers: dict[str, str], size: int) -> memoryview:
+def _room(headers: Mapping[str, str], size: int) -> memoryview:
     """Return SIZE bytes of memory in which the tensors of a request start where they should."""
     text = headers.get(HEADER_LENGTH, "0")
     split = int(text) if text.isascii() and text.isdigit() and len(text) < 16 else 0
@@ -446,14 +461,20 @@ def _room(headers: dict[str, str], size: int) -> memoryview:
     return memory.data[start : start + size]
 
 
-def _written(reply: Reply, *, last: bool, bare: bool) -> bytes:
-    lines = [f"HTTP/1.1 {reply.status} {http.HTTPStatus(reply.status).phrase}"]
-    lines += [f"{name}: {value}" for name, value in reply.headers.items()]
-    lines.append(f"content-length: {len(reply.body)}")
+def _written(reply: Reply, signed: Mapping[str, str], *, last: bool, bare: bool) -> bytes:
+    head = _head(reply.status, (*reply.headers.items(), *signed.items()), last=last)
+    size = b"content-length: %d\r\n\r\n" % len(reply.body)
+    return head + size + (b"" if bare else reply.body)
+
+
+@lru_cache(maxsize=_KEPT)
+def _head(status: int, headers: tuple[tuple[str, str], ...], *, last: bool) -> bytes:
+    """Return the head of an answer, but for its length and its end."""
+    lines = [f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}"]
+    lines += [f"{name}: {value}" for name, value in headers]
     if last:
         lines.append("connection: close")
-    head = "\r\n".join(lines) + "\r\n\r\n"
-    return head.encode("latin-1") + (b"" if bare else reply.body)
+    return ("\r\n".join(lines) + "\r\n").encode("latin-1")
 
 
 def late(patience_s: float) -> RequestError:

@@ -167,7 +167,7 @@ class _Service:
             raise late(patience) from error
         finally:
             over.set()  # whoever has cancelled takes no turn from others
-        return _answer(self._model, asked, outputs)
+        return _answer(self._api, self._model, asked, outputs)
 
     def _asked(self, asked: protocol.InferRequest, over: threading.Event) -> Mapping[str, Any]:
         outputs = self._api.ask(asked, over.is_set)
@@ -246,9 +246,11 @@ def _raw(tensor: Any, limit: int) -> bytes:
         raise RequestError(400, f"input `{tensor.name}`: a number is too large") from error
 
 
-def _answer(model: Model, asked: protocol.InferRequest, outputs: Mapping[str, Any]) -> Any:
+def _answer(
+    api: Api, model: Model, asked: protocol.InferRequest, outputs: Mapping[str, Any]
+) -> Any:
     """Return the response, its tensors as they come over REST as binary."""
-    headers, body = protocol.write_response(model.manifest, model.digest, asked, outputs)
+    headers, body = api.write(asked, outputs)
     length = int(headers.get(protocol.HEADER_LENGTH, len(body)))
     said, rest = json.loads(body[:length]), memoryview(body)[length:]
     answer = pb.ModelInferResponse(

@@ -10,8 +10,9 @@ one element, or the whole body with a `Content-Type` of `image/...`.
 import base64
 import binascii
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Annotated, Any
 
 import msgspec
@@ -24,14 +25,13 @@ from edgepack_agent.runner.interface import DecodedImage, EncodedImage
 __all__ = [
     "DATATYPES",
     "HEADER_LENGTH",
+    "Codec",
     "Given",
     "InferRequest",
     "Output",
     "RequestError",
     "body_limit",
     "describe_model",
-    "read_request",
-    "write_response",
 ]
 
 Array = NDArray[Any]
@@ -54,6 +54,10 @@ _DYNAMIC_LIMIT = 64 * 2**20
 _IMAGE_LIMIT = 16 * 2**20
 _KINDS = {"b": "b", "u": "ui", "i": "ui", "f": "uif"}
 """What JSON data may be for each kind of tensor: no float is cut to an integer."""
+_KEPT = 32
+"""Heads of requests, and of answers, that are not worked out again."""
+_KEPT_BYTES = 4096
+"""A longer head of a request hardly comes twice."""
 _Size = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
 
 
@@ -147,29 +151,105 @@ def _describe(spec: TensorSpec) -> dict[str, Any]:
     return {"name": spec.name, "datatype": _NAMES[spec.dtype], "shape": list(spec.shape)}
 
 
-def read_request(
-    headers: Mapping[str, str], body: bytes | memoryview, manifest: Manifest
-) -> InferRequest:
-    """Return the inference request in BODY, checked against the inputs of MANIFEST.
+@dataclass(frozen=True, slots=True)
+class _Field:
+    """An input, and what makes its value of it and of its binary data."""
+
+    tensor: _Tensor
+    take: Callable[[_Tensor, memoryview | None], Given]
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """What a request says before its binary data."""
+
+    id: str
+    fields: tuple[_Field, ...]
+    outputs: tuple[Output, ...]
+    timeout_s: float
+
+
+class Codec:
+    """Reads requests for one model and writes its answers.
+
+    What comes before the binary data is the same in all calls of most clients, and with it what
+    precedes the answer's. Both are worked out once: after a call of the model, no Python is in the
+    processor's caches, and checking a head costs as much as preprocessing a picture (ADR 28).
 
     Args:
-        headers: HTTP headers with lower-case names.
-        body: The whole body.
-        manifest: Of the model that is asked.
-
-    Raises:
-        RequestError: 400, or 415 for a compressed body; what does not fit.
+        manifest: Of the model.
+        digest: Of its bundle.
     """
-    if headers.get("content-encoding", "identity") != "identity":
-        raise RequestError(415, "compressed bodies are not supported", "unsupported_encoding")
-    if headers.get("content-type", "").startswith("image/"):
-        return _image_request(body, manifest)
-    split = _header_length(headers, len(body))
-    whole = memoryview(body)
-    request = _decode(whole[:split])
-    outputs = _outputs(request, manifest)
-    inputs = _inputs(request.inputs, whole[split:], manifest)
-    return InferRequest(request.id, inputs, outputs, _timeout_s(request))
+
+    def __init__(self, manifest: Manifest, digest: str) -> None:
+        self._manifest, self._digest = manifest, digest
+        self._known_form = lru_cache(_KEPT)(self._form)
+        self._known_head = lru_cache(_KEPT)(self._binary_head)
+
+    def read(self, headers: Mapping[str, str], body: bytes | memoryview) -> InferRequest:
+        """Return the inference request in BODY, checked against the inputs of the model.
+
+        Args:
+            headers: HTTP headers with lower-case names.
+            body: The whole body.
+
+        Raises:
+            RequestError: 400, or 415 for a compressed body; what does not fit.
+        """
+        if headers.get("content-encoding", "identity") != "identity":
+            raise RequestError(415, "compressed bodies are not supported", "unsupported_encoding")
+        if headers.get("content-type", "").startswith("image/"):
+            return _image_request(body, self._manifest)
+        split = _header_length(headers, len(body))
+        whole = memoryview(body)
+        head, binary = whole[:split], whole[split:]
+        may_repeat = binary and split <= _KEPT_BYTES
+        form = self._known_form(bytes(head)) if may_repeat else self._form(head)
+        return InferRequest(form.id, _inputs(form.fields, binary), form.outputs, form.timeout_s)
+
+    def write(
+        self, request: InferRequest, outputs: Mapping[str, Array]
+    ) -> tuple[dict[str, str], bytes]:
+        """Return headers and body that answer REQUEST with OUTPUTS.
+
+        Raises:
+            RequestError: 500; an output holds NaN or infinity, which JSON cannot say.
+        """
+        found = [(wanted, outputs[wanted.name]) for wanted in request.outputs]
+        binary = [_little(array).tobytes() for wanted, array in found if wanted.binary]
+        if len(binary) == len(found):
+            kinds = tuple((wanted.name, array.dtype.name, array.shape) for wanted, array in found)
+            head = self._known_head(request.id, kinds)
+        else:
+            head = self._head(request.id, [_answered(wanted, array) for wanted, array in found])
+        if not binary:
+            return {"content-type": "application/json"}, head
+        headers = {"content-type": "application/octet-stream", HEADER_LENGTH: str(len(head))}
+        return headers, b"".join((head, *binary))
+
+    def _form(self, head: bytes | memoryview) -> _Form:
+        request = _decode(head)
+        outputs = _outputs(request, self._manifest)
+        fields = _fields(request.inputs, self._manifest)
+        return _Form(request.id, fields, outputs, _timeout_s(request))
+
+    def _binary_head(self, mark: str, kinds: tuple[tuple[str, str, tuple[int, ...]], ...]) -> bytes:
+        empty = [
+            (name, np.broadcast_to(np.zeros((), dtype), shape)) for name, dtype, shape in kinds
+        ]
+        said = [_answered(Output(name, binary=True), array) for name, array in empty]
+        return self._head(mark, said)
+
+    def _head(self, mark: str, tensors: Sequence[Mapping[str, Any]]) -> bytes:
+        return msgspec.json.encode(
+            {
+                "model_name": self._manifest.name,
+                "model_version": self._manifest.version,
+                **({"id": mark} if mark else {}),
+                "parameters": {"edgepack_bundle": self._digest},
+                "outputs": tensors,
+            }
+        )
 
 
 def _image_request(body: bytes | memoryview, manifest: Manifest) -> InferRequest:
@@ -186,7 +266,7 @@ def _header_length(headers: Mapping[str, str], size: int) -> int:
     return int(text)
 
 
-def _decode(data: memoryview) -> _Request:
+def _decode(data: bytes | memoryview) -> _Request:
     try:
         return _DECODER.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -229,26 +309,32 @@ def _refuse(parameters: Mapping[str, Any], side: str, name: str) -> None:
             raise RequestError(400, f"{side} `{name}`: `{parameter}` is not supported")
 
 
-def _inputs(tensors: Sequence[_Tensor], binary: memoryview, manifest: Manifest) -> dict[str, Given]:
+def _fields(tensors: Sequence[_Tensor], manifest: Manifest) -> tuple[_Field, ...]:
     specs = {spec.name: spec for spec in manifest.inputs}
     names = [tensor.name for tensor in tensors]
     if sorted(names) != sorted(specs):
         raise RequestError(400, f"the inputs must be {sorted(specs)}, once each, not {names}")
     image = manifest.preprocess.input if manifest.preprocess else None
+    return tuple(_field(tensor, specs[tensor.name], image) for tensor in tensors)
+
+
+def _field(tensor: _Tensor, spec: TensorSpec, image: str | None) -> _Field:
+    _refuse(tensor.parameters, "input", tensor.name)
+    if tensor.datatype == "BYTES" and tensor.name == image:
+        return _Field(tensor, _encoded)
+    if tensor.datatype == "UINT8" and tensor.name == image and spec.dtype != "uint8":
+        return _Field(tensor, _decoded)
+    _check_kind(tensor, spec)
+    return _Field(tensor, _array)
+
+
+def _inputs(fields: Sequence[_Field], binary: memoryview) -> dict[str, Given]:
     inputs: dict[str, Given] = {}
     offset = 0
-    for tensor in tensors:
-        _refuse(tensor.parameters, "input", tensor.name)
-        piece = _piece(tensor, binary, offset)
+    for field in fields:
+        piece = _piece(field.tensor, binary, offset)
         offset += len(piece) if piece is not None else 0
-        spec = specs[tensor.name]
-        if tensor.datatype == "BYTES" and tensor.name == image:
-            inputs[tensor.name] = EncodedImage(_image_bytes(tensor, piece))
-        elif tensor.datatype == "UINT8" and tensor.name == image and spec.dtype != "uint8":
-            inputs[tensor.name] = DecodedImage(_pixels(tensor, piece))
-        else:
-            _check_kind(tensor, spec)
-            inputs[tensor.name] = _array(tensor, piece)
+        inputs[field.tensor.name] = field.take(field.tensor, piece)
     if offset != len(binary):
         raise RequestError(400, f"{len(binary)} bytes of binary data, the inputs name {offset}")
     return inputs
@@ -343,7 +429,7 @@ def _loose(tensor: _Tensor) -> Array:
     return loose
 
 
-def _pixels(tensor: _Tensor, piece: memoryview | None) -> Array:
+def _decoded(tensor: _Tensor, piece: memoryview | None) -> DecodedImage:
     """Return a picture that comes as pixels, to be preprocessed as one from a file is."""
     batch, picture = tensor.shape[:-3], tensor.shape[-3:]
     if len(picture) != 3 or picture[2] != 3 or math.prod(batch) != 1 or 0 in picture:
@@ -352,62 +438,40 @@ def _pixels(tensor: _Tensor, piece: memoryview | None) -> Array:
             f"input `{tensor.name}` as UINT8 is a picture of [height, width, 3], red first, "
             f"not {list(tensor.shape)}",
         )
-    return _array(tensor, piece).reshape(picture)
+    return DecodedImage(_array(tensor, piece).reshape(picture))
 
 
-def _image_bytes(tensor: _Tensor, piece: memoryview | None) -> bytes:
+def _encoded(tensor: _Tensor, piece: memoryview | None) -> EncodedImage:
     if math.prod(tensor.shape) != 1:
         raise RequestError(400, f"input `{tensor.name}` takes one image at a time")
     if piece is not None:
         size = int.from_bytes(piece[:4], "little")
         if len(piece) != 4 + size:
             raise RequestError(400, f"input `{tensor.name}`: an element is length and bytes")
-        return bytes(piece[4:])
+        return EncodedImage(bytes(piece[4:]))
     try:
         [text] = tensor.data
-        return base64.b64decode(text, validate=True)
+        return EncodedImage(base64.b64decode(text, validate=True))
     except (TypeError, ValueError, binascii.Error) as error:
         raise RequestError(
             400, f"input `{tensor.name}` must be a list of one base64 string"
         ) from error
 
 
-def write_response(
-    manifest: Manifest, digest: str, request: InferRequest, outputs: Mapping[str, Array]
-) -> tuple[dict[str, str], bytes]:
-    """Return headers and body that answer REQUEST with OUTPUTS.
+def _little(array: Array) -> Array:
+    return array.astype(array.dtype.newbyteorder("<"), copy=False)
 
-    Raises:
-        RequestError: 500; an output holds NaN or infinity, which JSON cannot say.
-    """
-    tensors: list[dict[str, Any]] = []
-    binary: list[bytes] = []
-    for wanted in request.outputs:
-        array = outputs[wanted.name]
-        tensor: dict[str, Any] = {
-            "name": wanted.name,
-            "datatype": _NAMES[array.dtype.name],
-            "shape": list(array.shape),
-        }
-        if wanted.binary:
-            binary.append(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
-            tensor["parameters"] = {"binary_data_size": len(binary[-1])}
-        else:
-            tensor["data"] = _to_json(wanted.name, array)
-        tensors.append(tensor)
-    head = msgspec.json.encode(
-        {
-            "model_name": manifest.name,
-            "model_version": manifest.version,
-            **({"id": request.id} if request.id else {}),
-            "parameters": {"edgepack_bundle": digest},
-            "outputs": tensors,
-        }
-    )
-    if not binary:
-        return {"content-type": "application/json"}, head
-    headers = {"content-type": "application/octet-stream", HEADER_LENGTH: str(len(head))}
-    return headers, b"".join((head, *binary))
+
+def _answered(wanted: Output, array: Array) -> dict[str, Any]:
+    """Return what the head of an answer says of ARRAY, with its numbers unless they are binary."""
+    said = {
+        "name": wanted.name,
+        "datatype": _NAMES[array.dtype.name],
+        "shape": list(array.shape),
+    }
+    if wanted.binary:
+        return said | {"parameters": {"binary_data_size": array.nbytes}}
+    return said | {"data": _to_json(wanted.name, array)}
 
 
 def _to_json(name: str, array: Array) -> list[Any]:
