@@ -35,6 +35,8 @@ __all__ = [
 ]
 
 Array = NDArray[Any]
+_Kind = tuple[str, np.dtype[Any], tuple[int, ...]]
+"""Name, type and shape of an output."""
 Given = Array | EncodedImage | DecodedImage
 
 DATATYPES = {
@@ -218,7 +220,7 @@ class Codec:
         found = [(wanted, outputs[wanted.name]) for wanted in request.outputs]
         binary = [_little(array).tobytes() for wanted, array in found if wanted.binary]
         if len(binary) == len(found):
-            kinds = tuple((wanted.name, array.dtype.name, array.shape) for wanted, array in found)
+            kinds = tuple((wanted.name, array.dtype, array.shape) for wanted, array in found)
             head = self._known_head(request.id, kinds)
         else:
             head = self._head(request.id, [_answered(wanted, array) for wanted, array in found])
@@ -233,7 +235,7 @@ class Codec:
         fields = _fields(request.inputs, self._manifest)
         return _Form(request.id, fields, outputs, _timeout_s(request))
 
-    def _binary_head(self, mark: str, kinds: tuple[tuple[str, str, tuple[int, ...]], ...]) -> bytes:
+    def _binary_head(self, mark: str, kinds: tuple[_Kind, ...]) -> bytes:
         empty = [
             (name, np.broadcast_to(np.zeros((), dtype), shape)) for name, dtype, shape in kinds
         ]

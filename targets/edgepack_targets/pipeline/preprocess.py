@@ -6,6 +6,7 @@ same numbers. Decodes no video.
 
 import io
 import warnings
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -151,21 +152,22 @@ def _pixels(raw: Frame, rule: Preprocess, *, channels_first: bool) -> NDArray[np
     # By plane or by row: numpy is five times as slow with an innermost axis of three.
     if channels_first:
         raw = np.ascontiguousarray(raw.transpose(2, 0, 1))
-        mean, std = (np.asarray(v, np.float32)[:, None, None] for v in (rule.mean, rule.std))
     else:
         raw = raw.reshape(height, width * channels)
-        mean, std = (_along(v, width) for v in (rule.mean, rule.std))
     pixels = np.divide(raw, np.float32(rule.scale), dtype=np.float32)
-    if mean.any():
-        pixels -= mean
-    if (std != 1).any():
-        pixels /= std
+    if any(rule.mean):
+        pixels -= _along(rule.mean, None if channels_first else width)
+    if any(std != 1 for std in rule.std):
+        pixels /= _along(rule.std, None if channels_first else width)
     return np.asarray(pixels if channels_first else pixels.reshape(height, width, channels))
 
 
-def _along(values: tuple[float, ...], width: int) -> NDArray[np.float32]:
-    """Return VALUES, one for each channel or one for all, for a row of WIDTH pixels."""
+@lru_cache(maxsize=32)
+def _along(values: tuple[float, ...], width: int | None) -> NDArray[np.float32]:
+    """Return VALUES, one for each channel or one for all, for a row of WIDTH pixels, or planes."""
     known = np.asarray(values, np.float32)
+    if width is None:
+        return known[:, None, None]
     return known if known.size == 1 else np.tile(known, width)
 
 
