@@ -76,12 +76,12 @@ def bundle(home: Path, version: str) -> Path:
 class Meter:
     """Reads what the processes have used since the last look."""
 
-    def __init__(self, fleet: LocalFleet, devices: int, began: float) -> None:
+    def __init__(self, fleet: LocalFleet, devices: int, began: tuple[float, float]) -> None:
         broker, served = fleet.pids()
         self._pids = {"fleet": served, "broker": broker, "devices": os.getpid()}
         self._data, self._count = fleet.data, devices
-        self._cpu = dict.fromkeys(self._pids, 0.0)
-        self._at = began
+        self._at, mine = began
+        self._cpu = {"fleet": 0.0, "broker": 0.0, "devices": mine}
         self.rows: list[dict[str, Any]] = []
 
     def stage(self, name: str, **more: Any) -> None:
@@ -123,7 +123,7 @@ def measure(devices: int, *, mtls: bool, minutes: float) -> list[dict[str, Any]]
         home = Path(name)
         bundles = tuple(bundle(home / "bundles", version) for version in ("1.0.0", "2.0.0"))
         rehearsal = Rehearsal(scenario, home / "fleet", bundles, mtls, _say)
-        began = time.monotonic()
+        began = time.monotonic(), _cpu(os.getpid())
         with rehearsal.running() as (fleet, client, simulation):
             meter = Meter(fleet, devices, began)
             label = " (mTLS)" if mtls else ""
