@@ -120,11 +120,11 @@ class Connection:
         while b"\r\n\r\n" not in data:
             data = self._more(data)
         head, _, said = data.partition(b"\r\n\r\n")
-        size = int(SIZE.search(head)[1])
-        while len(said) < size:
-            said = self._more(said)
-        if not head.startswith(b"HTTP/1.1 200"):
+        size = SIZE.search(head)
+        if size is None or not head.startswith(b"HTTP/1.1 200"):
             raise SystemExit(f"{head!r}: {said[:200]!r}")
+        while len(said) < int(size[1]):
+            said = self._more(said)
 
     def _more(self, data: bytes) -> bytes:
         more = self._sock.recv(65536)

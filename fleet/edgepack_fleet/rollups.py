@@ -21,7 +21,7 @@ from edgepack_fleet.core.expectation import Expected
 from edgepack_fleet.core.slots import FINE, Slot, slot_of
 from edgepack_fleet.core.sums import Sums, added, fitted, of_report, total
 
-__all__ = ["FIELDS", "count", "forget", "look_ahead", "put", "settle", "sums_of"]
+__all__ = ["FIELDS", "count", "forget", "has_counted", "look_ahead", "put", "settle", "sums_of"]
 
 LARGEST = 2**53
 """What a counter stops at: beyond this, neither JSON readers nor databases agree."""
@@ -47,6 +47,8 @@ class _Ahead:
     """By primary key; those that are not written yet among them."""
     slots: set[tuple[str, int]] = field(default_factory=set)
     """Device and start of the fine slots of which all rows are here."""
+    counted: set[str] = field(default_factory=set)
+    """Devices of which something was counted."""
     groups: dict[tuple[Slot, str, str, str], "_Group"] = field(default_factory=dict)
     """By slot, bundle, digest and group."""
 
@@ -99,9 +101,15 @@ def count(
         if not _may_name(session, device.group_id, about["bundle"]):
             about["bundle"], odd = OTHER, [*odd, "too_many_models"]
     key = {"span": slot.span, "start": slot.start, **about, "device_id": device.id}
+    _ahead(session).counted.add(device.id)
     _put(_of_device(session, key), sums)
     _of_group(session, slot, about | {"group_id": device.group_id}).told.append(sums)
     return odd
+
+
+def has_counted(session: Session, device: str) -> bool:
+    """Return whether this transaction has counted a report of DEVICE, written or not."""
+    return device in _ahead(session).counted
 
 
 def settle(session: Session) -> None:

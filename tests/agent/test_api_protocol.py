@@ -3,6 +3,7 @@
 import base64
 import json
 import math
+import tracemalloc
 from typing import Any
 
 import msgspec
@@ -357,3 +358,24 @@ def test_heads_that_are_kept_hold_no_data_of_another_call() -> None:
     for rows in (1, 2):
         headers, body = codec.write(got, {"x": np.zeros((rows, 2), np.float32)})
         assert json.loads(body[: int(headers[LENGTH])])["outputs"][0]["shape"] == [rows, 2]
+
+
+def test_what_comes_once_is_not_kept() -> None:
+    codec = Codec(ONE, "d")
+    sized = {"name": "x", "datatype": "FP32", "shape": [1, 2]}
+    sized |= {"parameters": {"binary_data_size": 8}}
+    wanted = {"binary_data_output": True}
+    long = "\N{PENGUIN}" * 2**20
+    tracemalloc.start()
+    for number in range(8):
+        asked = request(sized, binary=bytes(8), parameters=wanted, id=f"{number}{long}")
+        got = codec.read(**asked)
+        headers, body = codec.write(got, {"x": np.zeros((1, 2), np.float32)})
+        assert json.loads(body[: int(headers[LENGTH])])["id"] == got.id
+        del asked, got, body
+    for number in range(100):
+        codec.read(**request(sized, binary=bytes(8), parameters=wanted, id=str(number)))
+        codec.read(**request(sized, binary=bytes(8), parameters={"timeout": number + 1}))
+    left = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert left < 2**20

@@ -285,10 +285,10 @@ def test_what_is_counted_may_grow_while_it_is_told(tmp_path: Path) -> None:
         """A status at whose telling another thread's comes."""
 
         def __str__(self) -> str:
-            api.sign(Reply(599, {}, b""))
+            api.count(Reply(599, {}, b""))
             return "200"
 
-    api.sign(Reply(Status(200), {}, b""))
+    api.count(Reply(Status(200), {}, b""))
     told = api.routes["/metrics"].answer(Call("GET", "/metrics", {}, over_tcp=False)).body
     assert b'edgepack_http_requests_total{code="200"} 1.0' in told
 

@@ -60,7 +60,7 @@ class Echo:
         assert isinstance(error, RequestError), error
         return Reply(error.status, {}, str(error).encode())
 
-    def sign(self, _reply: Reply) -> dict[str, str]:
+    def count(self, _reply: Reply) -> dict[str, str]:
         return {}
 
 
@@ -153,6 +153,46 @@ def test_a_head_alone_is_asked_for() -> None:
     assert said.startswith(b"HTTP/1.1 200 OK")
     assert said.endswith(b"\r\n\r\n")
     assert b"content-length: 0" not in said
+
+
+def test_the_same_head_again_is_another_request() -> None:
+    post = b"POST /p HTTP/1.1\r\nContent-Length: 3\r\n\r\n"
+    last = post.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+    head = post.replace(b"POST", b"HEAD")
+    for _ in range(2):
+        said = answer_to(post + b"abc" + head + b"xyz" + post + b"def" + last + b"ghi" + post)
+        one, two, three, four = said.split(b"HTTP/1.1 200 OK\r\n")[1:]
+        assert one.endswith(b"POST /p 3 abc")
+        assert two.endswith(b"\r\n\r\n")
+        assert three.endswith(b"POST /p 3 def")
+        assert four.endswith(b"POST /p 3 ghi")
+        assert (b"connection: close" in three, b"connection: close" in four) == (False, True)
+
+
+def test_heads_are_kept_if_they_are_short_and_no_strangers() -> None:
+    known = connection_module._known
+    known.cache_clear()
+    short, long = b"GET /s HTTP/1.1\r\n\r\n", b"GET /l HTTP/1.1\r\nX: %s\r\n\r\n" % (b"x" * 4000)
+    for _ in range(2):
+        assert answer_to(short, long).count(b"200 OK") == 2
+    assert (known.cache_info().currsize, known.cache_info().hits) == (1, 1)
+    asked = b"GET /t HTTP/1.1\r\nAuthorization: Bearer x\r\nConnection: close\r\n\r\n"
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()) as ours,
+    ):
+        ours.sendall(asked)
+        theirs, _ = server.accept()
+        Connection(theirs, Echo(), server.fileno(), lambda: False).serve()
+        assert b"200 OK" in until_closed(ours)
+    assert known.cache_info().currsize == 1
+
+
+def test_a_head_that_is_too_long_is_refused_though_it_came_at_once() -> None:
+    longest = b"GET / HTTP/1.1\r\nX: %s\r\n\r\n"
+    room = 16 * 1024 - len(longest % b"")
+    assert b" 200 " in answer_to(longest % (b"x" * room))
+    assert b" 431 " in answer_to(longest % (b"x" * (room + 1)))
 
 
 def test_who_waits_for_leave_to_send_gets_it() -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sqlalchemy import func, select
 
 from edgepack import messages, topics
+from edgepack.counting import LATENCY_EDGES_MS
 from edgepack_fleet.adapters.database import Database
 from edgepack_fleet.adapters.mqtt import Incoming
 from edgepack_fleet.adapters.tables import (
@@ -184,6 +185,29 @@ def test_a_refused_update_comes_with_the_job_as_it_is(uplink: Uplink, database: 
     assert refusal.code == "version_mismatch"
     assert refusal.job is not None
     assert refusal.job.version == 0
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_the_model_before_is_known_by_what_comes_with_the_end_of_its_job(
+    uplink: Uplink, database: Database, *, at_once: bool
+) -> None:
+    give_job(database, status="IN_PROGRESS")
+    counts = (*[0] * 9, 100, *[0] * (len(LATENCY_EDGES_MS) - 9))
+    known = messages.Histogram(edges=LATENCY_EDGES_MS, counts=counts)
+    old = [
+        row(n, start=990.0, end=995.0, bundle="m@0.9.0", inferences=100, latency_ms=known)
+        for n in range(5)
+    ]
+    batch = [
+        said("tele", messages.encode_batch(old)),
+        said("job/update", messages.JobUpdate(token="t", job="r1-cam", version=0,
+                                              status="SUCCEEDED", state="ACTIVE")),
+    ]  # fmt: skip
+    for part in [batch] if at_once else [[message] for message in batch]:
+        uplink.ingest(part)
+    with database.read() as session:
+        measured = session.get_one(JobRow, "r1-cam").measured
+    assert sum(measured["before"]["counts"]) == 500
 
 
 @pytest.mark.parametrize(

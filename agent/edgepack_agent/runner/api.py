@@ -57,7 +57,7 @@ class Api:
         self._told: set[type[Exception]] = set()
         self._counting = threading.Lock()
         self._codec = protocol.Codec(model.manifest, model.digest)
-        self._signature = {"edgepack-bundle": model.digest}
+        self._every_answer = {"edgepack-bundle": model.digest}
         self.limit = protocol.body_limit(model.manifest)
         self.requests: Counter[int] = Counter()
         self.calls: Counter[str] = Counter()
@@ -97,11 +97,11 @@ class Api:
             headers["retry-after"] = str(math.ceil(again_s))
         return Reply(error.status, headers, msgspec.json.encode({"error": str(error)}))
 
-    def sign(self, reply: Reply) -> Mapping[str, str]:
+    def count(self, reply: Reply) -> Mapping[str, str]:
         """Count REPLY and return the header that names the bundle."""
         with self._counting:
             self.requests[reply.status] += 1
-        return self._signature
+        return self._every_answer
 
     def _routes(self) -> dict[str, Route]:
         documents = _documents(self._model)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, Protocol
 from urllib.parse import unquote
 
@@ -33,8 +34,8 @@ _LINGER_S = 2.0
 _MAX_HEAD = 16 * 1024
 _PIECE = 64 * 1024
 _CHUNKED = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
-_KEPT = 64
-"""Heads that are not read, or written, again."""
+_KEPT, _SHORT = 64, 2048
+"""Heads that are kept, of requests and of answers; and how many bytes one of a request may have."""
 _ALIGNED = 64
 """Bytes: what vector units like tensors to start at."""
 
@@ -107,9 +108,20 @@ class App(Protocol):
         """Return what to say after ERROR."""
         ...
 
-    def sign(self, reply: Reply) -> Mapping[str, str]:
+    def count(self, reply: Reply) -> Mapping[str, str]:
         """Count REPLY and return the headers that every answer has beside its own."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """What the head of a request says."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    keep: bool
+    """Whether the connection may go on."""
 
 
 class _GoneError(Exception):
@@ -172,7 +184,7 @@ class Connection:
         if call is None or not call.is_late(now) or not call.claim():
             return
         reply = self._app.refuse(late(call.patience_s))
-        data = _written(reply, self._app.sign(reply), last=True, bare=False)
+        data = _written(reply, self._app.count(reply), last=True, bare=False)
         with contextlib.suppress(OSError):
             self._sock.send(data, socket.MSG_DONTWAIT)
         self.cut_off()
@@ -198,7 +210,7 @@ class Connection:
         head = self._head()
         self.free_since = None  # not before: half a head, for ever, is the cheapest siege
         try:
-            said = _parsed(head)
+            said = self._said(head)
         except RequestError as error:
             self._send(self._app.refuse(error), last=True)
             return self._linger()
@@ -239,6 +251,11 @@ class Connection:
                 reply.then()
         except Exception as error:  # noqa: BLE001 - whoever asked has the answer, and may go on
             self._app.refuse(error)
+
+    def _said(self, head: bytes) -> _Said:
+        # What is kept is short, and neither a stranger's nor a token: those come over TCP.
+        repeats = not self._over_tcp and len(head) <= _SHORT
+        return _known(head) if repeats else _parsed(head)
 
     def _head(self) -> bytes:
         """Return the next head; what came after it is in `_ahead`."""
@@ -339,7 +356,7 @@ class Connection:
         return True
 
     def _send(self, reply: Reply, *, last: bool, bare: bool = False) -> None:
-        data = _written(reply, self._app.sign(reply), last=last, bare=bare)
+        data = _written(reply, self._app.count(reply), last=last, bare=bare)
         self._taken_by = time.monotonic() + DEADLINE_S
         self._sock.sendall(data)
         self._taken_by = math.inf
@@ -353,17 +370,6 @@ class Connection:
         while time.monotonic() < end and self._sock.recv(_PIECE):
             pass
         return False
-
-
-@dataclass(frozen=True, slots=True)
-class _Head:
-    """What the head of a request says."""
-
-    method: str
-    path: str
-    headers: Mapping[str, str]
-    keep: bool
-    """Whether the connection may go on."""
 
 
 class _Heard:
@@ -420,19 +426,24 @@ def _comes(sock: socket.socket, end: float) -> bool:
 
 
 @lru_cache(maxsize=_KEPT)
-def _parsed(head: bytes) -> _Head:
-    """Return what HEAD says; a client sends the same over and over.
+def _known(head: bytes) -> _Said:
+    """Return what `_parsed` does; a client sends the same over and over."""
+    return _parsed(head)
+
+
+def _parsed(head: bytes) -> _Said:
+    """Return what HEAD says.
 
     Raises:
         RequestError: 400 or 431; it is none.
     """
-    if not head.endswith(b"\r\n\r\n"):
+    if len(head) > _MAX_HEAD or not head.endswith(b"\r\n\r\n"):
         raise RequestError(431, f"a head has at most {_MAX_HEAD} bytes")
     heard = _Heard()
     parser = httptools.HttpRequestParser(heard)
     _feed(parser, head)
-    method = parser.get_method().decode("ascii")
-    return _Head(method, _path(heard.url), heard.headers, keep=parser.should_keep_alive())
+    method, headers = parser.get_method().decode("ascii"), MappingProxyType(heard.headers)
+    return _Said(method, _path(heard.url), headers, keep=parser.should_keep_alive())
 
 
 def _feed(parser: Any, data: bytes) -> None:
@@ -462,13 +473,13 @@ def _room(headers: Mapping[str, str], size: int) -> memoryview:
 
 
 def _written(reply: Reply, signed: Mapping[str, str], *, last: bool, bare: bool) -> bytes:
-    head = _head(reply.status, (*reply.headers.items(), *signed.items()), last=last)
+    head = _answer_head(reply.status, (*reply.headers.items(), *signed.items()), last=last)
     size = b"content-length: %d\r\n\r\n" % len(reply.body)
     return head + size + (b"" if bare else reply.body)
 
 
 @lru_cache(maxsize=_KEPT)
-def _head(status: int, headers: tuple[tuple[str, str], ...], *, last: bool) -> bytes:
+def _answer_head(status: int, headers: tuple[tuple[str, str], ...], *, last: bool) -> bytes:
     """Return the head of an answer, but for its length and its end."""
     lines = [f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}"]
     lines += [f"{name}: {value}" for name, value in headers]

@@ -150,7 +150,7 @@ def describe_model(manifest: Manifest, digest: str) -> dict[str, Any]:
 
 
 def _describe(spec: TensorSpec) -> dict[str, Any]:
-    return {"name": spec.name, "datatype": _NAMES[spec.dtype], "shape": list(spec.shape)}
+    return _described(spec.name, np.dtype(spec.dtype), spec.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,8 +185,8 @@ class Codec:
 
     def __init__(self, manifest: Manifest, digest: str) -> None:
         self._manifest, self._digest = manifest, digest
-        self._known_form = lru_cache(_KEPT)(self._form)
-        self._known_head = lru_cache(_KEPT)(self._binary_head)
+        self._forms: dict[bytes, _Form] = {}
+        self._binary_opening = lru_cache(_KEPT)(self._sizes)
 
     def read(self, headers: Mapping[str, str], body: bytes | memoryview) -> InferRequest:
         """Return the inference request in BODY, checked against the inputs of the model.
@@ -206,7 +206,7 @@ class Codec:
         whole = memoryview(body)
         head, binary = whole[:split], whole[split:]
         may_repeat = binary and split <= _KEPT_BYTES
-        form = self._known_form(bytes(head)) if may_repeat else self._form(head)
+        form = self._known(bytes(head)) if may_repeat else self._form(head)
         return InferRequest(form.id, _inputs(form.fields, binary), form.outputs, form.timeout_s)
 
     def write(
@@ -221,13 +221,25 @@ class Codec:
         binary = [_little(array).tobytes() for wanted, array in found if wanted.binary]
         if len(binary) == len(found):
             kinds = tuple((wanted.name, array.dtype, array.shape) for wanted, array in found)
-            head = self._known_head(request.id, kinds)
+            opening = self._binary_opening(kinds)
         else:
-            head = self._head(request.id, [_answered(wanted, array) for wanted, array in found])
+            opening = self._opening([_numbers(wanted, array) for wanted, array in found])
+        mark = b',"id":' + msgspec.json.encode(request.id) if request.id else b""
+        head = opening + mark + b"}"
         if not binary:
             return {"content-type": "application/json"}, head
         headers = {"content-type": "application/octet-stream", HEADER_LENGTH: str(len(head))}
         return headers, b"".join((head, *binary))
+
+    def _known(self, head: bytes) -> _Form:
+        form = self._forms.get(head)
+        if form is None:
+            form = self._form(head)
+            if not form.id:  # with an id, it comes once
+                if len(self._forms) >= _KEPT:
+                    self._forms.clear()
+                self._forms[head] = form
+        return form
 
     def _form(self, head: bytes | memoryview) -> _Form:
         request = _decode(head)
@@ -235,23 +247,19 @@ class Codec:
         fields = _fields(request.inputs, self._manifest)
         return _Form(request.id, fields, outputs, _timeout_s(request))
 
-    def _binary_head(self, mark: str, kinds: tuple[_Kind, ...]) -> bytes:
-        empty = [
-            (name, np.broadcast_to(np.zeros((), dtype), shape)) for name, dtype, shape in kinds
-        ]
-        said = [_answered(Output(name, binary=True), array) for name, array in empty]
-        return self._head(mark, said)
+    def _sizes(self, kinds: tuple[_Kind, ...]) -> bytes:
+        """Return the opening of an answer whose outputs are all binary data."""
+        return self._opening([_sized(*kind) for kind in kinds])
 
-    def _head(self, mark: str, tensors: Sequence[Mapping[str, Any]]) -> bytes:
-        return msgspec.json.encode(
-            {
-                "model_name": self._manifest.name,
-                "model_version": self._manifest.version,
-                **({"id": mark} if mark else {}),
-                "parameters": {"edgepack_bundle": self._digest},
-                "outputs": tensors,
-            }
-        )
+    def _opening(self, tensors: Sequence[Mapping[str, Any]]) -> bytes:
+        """Return the head of an answer up to its id, which comes last."""
+        head = {
+            "model_name": self._manifest.name,
+            "model_version": self._manifest.version,
+            "parameters": {"edgepack_bundle": self._digest},
+            "outputs": tensors,
+        }
+        return msgspec.json.encode(head).removesuffix(b"}")
 
 
 def _image_request(body: bytes | memoryview, manifest: Manifest) -> InferRequest:
@@ -464,16 +472,22 @@ def _little(array: Array) -> Array:
     return array.astype(array.dtype.newbyteorder("<"), copy=False)
 
 
-def _answered(wanted: Output, array: Array) -> dict[str, Any]:
+def _numbers(wanted: Output, array: Array) -> dict[str, Any]:
     """Return what the head of an answer says of ARRAY, with its numbers unless they are binary."""
-    said = {
-        "name": wanted.name,
-        "datatype": _NAMES[array.dtype.name],
-        "shape": list(array.shape),
-    }
     if wanted.binary:
-        return said | {"parameters": {"binary_data_size": array.nbytes}}
-    return said | {"data": _to_json(wanted.name, array)}
+        return _sized(wanted.name, array.dtype, array.shape)
+    return _described(wanted.name, array.dtype, array.shape) | {
+        "data": _to_json(wanted.name, array)
+    }
+
+
+def _sized(name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> dict[str, Any]:
+    size = math.prod(shape) * dtype.itemsize
+    return _described(name, dtype, shape) | {"parameters": {"binary_data_size": size}}
+
+
+def _described(name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> dict[str, Any]:
+    return {"name": name, "datatype": _NAMES[dtype.name], "shape": list(shape)}
 
 
 def _to_json(name: str, array: Array) -> list[Any]:

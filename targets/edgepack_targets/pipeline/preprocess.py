@@ -167,8 +167,11 @@ def _along(values: tuple[float, ...], width: int | None) -> NDArray[np.float32]:
     """Return VALUES, one for each channel or one for all, for a row of WIDTH pixels, or planes."""
     known = np.asarray(values, np.float32)
     if width is None:
-        return known[:, None, None]
-    return known if known.size == 1 else np.tile(known, width)
+        known = known[:, None, None]
+    elif known.size > 1:
+        known = np.tile(known, width)
+    known.setflags(write=False)  # it is kept
+    return known
 
 
 def _cast(pixels: NDArray[np.float32], spec: TensorSpec) -> NDArray[Any]:
