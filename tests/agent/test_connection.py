@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgepack_agent.runner import connection as connection_module
+from edgepack_agent.runner import http1
 from edgepack_agent.runner.connection import Call, Connection, Reply, Route
 from edgepack_agent.runner.protocol import RequestError
 
@@ -169,8 +170,17 @@ def test_the_same_head_again_is_another_request() -> None:
         assert (b"connection: close" in three, b"connection: close" in four) == (False, True)
 
 
+@pytest.mark.parametrize("method", [b"GET", b"HEAD", b"POST"])
+@pytest.mark.parametrize("rest", [b"1.1\r\nConnection: close", b"1.0"])
+def test_who_wants_one_answer_is_hung_up_on(method: bytes, rest: bytes) -> None:
+    with connected() as (ours, _, _, _):
+        ours.sendall(method + b" /one HTTP/" + rest + b"\r\n\r\n")
+        said = until_closed(ours)  # in less than the twenty seconds of `ours`
+    assert said.startswith(b"HTTP/1.1 200 OK\r\nconnection: close\r\n")
+
+
 def test_heads_are_kept_if_they_are_short_and_no_strangers() -> None:
-    known = connection_module._known
+    known = http1.known
     known.cache_clear()
     short, long = b"GET /s HTTP/1.1\r\n\r\n", b"GET /l HTTP/1.1\r\nX: %s\r\n\r\n" % (b"x" * 4000)
     for _ in range(2):

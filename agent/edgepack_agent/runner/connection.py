@@ -5,7 +5,6 @@ tensors are read from, with no copy between (ADR 28). Knows no route and no mode
 """
 
 import contextlib
-import http
 import math
 import select
 import socket
@@ -14,14 +13,12 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
-from types import MappingProxyType
-from typing import Any, Protocol
-from urllib.parse import unquote
+from typing import Protocol
 
 import httptools
 import numpy as np
 
+from edgepack_agent.runner import http1
 from edgepack_agent.runner.protocol import HEADER_LENGTH, RequestError
 
 __all__ = ["DEADLINE_S", "App", "Call", "Connection", "Reply", "Route", "late"]
@@ -31,11 +28,9 @@ DEADLINE_S = 30.0
 _IDLE_S = 75.0
 _LINGER_S = 2.0
 """For who still sends what was refused: a connection that is cut takes the answer along."""
-_MAX_HEAD = 16 * 1024
 _PIECE = 64 * 1024
-_CHUNKED = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
-_KEPT, _SHORT = 64, 2048
-"""Heads that are kept, of requests and of answers; and how many bytes one of a request may have."""
+_SHORT = 2048
+"""Bytes that a head may have that is kept."""
 _ALIGNED = 64
 """Bytes: what vector units like tensors to start at."""
 
@@ -111,17 +106,6 @@ class App(Protocol):
     def count(self, reply: Reply) -> Mapping[str, str]:
         """Count REPLY and return the headers that every answer has beside its own."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class _Said:
-    """What the head of a request says."""
-
-    method: str
-    path: str
-    headers: Mapping[str, str]
-    keep: bool
-    """Whether the connection may go on."""
 
 
 class _GoneError(Exception):
@@ -252,16 +236,16 @@ class Connection:
         except Exception as error:  # noqa: BLE001 - whoever asked has the answer, and may go on
             self._app.refuse(error)
 
-    def _said(self, head: bytes) -> _Said:
+    def _said(self, head: bytes) -> http1.Head:
         # What is kept is short, and neither a stranger's nor a token: those come over TCP.
         repeats = not self._over_tcp and len(head) <= _SHORT
-        return _known(head) if repeats else _parsed(head)
+        return http1.known(head) if repeats else http1.parsed(head)
 
     def _head(self) -> bytes:
         """Return the next head; what came after it is in `_ahead`."""
         data, end_s = self._ahead, time.monotonic() + DEADLINE_S
         while (end := data.find(b"\r\n\r\n")) < 0:
-            if len(data) > _MAX_HEAD:
+            if len(data) > http1.MAX_HEAD:
                 break
             data += self._more()
             if time.monotonic() > end_s:
@@ -325,11 +309,11 @@ class Connection:
 
     def _chunked(self) -> bytearray:
         """Return a body that says at its end how long it is. The connection ends with it."""
-        heard = _Chunks()
+        heard = http1.Chunks()
         parser = httptools.HttpRequestParser(heard)
         end = time.monotonic() + DEADLINE_S
         # Not the head that came: one that asks for an upgrade would make it a request of no body.
-        data, self._ahead = _CHUNKED + self._ahead, b""
+        data, self._ahead = http1.CHUNKED + self._ahead, b""
         while True:
             heard.feed(parser, data)
             if len(heard.body) > self._app.limit:
@@ -372,42 +356,6 @@ class Connection:
         return False
 
 
-class _Heard:
-    """What httptools tells of a head."""
-
-    def __init__(self) -> None:
-        self.url = b""
-        self.headers: dict[str, str] = {}
-
-    def on_url(self, url: bytes) -> None:
-        self.url += url
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
-
-
-class _Chunks:
-    """What httptools tells of a body in chunks; what comes behind it, and trailers, are nothing."""
-
-    def __init__(self) -> None:
-        self.body = bytearray()
-        self.complete = False
-
-    def feed(self, parser: Any, data: bytes) -> None:
-        try:
-            _feed(parser, data)
-        except RequestError:
-            if not self.complete:
-                raise
-
-    def on_body(self, data: bytes) -> None:
-        if not self.complete:
-            self.body += data
-
-    def on_message_complete(self) -> None:
-        self.complete = True
-
-
 def _prepare(sock: socket.socket) -> None:
     if sock.family != socket.AF_UNIX:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -425,44 +373,6 @@ def _comes(sock: socket.socket, end: float) -> bool:
     return left > 0 and bool(poll.poll(left * 1000))
 
 
-@lru_cache(maxsize=_KEPT)
-def _known(head: bytes) -> _Said:
-    """Return what `_parsed` does; a client sends the same over and over."""
-    return _parsed(head)
-
-
-def _parsed(head: bytes) -> _Said:
-    """Return what HEAD says.
-
-    Raises:
-        RequestError: 400 or 431; it is none.
-    """
-    if len(head) > _MAX_HEAD or not head.endswith(b"\r\n\r\n"):
-        raise RequestError(431, f"a head has at most {_MAX_HEAD} bytes")
-    heard = _Heard()
-    parser = httptools.HttpRequestParser(heard)
-    _feed(parser, head)
-    method, headers = parser.get_method().decode("ascii"), MappingProxyType(heard.headers)
-    return _Said(method, _path(heard.url), headers, keep=parser.should_keep_alive())
-
-
-def _feed(parser: Any, data: bytes) -> None:
-    try:
-        parser.feed_data(data)
-    except httptools.HttpParserUpgrade:
-        pass  # the head is read; whatever else is offered, HTTP/1.1 is spoken here
-    except httptools.HttpParserError as error:
-        raise RequestError(400, f"this is no HTTP request: {error}") from error
-
-
-def _path(url: bytes) -> str:
-    try:
-        path = httptools.parse_url(url).path or b"/"
-    except httptools.HttpParserInvalidURLError as error:
-        raise RequestError(400, "this is no path") from error
-    return unquote(path.decode("latin-1")).rstrip("/")
-
-
 def _room(headers: Mapping[str, str], size: int) -> memoryview:
     """Return SIZE bytes of memory in which the tensors of a request start where they should."""
     text = headers.get(HEADER_LENGTH, "0")
@@ -473,19 +383,9 @@ def _room(headers: Mapping[str, str], size: int) -> memoryview:
 
 
 def _written(reply: Reply, signed: Mapping[str, str], *, last: bool, bare: bool) -> bytes:
-    head = _answer_head(reply.status, (*reply.headers.items(), *signed.items()), last=last)
+    head = http1.answer_head(reply.status, (*reply.headers.items(), *signed.items()), last=last)
     size = b"content-length: %d\r\n\r\n" % len(reply.body)
     return head + size + (b"" if bare else reply.body)
-
-
-@lru_cache(maxsize=_KEPT)
-def _answer_head(status: int, headers: tuple[tuple[str, str], ...], *, last: bool) -> bytes:
-    """Return the head of an answer, but for its length and its end."""
-    lines = [f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}"]
-    lines += [f"{name}: {value}" for name, value in headers]
-    if last:
-        lines.append("connection: close")
-    return ("\r\n".join(lines) + "\r\n").encode("latin-1")
 
 
 def late(patience_s: float) -> RequestError:
