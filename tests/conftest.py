@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -38,6 +39,10 @@ Those that load the machine and those that wait take turns."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    names = Counter(item.nodeid for item in items)
+    twice = [name for name, count in names.items() if count > 1]
+    # Of tests with one name, those that run side by side run one.
+    assert not twice, f"these name several tests each: {twice}"
     rank = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 

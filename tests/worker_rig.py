@@ -38,7 +38,7 @@ class Worker:
             self.process = subprocess.Popen(
                 [EDGEPACK, "fleet", "serve", "--data", self.data, "--database", self.database,
                  "--listen", f"127.0.0.1:{self.port}", "--device-listen", "127.0.0.1:0",
-                 "--broker", f"mqtts://{self.broker}"],
+                 "--broker", f"mqtts://{self.broker}", "--keep-raw", "1"],
                 stdout=log, stderr=log, env=environment(self.data.parent),
             )  # fmt: skip
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from openapi_spec_validator import validate
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
@@ -59,27 +59,37 @@ few = settings(
 many = settings(few, max_examples=300, derandomize=False)
 
 
-def ask(place: tuple[str, Service], case: schemathesis.Case) -> None:
+OPERATIONS = [found.ok() for found in SCHEMA.get_all_operations()]
+# Not by SCHEMA.parametrize: its tests all have one name, of which pytest-xdist runs one.
+every = pytest.mark.parametrize("operation", OPERATIONS, ids=[o.label for o in OPERATIONS])
+
+
+def ask(place: tuple[str, Service], operation: Any, often: settings) -> None:
+    """Ask whatever OPERATION describes, as OFTEN, and hold the answers against the description."""
     url, service = place
-    answer = case.call(base_url=url, headers=auth(service, "admin"))
-    case.validate_response(answer, checks=CHECKS)
+    headers = auth(service, "admin")
+
+    @often
+    @given(case=operation.as_strategy())
+    def asked(case: schemathesis.Case) -> None:
+        case.validate_response(case.call(base_url=url, headers=headers), checks=CHECKS)
+
+    asked()
 
 
-@SCHEMA.parametrize()
-@few
+@every
 def test_nothing_is_answered_that_is_not_described(
-    place: tuple[str, Service], case: schemathesis.Case
+    place: tuple[str, Service], operation: Any
 ) -> None:
-    ask(place, case)
+    ask(place, operation, few)
 
 
 @pytest.mark.scale
-@SCHEMA.parametrize()
-@many
+@every
 def test_nothing_at_all_is_answered_that_is_not_described(
-    place: tuple[str, Service], case: schemathesis.Case
+    place: tuple[str, Service], operation: Any
 ) -> None:
-    ask(place, case)
+    ask(place, operation, many)
 
 
 def operations() -> Iterator[tuple[str, str, dict[str, Any]]]:
