@@ -100,7 +100,9 @@ def test_a_rollout_over_rest(app: httpx.Client, fleet: Service) -> None:
     assert app.post(f"{url}/resume", headers=headers).json()["state"] == "running"
     assert app.post(f"{url}/cancel", headers=headers).json()["state"] == "cancelled"
     assert app.get(url, headers=headers).json()["reason"] == "Cancelled by an operator."
+    window = {"days": ["mon"], "from": "22:00", "to": "04:00", "zone": ""}
     bad = {"group": "none", "release": "digits@9.9.9", "waves": "0", "max_failures": 0}
+    bad |= {"windows": [window], "quorum": 0}
     for field, value in bad.items():
         answer = app.post("/api/v1/rollouts", json=body | {field: value}, headers=headers)
         assert problem(answer, 404 if field in {"group", "release"} else 400)

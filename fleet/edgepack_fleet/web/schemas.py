@@ -251,7 +251,7 @@ class Window(Model):
     )
     start: str = Field(alias="from", pattern=TIME_OF_DAY)
     end: str = Field(alias="to", pattern=TIME_OF_DAY)
-    zone: str = Field("UTC", max_length=64, description="Name in the IANA list")
+    zone: str = Field("UTC", min_length=1, max_length=64, description="Name in the IANA list")
 
 
 class NewRollout(Model):
