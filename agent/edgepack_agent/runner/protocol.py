@@ -175,8 +175,8 @@ class Codec:
     """Reads requests for one model and writes its answers.
 
     What comes before the binary data is the same in all calls of most clients, and with it what
-    precedes the answer's. Both are worked out once: after a call of the model, no Python is in the
-    processor's caches, and checking a head costs as much as preprocessing a picture (ADR 28).
+    precedes the answer's. Both are worked out once, if they are short: after a call of the model
+    nothing of this is in the processor's caches (ADR 28).
 
     Args:
         manifest: Of the model.
