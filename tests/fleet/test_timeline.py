@@ -174,13 +174,19 @@ def test_where_an_update_stands() -> None:
     assert "its turn has not come" in said.sentence()
 
 
-facts = st.none() | st.text() | st.dictionaries(st.sampled_from(["by", "x"]), st.text())
+facts = st.none() | st.text() | st.dictionaries(st.sampled_from(["by", "release", "x"]), st.text())
 
 
 @given(st.text() | st.sampled_from(["activated", "revoked", "rejected"]),
        st.dictionaries(st.sampled_from(["bundle", "reason", "detail", "ts"]), facts))  # fmt: skip
 def test_whatever_a_device_tells_is_a_sentence(kind: str, body: dict[str, Any]) -> None:
     assert happened(kind, body).endswith(".")
+
+
+def test_what_was_refused_is_named_and_not_what_runs() -> None:
+    body = {"bundle": "m@1", "reason": "acceptance_below_limit", "detail": {"release": "m@2"}}
+    assert happened("rejected", body) == "It did not take m@2: acceptance_below_limit."
+    assert happened("rolled_back", body) == "It went back to m@1: acceptance_below_limit."
 
 
 @pytest.mark.parametrize("status", ["CANCELED", "TIMED_OUT", "REJECTED", "FAILED", "SUCCEEDED"])

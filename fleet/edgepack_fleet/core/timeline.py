@@ -28,7 +28,7 @@ EVENTS: dict[str, str] = {
     "activated": "It runs {bundle} now",
     "rolled_back": "It went back to {bundle}",
     "recovered": "It recovered and runs {bundle}",
-    "rejected": "It did not take {bundle}",
+    "rejected": "It did not take {tried}",
     "inventory": "It told what it is made of",
     "drift": "What {bundle} sees has drifted",
     "drift_over": "What {bundle} sees does not drift any more",
@@ -54,8 +54,11 @@ def connected(*, online: bool) -> str:
 def happened(kind: str, body: Facts) -> str:
     """Return what is said of an event of KIND that a device told, with the BODY it gave."""
     known = EVENTS.get(kind)
-    said = known.format(bundle=body.get("bundle") or "no model") if known else f"It told {kind!r}"
     detail = body.get("detail")
+    runs = body.get("bundle") or "no model"
+    # What a device names is the model it runs; which one it was to run is in the detail.
+    tried = detail.get("release") if isinstance(detail, Mapping) else None
+    said = known.format(bundle=runs, tried=tried or runs) if known else f"It told {kind!r}"
     by = detail.get("by") if isinstance(detail, Mapping) else None
     who = f" by {by}" if by else ""
     reason = body.get("reason")
