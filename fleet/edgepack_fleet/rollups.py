@@ -7,6 +7,7 @@ that one odd device does not change what is known of the others.
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import reduce
 from typing import Any, TypeVar
 
 from sqlalchemy import Row, func, inspect, select
@@ -19,7 +20,7 @@ from edgepack_fleet.adapters.rollup_tables import EVER, DeviceRollup, GroupRollu
 from edgepack_fleet.adapters.tables import DeviceRow
 from edgepack_fleet.core.expectation import Expected
 from edgepack_fleet.core.slots import FINE, Slot, slot_of
-from edgepack_fleet.core.sums import Sums, added, fitted, of_report, total
+from edgepack_fleet.core.sums import Sums, added, fitted, of_report
 
 __all__ = ["FIELDS", "count", "forget", "has_counted", "look_ahead", "put", "settle", "sums_of"]
 
@@ -120,7 +121,7 @@ def settle(session: Session) -> None:
     groups = _ahead(session).groups
     for group in groups.values():
         for row in group.rows:
-            _set(row, total((sums_of(row), *group.told)))
+            _put(row, *group.told)
     groups.clear()
 
 
@@ -129,11 +130,8 @@ def put(session: Session, kind: type[R], slot: Slot, about: Mapping[str, str], s
     _put(_row(session, kind, {"span": slot.span, "start": slot.start, **about}), sums)
 
 
-def _put(row: DeviceRollup | GroupRollup, sums: Sums) -> None:
-    _set(row, added(sums_of(row), sums))
-
-
-def _set(row: DeviceRollup | GroupRollup, new: Sums) -> None:
+def _put(row: DeviceRollup | GroupRollup, *told: Sums) -> None:
+    new = reduce(added, told, sums_of(row))
     for name in FIELDS:
         value = getattr(new, name)
         setattr(row, name, min(LARGEST, value) if isinstance(value, int) else value)

@@ -382,8 +382,8 @@ def _room(headers: Mapping[str, str], size: int) -> memoryview:
     return memory.data[start : start + size]
 
 
-def _written(reply: Reply, signed: Mapping[str, str], *, last: bool, bare: bool) -> bytes:
-    head = http1.answer_head(reply.status, (*reply.headers.items(), *signed.items()), last=last)
+def _written(reply: Reply, more: Mapping[str, str], *, last: bool, bare: bool) -> bytes:
+    head = http1.answer_head(reply.status, (*reply.headers.items(), *more.items()), last=last)
     size = b"content-length: %d\r\n\r\n" % len(reply.body)
     return head + size + (b"" if bare else reply.body)
 

@@ -54,12 +54,13 @@ def connected(*, online: bool) -> str:
 def happened(kind: str, body: Facts) -> str:
     """Return what is said of an event of KIND that a device told, with the BODY it gave."""
     known = EVENTS.get(kind)
-    detail = body.get("detail")
+    told = body.get("detail")
+    detail: Facts = told if isinstance(told, Mapping) else {}
     runs = body.get("bundle") or "no model"
     # What a device names is the model it runs; which one it was to run is in the detail.
-    tried = detail.get("release") if isinstance(detail, Mapping) else None
-    said = known.format(bundle=runs, tried=tried or runs) if known else f"It told {kind!r}"
-    by = detail.get("by") if isinstance(detail, Mapping) else None
+    tried = detail.get("release") or runs
+    said = known.format(bundle=runs, tried=tried) if known else f"It told {kind!r}"
+    by = detail.get("by")
     who = f" by {by}" if by else ""
     reason = body.get("reason")
     return f"{said}{who}: {reason}." if reason and reason != kind else f"{said}{who}."
