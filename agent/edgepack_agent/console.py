@@ -114,9 +114,7 @@ class Console:
         }
 
     def _drift(self, asked: Asked) -> None:
-        watch = self._parts.drifting
-        told = watch.describe() or {"alarms": [], "features": {}}
-        asked.reply.set_result(told | {"histograms": watch.histograms()})
+        asked.reply.set_result(self._parts.drifting.report())
 
     def _export(self, asked: Asked) -> None:
         if asked.file is None:
