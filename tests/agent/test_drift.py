@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent_rig import Site, site
+from agent_rig import Device, Site, site
 from digits import LABELS, digits_data
 from edgepack_agent.adapters.control import Asked, ControlServer
 from edgepack_agent.cli import root
@@ -203,6 +203,11 @@ def place(tmp_path: Path) -> Iterator[Site]:
         yield found
 
 
+def asked(device: Device, *words: str | Path) -> str:
+    command = [AGENT, "--config", device.config, *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 @pytest.mark.mosquitto
 def test_a_device_tells_drift_without_a_link_and_shows_it(place: Site, tmp_path: Path) -> None:
     rule = {"min_count": 100, "min_s": 0, "windows": 1}
@@ -223,11 +228,8 @@ def test_a_device_tells_drift_without_a_link_and_shows_it(place: Site, tmp_path:
         for number in range(140):
             client.infer(zeros[number % len(zeros)])
     wait("the alarm", lambda: (device.status().get("drift") or {}).get("alarms"))
-    words = ("drift", "--svg", tmp_path / "seen", "--json")
-    said = subprocess.run(
-        [AGENT, "--config", device.config, *words], capture_output=True, text=True, check=True
-    )
-    told = json.loads(said.stdout)
+    assert "alarm      drift of classes: PSI " in asked(device, "status")
+    told = json.loads(asked(device, "drift", "--svg", tmp_path / "seen", "--json"))
     assert told["alarms"] == ["classes"]
     assert told["features"]["classes"]["psi"] > 0.1
     assert [ET.parse(path).getroot().tag for path in told["pictures"]]

@@ -13,6 +13,7 @@ from edgepack.errors import UsageError
 from edgepack_agent.adapters.control import call
 from edgepack_agent.cli.box import show_box
 from edgepack_agent.cli.instance import settings_dir
+from edgepack_agent.cli.rows import rows
 from edgepack_agent.settings import load_config
 
 __all__ = ["export", "install", "lock", "pin", "rollback", "status", "sync", "unlock", "unpin"]
@@ -33,7 +34,7 @@ def status(config: Path | None, everywhere: bool, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    for name, value in _rows(found):
+    for name, value in rows(found):
         click.echo(f"{name:<10} {value}")
 
 
@@ -205,33 +206,3 @@ def _print_bundle(found: dict[str, Any], *, as_json: bool) -> None:
         print_json({"schema": "edgepack.agent.bundle/v1"} | found)
     else:
         click.echo(f"this device runs {found['bundle']}")
-
-
-def _waits(found: dict[str, Any]) -> str:
-    held, pinned, lock = found["deferred"], found["pinned"], found["lock"]
-    words = [f"waits: {held['reason']}"] if held else []
-    words += [f"pinned: {pinned}"] if pinned else []
-    words += [f"locked: {lock['reason']}"] if lock else []
-    return f" ({'; '.join(words)})" if words else ""
-
-
-def _spent(found: dict[str, Any]) -> str:
-    used = found.get("telemetry")
-    if not used:
-        return ""
-    waits = "telemetry waits: " if used["waits"] else ""
-    return f" ({waits}{used['today_kb']} of {used['max_kb_per_day']:g} kB sent today)"
-
-
-def _rows(found: dict[str, Any]) -> list[tuple[str, Any]]:
-    job, previous = found["job"], found["previous"]
-    return [
-        ("device", f"{found['device']} ({found['group']})"),
-        ("fleet", "connected" if found["connected"] else "not connected"),
-        ("bundle", found["bundle"] or "none"),
-        ("serving", found["serving"] or f"nothing {found['trouble']}"),
-        ("previous", previous["bundle"] if previous else "none"),
-        ("update", f"{found['phase']} {job['release'] if job else ''}{_waits(found)}"),
-        ("outbox", f"{found['outbox']['rows']} rows not confirmed yet{_spent(found)}"),
-        ("memory", f"{found['rss_mb']} MB"),
-    ]

@@ -1,0 +1,58 @@
+"""What plain `edgepack-agent status` says, line by line. Asks nobody."""
+
+from collections.abc import Iterator
+from typing import Any
+
+__all__ = ["rows"]
+
+
+def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return name and value of each line about the status FOUND; cameras and alarms come last."""
+    job, previous = found["job"], found["previous"]
+    lines = [
+        ("device", f"{found['device']} ({found['group']})"),
+        ("fleet", "connected" if found["connected"] else "not connected"),
+        ("bundle", found["bundle"] or "none"),
+        ("serving", found["serving"] or f"nothing {found['trouble']}"),
+        ("previous", previous["bundle"] if previous else "none"),
+        ("update", f"{found['phase']} {job['release'] if job else ''}{_waits(found)}"),
+        ("outbox", f"{found['outbox']['rows']} rows not confirmed yet{_spent(found)}"),
+        ("memory", f"{found['rss_mb']} MB"),
+    ]
+    lines += [("camera", f"{name}: {_camera(how)}") for name, how in found["cameras"].items()]
+    return lines + [("alarm", told) for told in _alarms(found)]
+
+
+def _waits(found: dict[str, Any]) -> str:
+    held, pinned, lock = found["deferred"], found["pinned"], found["lock"]
+    words = [f"waits: {held['reason']}"] if held else []
+    words += [f"pinned: {pinned}"] if pinned else []
+    words += [f"locked: {lock['reason']}"] if lock else []
+    return f" ({'; '.join(words)})" if words else ""
+
+
+def _spent(found: dict[str, Any]) -> str:
+    used = found.get("telemetry")
+    if not used:
+        return ""
+    waits = "telemetry waits: " if used["waits"] else ""
+    return f" ({waits}{used['today_kb']} of {used['max_kb_per_day']:g} kB sent today)"
+
+
+def _camera(how: dict[str, Any]) -> str:
+    age = how["last_frame_age_s"]
+    words = ["online" if how["online"] else f"offline ({how['reason'].replace('_', ' ')})"]
+    words += [f"{how['fps']:g} frames/s"] if how["online"] else []
+    words += ["no frame yet" if age is None else f"last frame {age:g} s ago"]
+    words += ["slowed down, it is too hot"] if how["slowed_down"] else []
+    return ", ".join(words)
+
+
+def _alarms(found: dict[str, Any]) -> Iterator[str]:
+    drift = found.get("drift") or {"alarms": []}
+    for name in drift["alarms"]:
+        yield f"drift of {name}: PSI {drift['features'][name]['psi']:.3f}; see edgepack-agent drift"
+    if found["serving"] and found["trouble"]:
+        yield f"{found['bundle']} does not serve: {found['trouble']}"
+    if trouble := (found.get("certificate") or {}).get("trouble"):
+        yield f"no new certificate: {trouble['reason']}; see edgepack-agent doctor"
