@@ -35,7 +35,7 @@ class Echo:
         if call.path == "/secret":
             raise RequestError(401, "no")
         slow = {"/slow": self._slow, "/fails": self._slow}
-        return Route((slow | {"/large": self._large}).get(call.path, self._answer))
+        return Route((slow | {"/large": self._large}).get(call.path, self._answer), {})
 
     def _answer(self, call: Call) -> Reply:
         body = f"{call.method} {call.path} {len(call.body)} ".encode() + bytes(call.body)

@@ -22,7 +22,7 @@ from edgepack_agent.runner.engine import Engine, ExpiredError, QueueFullError
 from edgepack_agent.runner.families import Families, Family
 from edgepack_agent.runner.gate import Gate
 from edgepack_agent.runner.interface import Model
-from edgepack_agent.runner.openapi import describe_api
+from edgepack_agent.runner.openapi import describe_api, describe_infer, describe_read
 from edgepack_agent.runner.protocol import InferRequest, RequestError
 from edgepack_agent.runner.statistics import Statistics
 
@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 VERSION = version("edgepack")
 EXTENSIONS = ["binary_tensor_data", "edgepack_image", "edgepack_bundle", "model_repository"]
 _JSON = {"content-type": "application/json"}
+_FREE = {"/healthz", "/readyz"}
 
 
 class Api:
@@ -46,7 +47,7 @@ class Api:
     Attributes:
         limit: Bytes that a body may have.
         gate: Who may ask.
-        routes: What answers which path; more may be added.
+        routes: What answers which path.
         requests: HTTP requests by status.
         calls: Calls over gRPC by the name of their status.
         families: What `/metrics` tells beside the model; more may be added.
@@ -62,8 +63,13 @@ class Api:
         self.requests: Counter[int] = Counter()
         self.calls: Counter[str] = Counter()
         self.gate = Gate()
-        self.routes = self._routes()
+        self._own = self._routes()
+        self.routes = self._own
         self.families: list[Families] = [self._traffic]
+
+    def add(self, routes: Mapping[str, Route]) -> None:
+        """Serve ROUTES beside those of the protocol, instead of what was added before."""
+        self.routes = self._own | dict(routes)
 
     def admit(self, call: Call) -> Route:
         """Return what answers CALL, whose body is not read yet.
@@ -104,22 +110,24 @@ class Api:
         return self._every_answer
 
     def _routes(self) -> dict[str, Route]:
-        documents = _documents(self._model)
-        free = {"/healthz", "/readyz"}
-        routes = {
-            path: Route(_always(document), free=path in free)
-            for path, document in documents.items()
-        }
         manifest = self._model.manifest
         base = f"/v2/models/{manifest.name}"
-        infer = Route(self._infer, ("POST",))
+        infer = Route(self._infer, describe_infer(manifest), ("POST",))
         index = [{"name": manifest.name, "version": manifest.version, "state": "READY"}]
-        return routes | {
+        served = describe_read("The models that are served")
+        metrics = describe_read("Counters for Prometheus", "text/plain")
+        return _documents(self._model) | {
             f"{base}/infer": infer,
             f"{base}/versions/{manifest.version}/infer": infer,
-            "/v2/repository/index": Route(_always(msgspec.json.encode(index)), ("POST",)),
-            "/metrics": Route(self._metrics),
+            "/v2/repository/index": Route(_always(index), served, ("POST",)),
+            "/metrics": Route(self._metrics, metrics),
+            "/openapi.json": Route(self._openapi, describe_read("This document")),
         }
+
+    def _openapi(self, _call: Call) -> Reply:
+        # Made when it is asked for: routes come and go with cameras.
+        document = describe_api(self._model.manifest, self._model.digest, self.routes)
+        return Reply(200, _JSON, msgspec.json.encode(document))
 
     def _metrics(self, _call: Call) -> Reply:
         from edgepack_agent.runner.metrics import CONTENT_TYPE_LATEST, Metrics
@@ -207,28 +215,32 @@ class Api:
             log.error("a request failed", exc_info=error)
 
 
-def _documents(model: Model) -> dict[str, bytes]:
-    """Return the answers that never change, by path."""
+def _documents(model: Model) -> dict[str, Route]:
+    """Return the routes whose answers never change."""
     manifest = model.manifest
     about = protocol.describe_model(manifest, model.digest)
     base = f"/v2/models/{manifest.name}"
     state = {"name": manifest.name, "version": manifest.version, "ready": True}
     server = {"name": "edgepack", "version": VERSION, "extensions": EXTENSIONS}
-    documents: dict[str, dict[str, Any]] = {
-        "/v2": server,
-        "/v2/health/live": {"live": True},
-        "/v2/health/ready": {"ready": True},
-        "/healthz": {"live": True},
-        "/readyz": {"ready": True},
-        "/openapi.json": describe_api(manifest, model.digest),
+    documents: dict[str, tuple[str, dict[str, Any]]] = {
+        "/v2": ("What serves, and its extensions", server),
+        "/v2/health/live": ("Whether the server answers", {"live": True}),
+        "/v2/health/ready": ("Whether the model answers", {"ready": True}),
+        "/healthz": ("Whether the server answers, without a token", {"live": True}),
+        "/readyz": ("Whether the model answers, without a token", {"ready": True}),
     }
     for path in (base, f"{base}/versions/{manifest.version}"):
-        documents |= {path: about, f"{path}/ready": state}
-    return {path: msgspec.json.encode(document) for path, document in documents.items()}
+        documents[path] = ("Inputs and outputs of the model", about)
+        documents[f"{path}/ready"] = ("Whether the model answers", state)
+    return {
+        path: Route(_always(document), describe_read(told), free=path in _FREE)
+        for path, (told, document) in documents.items()
+    }
 
 
-def _always(document: bytes) -> Callable[[Call], Reply]:
-    return lambda _call: Reply(200, _JSON, document)
+def _always(document: Any) -> Callable[[Call], Reply]:
+    body = msgspec.json.encode(document)
+    return lambda _call: Reply(200, _JSON, body)
 
 
 def _check_host(headers: Mapping[str, str]) -> None:

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import httptools
 import numpy as np
@@ -78,6 +78,8 @@ class Route:
     """What answers a path."""
 
     answer: Callable[[Call], Reply]
+    about: Mapping[str, Any]
+    """What OpenAPI calls an operation: what is asked here, and what is answered."""
     methods: tuple[str, ...] = ("GET", "HEAD")
     free: bool = False
     """Whether whoever asks needs no token."""

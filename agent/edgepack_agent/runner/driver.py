@@ -152,7 +152,7 @@ class Driver:
         server = Server(api, options.listeners)
         results = Results(options.state / "results.jsonl" if options.state else None)
         feed = Feed(self._shown(model.look), self._shown(model.watch), results, statistics)
-        api.routes |= preview_routes(feed)
+        api.add(preview_routes(feed))
         api.families.append(lambda: camera_families(feed.cameras))
         comparison = Comparison(
             model.manifest, lambda x: engine.run(lambda: model.aside(x), math.inf)
@@ -190,7 +190,7 @@ class Driver:
                 self._draining = asyncio.create_task(self._drain(loaded.server))
             case wire.Sources(sources):
                 loaded.feed.replace(sources)
-                loaded.api.routes |= preview_routes(loaded.feed)
+                loaded.api.add(preview_routes(loaded.feed))
             case wire.Observe():
                 self._observe(command, loaded.feed)
 

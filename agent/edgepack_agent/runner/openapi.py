@@ -1,11 +1,14 @@
-"""The OpenAPI document of the API of one model, from its manifest. Serves nothing."""
+"""The OpenAPI document of the API of one model, from routes and manifest. Serves nothing."""
 
+from collections.abc import Mapping
 from typing import Any
+from urllib.parse import quote
 
 from edgepack.manifest import Manifest, TensorSpec
+from edgepack_agent.runner.connection import Route
 from edgepack_agent.runner.protocol import DATATYPES
 
-__all__ = ["describe_api"]
+__all__ = ["REFUSALS", "describe_api", "describe_infer", "describe_read"]
 
 _NAMES = {dtype: name for name, dtype in DATATYPES.items()}
 _ERROR = {"$ref": "#/components/schemas/Error"}
@@ -13,7 +16,7 @@ REFUSALS = {
     400: "The request is not what the protocol or this model asks for.",
     401: "Over TCP: the token is missing or wrong.",
     403: "Over TCP: the name of the host is not a local one.",
-    404: "There is no such path.",
+    404: "There is no such path, or nothing to show there yet.",
     405: "Another method is right.",
     408: "The body did not come in time.",
     413: "The body is larger than one for this model can be.",
@@ -26,27 +29,13 @@ REFUSALS = {
 }
 
 
-def describe_api(manifest: Manifest, digest: str) -> dict[str, Any]:
-    """Return the document (OpenAPI 3.1) of the API that serves the model of MANIFEST."""
-    base = f"/v2/models/{manifest.name}"
-    reads = {
-        "/v2": "What serves, and its extensions",
-        "/v2/health/live": "Whether the server answers",
-        "/v2/health/ready": "Whether the model answers",
-        base: "Inputs and outputs of the model",
-        f"{base}/ready": "Whether the model answers",
-        "/openapi.json": "This document",
-    }
-    paths: dict[str, Any] = {path: {"get": _read(told)} for path, told in reads.items()}
-    for path in ("/healthz", "/readyz"):
-        paths[path] = {"get": _read("Health, without a token") | {"security": []}}
-    paths["/metrics"] = {"get": _read("Counters for Prometheus", "text/plain")}
-    paths["/v2/repository/index"] = {"post": _read("The models that are served")}
-    paths[f"{base}/infer"] = {"post": _infer(manifest)}
+def describe_api(manifest: Manifest, digest: str, routes: Mapping[str, Route]) -> dict[str, Any]:
+    """Return the document (OpenAPI 3.1) of the API that serves the model of MANIFEST at ROUTES."""
     return {
         "openapi": "3.1.0",
         "info": {"title": manifest.release, "version": manifest.version, "x-bundle": digest},
-        "paths": paths,
+        # A brace in the name of a camera would be read as that of a parameter.
+        "paths": {quote(path): _operations(route) for path, route in routes.items()},
         "security": [{"token": []}],
         "components": {
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
@@ -55,12 +44,21 @@ def describe_api(manifest: Manifest, digest: str) -> dict[str, Any]:
     }
 
 
-def _read(told: str, kind: str = "application/json") -> dict[str, Any]:
-    content: dict[str, Any] = {"schema": {} if kind == "application/json" else {"type": "string"}}
-    return {"summary": told, "responses": _responses(kind, content)}
+def _operations(route: Route) -> dict[str, Any]:
+    about = dict(route.about) | ({"security": []} if route.free else {})
+    return {method.lower(): about for method in route.methods if method != "HEAD"}
 
 
-def _infer(manifest: Manifest) -> dict[str, Any]:
+def describe_read(
+    told: str, kind: str = "application/json", schema: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return the operation that answers what is TOLD, of the type KIND and like SCHEMA."""
+    anything = {} if kind == "application/json" else {"type": "string"}
+    return {"summary": told, "responses": _responses(kind, {"schema": schema or anything})}
+
+
+def describe_infer(manifest: Manifest) -> dict[str, Any]:
+    """Return the operation that asks the model of MANIFEST."""
     request = _object(
         {
             "id": {"type": "string"},

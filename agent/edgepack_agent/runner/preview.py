@@ -12,6 +12,7 @@ import msgspec
 from PIL import Image
 
 from edgepack_agent.runner.connection import Call, Reply, Route
+from edgepack_agent.runner.openapi import describe_read
 from edgepack_agent.runner.protocol import RequestError
 from edgepack_agent.runner.sources import Feed
 from edgepack_targets.pipeline.annotate import annotate
@@ -42,9 +43,14 @@ def preview_routes(feed: Feed) -> dict[str, Route]:
         json = {"content-type": "application/json"}
         return Reply(200, json, msgspec.json.encode({"cameras": told}))
 
-    routes = {"/preview": Route(page, free=True), "/v2/edgepack/cameras": Route(cameras)}
-    for camera in feed.cameras:
-        routes[f"/preview/{camera.source.name}.jpg"] = Route(_picture(feed, camera.source.name))
+    about = describe_read("A page that shows what the cameras see", "text/html")
+    routes = {
+        "/preview": Route(page, about, free=True),
+        "/v2/edgepack/cameras": Route(cameras, describe_read("How the cameras are")),
+    }
+    for name in (camera.source.name for camera in feed.cameras):
+        about = describe_read(f"What {name} saw last, with the answer drawn on it", "image/jpeg")
+        routes[f"/preview/{name}.jpg"] = Route(_picture(feed, name), about)
     return routes
 
 
