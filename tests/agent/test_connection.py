@@ -213,7 +213,7 @@ def test_who_waits_for_leave_to_send_gets_it() -> None:
         )
         assert ours.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
         ours.sendall(b"abc")
-        assert until_closed(ours).endswith(b"POST  3 abc")
+        assert until_closed(ours).endswith(b"POST / 3 abc")
 
 
 @pytest.mark.parametrize("size", [b"Content-Length: 3", b"Transfer-Encoding: chunked"])

@@ -84,7 +84,8 @@ class Api:
             # Before it is said what there is: a stranger learns nothing.
             self.gate.admit(call.headers.get("authorization", ""), over_tcp=call.over_tcp)
         if route is None:
-            raise RequestError(404, f"there is no {call.path[:200]} here", "not_found")
+            there = "/v2 says what serves, /openapi.json all that can be asked"
+            raise RequestError(404, f"there is no {call.path[:200]} here; {there}", "not_found")
         if call.method not in route.methods:
             raise RequestError(405, f"this is a {' or '.join(route.methods)}")
         return route

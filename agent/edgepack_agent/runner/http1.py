@@ -121,7 +121,7 @@ def _path(url: bytes) -> str:
         path = httptools.parse_url(url).path or b"/"
     except httptools.HttpParserInvalidURLError as error:
         raise RequestError(400, "this is no path") from error
-    return unquote(path.decode("latin-1")).rstrip("/")
+    return unquote(path.decode("latin-1")).rstrip("/") or "/"
 
 
 @lru_cache(maxsize=_KEPT)
