@@ -62,6 +62,8 @@ class Seat:
     """What its runner said of itself when the model was loaded; empty: it has not yet."""
     cameras: dict[str, Any] = field(default_factory=dict)
     """How they are, by its last beat."""
+    folders: dict[str, Any] = field(default_factory=dict)
+    """How they are, by its last beat."""
 
 
 class Serving:
@@ -227,7 +229,7 @@ class Serving:
             case "accepting":
                 seat.accepting = seat.accept
             case "beat":
-                seat.cameras = event.get("cameras", {})
+                seat.cameras, seat.folders = event.get("cameras", {}), event.get("folders", {})
             case "failed":
                 seat.trouble = str(event.get("reason", "failed"))
             case "exited":

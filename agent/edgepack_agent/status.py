@@ -56,6 +56,7 @@ def describe(
         "serving": seat.slot.model.release if seat else None,
         "runner": _runner(seat),
         "cameras": seat.cameras if seat else {},
+        "folders": seat.folders if seat else {},
         "trouble": current.trouble if current else "",
         "job": {"id": state.job.id, "release": state.job.release} if state.job else None,
         "deferred": _hold(state.hold) if state.phase == "deferred" else None,

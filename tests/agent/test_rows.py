@@ -16,7 +16,7 @@ QUIET: dict[str, Any] = {
     "device": "cam", "group": "lab", "connected": True, "bundle": "digits@1.0.0",
     "serving": "digits@1.0.0", "trouble": "", "previous": None, "phase": "idle", "job": None,
     "deferred": None, "pinned": None, "lock": None, "outbox": {"rows": 0}, "rss_mb": 40.0,
-    "cameras": {}, "drift": None, "certificate": {"trouble": None},
+    "cameras": {}, "folders": {}, "drift": None, "certificate": {"trouble": None},
 }  # fmt: skip
 
 
@@ -45,6 +45,15 @@ def test_every_camera_has_a_line_with_its_state(tmp_path: Path) -> None:
     assert f"{how['door']['fps']:g} frames/s, last frame " in first
     assert "slowed down" in first
     assert second == "hall: offline (missing), no frame yet"
+
+
+def test_every_folder_has_a_line() -> None:
+    how = {"kind": "dir", "online": True, "reason": "", "pictures": 3, "failed": 0}
+    away = how | {"online": False, "reason": "missing", "failed": 1}
+    assert told("folder", folders={"inbox": how, "stick": away}) == [
+        "inbox: 3 pictures seen",
+        "stick: missing, 3 pictures seen, 1 could not be used",
+    ]
 
 
 def test_every_standing_alarm_has_a_line() -> None:

@@ -1,5 +1,6 @@
 """A folder of images as a source: each one once, in order, whatever lies in it."""
 
+import json
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 from digits import digits_folder
 from edgepack_agent.runner.sources import Results
 from fleet_rig import wait
-from slots import Heard, digits_slot, listen, results
+from slots import Client, Heard, digits_slot, listen, results
 
 
 def rows(state: Path, count: int) -> list[dict[str, Any]]:
@@ -71,6 +72,30 @@ def test_what_is_no_image_is_counted_and_the_rest_goes_on(tmp_path: Path) -> Non
         (tmp_path / "whole").rename(folder / "0002-text.jpg")  # so that nobody sees half of it
         gather(heard, 1)
         assert len(rows(state, 5)) == 5
+
+
+def test_how_a_folder_is_doing_is_told_beside_the_cameras(tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    with listen() as tcp, Heard(digits_slot(tmp_path / "slot"), [tcp]) as heard:
+        feed(heard.accepting(), folder)
+
+        def told() -> dict[str, Any]:
+            with Client(tcp.getsockname()) as client:
+                found = json.loads(client.ask("GET", "/v2/edgepack/cameras")[2])
+            assert found["cameras"] == {}
+            how: dict[str, Any] = found["folders"].get("door", {})
+            return how
+
+        wait("it to be missed", lambda: told().get("reason") == "missing")
+        assert not told()["online"]
+        elsewhere = digits_folder(tmp_path / "elsewhere", 3)
+        (elsewhere / "0000-text.jpg").write_text("not a picture")
+        elsewhere.rename(folder)  # so that nobody sees half of it
+        wait("its pictures", lambda: told()["pictures"] == 3)
+        wait("the one that is none", lambda: told()["failed"] == 1)
+        last = {"kind": "dir", "online": True, "reason": "", "pictures": 3, "failed": 1}
+        assert told() == last
+        heard.wait("beat", lambda event: event["folders"] == {"door": last})
 
 
 def test_a_missing_folder_is_counted_until_it_is_there(tmp_path: Path) -> None:

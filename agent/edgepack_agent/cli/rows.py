@@ -7,7 +7,7 @@ __all__ = ["rows"]
 
 
 def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return name and value of each line about the status FOUND; cameras and alarms come last."""
+    """Return name and value of each line about the status FOUND; sources and alarms come last."""
     job, previous = found["job"], found["previous"]
     lines = [
         ("device", f"{found['device']} ({found['group']})"),
@@ -20,6 +20,7 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("memory", f"{found['rss_mb']} MB"),
     ]
     lines += [("camera", f"{name}: {_camera(how)}") for name, how in found["cameras"].items()]
+    lines += [("folder", f"{name}: {_folder(how)}") for name, how in found["folders"].items()]
     return lines + [("alarm", told) for told in _alarms(found)]
 
 
@@ -45,6 +46,13 @@ def _camera(how: dict[str, Any]) -> str:
     words += [f"{how['fps']:g} frames/s"] if how["online"] else []
     words += ["no frame yet" if age is None else f"last frame {age:g} s ago"]
     words += ["slowed down, it is too hot"] if how["slowed_down"] else []
+    return ", ".join(words)
+
+
+def _folder(how: dict[str, Any]) -> str:
+    words = [] if how["online"] else [how["reason"]]
+    words += [f"{how['pictures']} pictures seen"]
+    words += [f"{how['failed']} could not be used"] if how["failed"] else []
     return ", ".join(words)
 
 

@@ -104,6 +104,7 @@ class Camera:
         now, at = self._clock(), self._seen_at
         recent = [each for each in self._arrivals if now - each <= 5]
         return {
+            "kind": kind_of(self.source.source),
             "online": not self.reason,
             "reason": self.reason,
             "fps": round(len(recent) / 5, 1),

@@ -293,6 +293,7 @@ class Driver:
                 "throttled": self._throttled,
                 "stats": self._statistics.take(),
                 "cameras": self._cameras(),
+                "folders": self._loaded.feed.folders() if self._loaded else {},
             }
             | self._compared()
         )

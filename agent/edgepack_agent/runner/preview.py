@@ -28,6 +28,15 @@ _PAGE = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
 }
+_STATE = {"kind": {"type": "string"}, "online": {"type": "boolean"}, "reason": {"type": "string"}}
+_FOLDER = _STATE | {"pictures": {"type": "integer"}, "failed": {"type": "integer"}}
+_STATES = {
+    "type": "object",
+    "properties": {
+        kind: {"type": "object", "additionalProperties": {"type": "object", "properties": facts}}
+        for kind, facts in (("cameras", _STATE), ("folders", _FOLDER))
+    },
+}
 
 
 def preview_routes(feed: Feed) -> dict[str, Route]:
@@ -41,12 +50,14 @@ def preview_routes(feed: Feed) -> dict[str, Route]:
         told = {camera.source.name: camera.describe() | _last(feed, camera.source.name)
                 for camera in feed.cameras}  # fmt: skip
         json = {"content-type": "application/json"}
-        return Reply(200, json, msgspec.json.encode({"cameras": told}))
+        found = {"cameras": told, "folders": feed.folders()}
+        return Reply(200, json, msgspec.json.encode(found))
 
-    about = describe_read("A page that shows what the cameras see", "text/html")
+    shows = describe_read("A page that shows what the cameras see", "text/html")
+    tells = describe_read("How cameras and folders are", schema=_STATES)
     routes = {
-        "/preview": Route(page, about, free=True),
-        "/v2/edgepack/cameras": Route(cameras, describe_read("How the cameras are")),
+        "/preview": Route(page, shows, free=True),
+        "/v2/edgepack/cameras": Route(cameras, tells),
     }
     for name in (camera.source.name for camera in feed.cameras):
         about = describe_read(f"What {name} saw last, with the answer drawn on it", "image/jpeg")

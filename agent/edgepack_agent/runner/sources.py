@@ -110,6 +110,10 @@ class Feed:
         for camera in self.cameras:
             camera.halvings = halvings
 
+    def folders(self) -> dict[str, dict[str, Any]]:
+        """Return how the folders are, by name."""
+        return {folder.source.name: folder.describe() for folder in self._folders}
+
     def start(self) -> None:
         """Begin to look."""
         self.stop()
@@ -150,6 +154,7 @@ class Feed:
                     folder.mark(path)
                     self._show(folder, path)
             except OSError as error:
+                folder.reason = "forbidden" if isinstance(error, PermissionError) else "missing"
                 self._count("source_missing", folder, error)
             stop.wait(folder.source.every_s)
 
@@ -184,15 +189,17 @@ class Feed:
             self._count("snapshot_io", camera, error)
 
     def _show(self, folder: "_Folder", path: Path) -> None:
-        start = time.time()
+        start, before = time.time(), folder.pictures
 
         def show() -> None:
             found = self._look(_read(path))
+            folder.pictures += 1
             self._results.append(
                 {"ts": round(start, 3), "source": folder.source.name, "file": path.name} | found
             )
 
         self._guarded(folder, show)
+        folder.failed += folder.pictures == before
 
     def _guarded(self, folder: "_Folder | Camera", show: Callable[[], None]) -> None:
         """Do SHOW; whatever is wrong with one picture does not end the watching."""
@@ -222,6 +229,20 @@ class _Folder:
         kind, _, path = source.source.partition(":")
         self._path = Path(path if kind == "dir" else source.source)
         self._seen: dict[str, tuple[int, int]] = {}
+        self.reason = "starting"
+        """Why it cannot be read; empty: it can."""
+        self.pictures = self.failed = 0
+        """What the model was shown, and what could not be used."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return how it is, with the names that cameras have for it."""
+        return {
+            "kind": "dir",
+            "online": not self.reason,
+            "reason": self.reason,
+            "pictures": self.pictures,
+            "failed": self.failed,
+        }
 
     def fresh(self) -> list[Path]:
         """Return the files not yet marked, in the order of names; forget those that are gone."""
@@ -230,6 +251,7 @@ class _Folder:
             for entry in os.scandir(self._path)
             if entry.is_file() and Path(entry.name).suffix.lower() in _SUFFIXES
         }
+        self.reason = ""
         self._seen = {name: mark for name, mark in self._seen.items() if name in now}
         return [self._path / name for name in sorted(now) if self._seen.get(name) != now[name]]
 
