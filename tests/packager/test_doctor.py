@@ -99,3 +99,11 @@ def test_command_looks_at_this_machine(tmp_path: Path) -> None:
     assert "edgepack toolchain install tf" in shown.out
     assert "edgepack keys create" in shown.out
     assert "telemetry" in shown.out
+
+
+def test_a_place_of_toolchains_that_is_no_whole_path_is_one_clear_error(tmp_path: Path) -> None:
+    refused = edgepack("doctor", cwd=tmp_path, env={"EDGEPACK_TOOLCHAINS": "toolchains"})
+    assert refused.code == 2
+    assert refused.err.startswith("error: EDGEPACK_TOOLCHAINS is no absolute path: toolchains\n")
+    assert "fix: write the whole path" in refused.err
+    assert "Traceback" not in refused.err
