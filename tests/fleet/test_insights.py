@@ -59,7 +59,8 @@ def test_health_is_the_sum_of_what_devices_say(app: httpx.Client, fleet: Service
     digest = f"sha256:{target.sha256}"
     for name in ("one", "two", "three"):
         tell(fleet, name, "tele", report(
-            now, 0, release, digest, inferences=90, errors={"timeout": 6, "shape": 4}, rss_mb=50.0,
+            now, 0, release, digest, inferences=90, rss_mb=50.0,
+            errors={"runtime_error": 6, "deadline": 4, "unauthorized": 30},
             latency_ms=latency(0, 0, 80, 10, 0, 0), classes={"a": 60, "b": 30}, throttled_s=3,
         ))  # fmt: skip
     now.value += 3600
@@ -69,7 +70,8 @@ def test_health_is_the_sum_of_what_devices_say(app: httpx.Client, fleet: Service
     found = get(app, fleet, f"releases/{release}/health")
     assert (found["devices"], found["inferences"], found["errors"]) == (3, 280, 30)
     assert found["error_rate"] == pytest.approx(30 / 310)
-    assert found["reasons"] == {"timeout": 18, "shape": 12}
+    assert found["reasons"] == {"runtime_error": 18, "deadline": 12}
+    assert found["others"] == {"unauthorized": 90}
     assert found["classes"] == {"a": 180, "b": 90}
     assert (found["rss_mb"], found["throttled_s"]) == (70.0, 9)
     p50, p99 = found["latency"]["p50"], found["latency"]["p99"]
@@ -191,9 +193,9 @@ def test_two_releases_compared(app: httpx.Client, fleet: Service, now: Now) -> N
     for n in range(12):
         name = enrol(fleet, f"cam-{n}").name
         tell(fleet, name, "tele",
-             report(now, 0, a, inferences=1000, errors={"x": 10}, latency_ms=latency(
+             report(now, 0, a, inferences=1000, errors={"deadline": 10}, latency_ms=latency(
                  0, 900 - n, 90 + n, 10, 0, 0)),
-             report(now, 1, b, inferences=1000, errors={"x": 200}, latency_ms=latency(
+             report(now, 1, b, inferences=1000, errors={"deadline": 200}, latency_ms=latency(
                  0, 0, 0, 900 + n, 90 - n, 10)))  # fmt: skip
     now.value += 1
     found = get(app, fleet, f"releases/{a}/compare", other=b)
@@ -227,14 +229,14 @@ def test_the_command_line_says_the_same(
     for n in range(3):
         name = enrol(fleet, f"cam-{n}").name
         tell(fleet, name, "tele",
-             report(now, 0, "m@1", inferences=100, errors={"x": 5}, rss_mb=9.0,
+             report(now, 0, "m@1", inferences=100, errors={"deadline": 5}, rss_mb=9.0,
                     latency_ms=latency(0, 0, 90, 10, 0, 0), classes={"a": 100}),
              report(now, 1, "m@2", inferences=100,
                     latency_ms=latency(0, 0, 90, 10, 0, 0)))  # fmt: skip
     health = runner("health", "m@1", "--last", "6h")
     assert "300" in health
     assert "counted between 4 to 5" in health
-    assert "15 (4.8 %): 15 x" in health
+    assert "15 (4.8 %): 15 deadline" in health
     assert runner("health", "m@1", "--json")["schema"] == "edgepack.release-health/v1"
     assert "has no baseline" in runner("drift", "m@1", "--group", "lab")
     assert runner("drift", "m@1", "--json")["variants"][0]["against"] == ""

@@ -66,6 +66,7 @@ def health_command(
             ("devices", found["devices"]),
             ("inferences", found["inferences"]),
             ("errors", _errors(found)),
+            *([("not its fault", _counts(found["others"]))] if found["others"] else []),
             *((name, _quantile(latency[name])) for name in ("p50", "p95", "p99")),
             ("agreement", _agreement(found["agreement"])),
             ("updates", f"{installs['succeeded']} succeeded, {_counts(installs['failed'])}"),

@@ -118,9 +118,12 @@ class ReleaseHealth(Model):
     last: float | None = Field(description="End of the last; slots are 5 min, 1 h or 1 d long")
     devices: int = Field(description="That have reported")
     inferences: int
-    errors: int
+    errors: int = Field(description="Those that are held against the release")
     error_rate: float | None
     reasons: dict[str, int] = Field(description="Errors by reason, the most frequent first")
+    others: dict[str, int] = Field(
+        description="What clients, cameras or a full queue did wrong, by reason; no error of it"
+    )
     latency: Latency
     classes: dict[str, int] = Field(description="Decisions by label, the most frequent first")
     confidence: dict[str, Any] | None = Field(description="Histogram: `edges`, `counts`")
