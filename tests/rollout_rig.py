@@ -67,7 +67,7 @@ class Bench:
 
     def show(self, rollout: str) -> schemas.Rollout:
         with self.database.read() as session:
-            found = views.rollout(session, rollout)
+            found = views.rollout(session, rollout, self.now)
         assert found is not None
         return found
 

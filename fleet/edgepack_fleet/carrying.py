@@ -60,6 +60,8 @@ def carry_out(
             job = _newest(session, row, device)
             if job is not None and job.status == "IN_PROGRESS":
                 _end(session, job, "TIMED_OUT", reason, now)
+        case Revert(reason):
+            row.stopped = reason
         case Cancel():
             cancel_open(session, JobRow.rollout_id == row.id, "cancelled", now)
     row.state = STATES.get(type(action), row.state)

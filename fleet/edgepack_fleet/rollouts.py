@@ -164,13 +164,18 @@ class Rollouts:
 
     def pause(self, rollout: str, by: str = "") -> None:
         """Assign nothing more until somebody resumes."""
-        self._change(rollout, ("running",), "paused", ("Paused", by))
+        with self._database.write() as session:
+            row = self._get(session, rollout, ("running",))
+            decisions.note(session, rollout, "paused", by, self._clock())
+            self._set(row, "paused", f"Paused by {_who(by)}.")
 
     def revert(self, rollout: str, by: str = "") -> None:
         """Give every device that has the release what it had before."""
-        self._change(
-            rollout, ("running", "paused", "completed"), "reverting", ("Reverting: asked for", by)
-        )
+        with self._database.write() as session:
+            row = self._get(session, rollout, ("running", "paused", "completed"))
+            decisions.note(session, rollout, "reverting", by, self._clock())
+            row.stopped = f"Reverting: asked for by {_who(by)}.{_was(row)}"
+            self._set(row, "reverting", row.stopped)
 
     def resume(self, rollout: str, by: str = "") -> None:
         """Go on; the failures and breaches so far are accepted and count no more.
@@ -198,7 +203,7 @@ class Rollouts:
         with self._database.write() as session:
             row, now = self._get(session, rollout, ENDABLE), self._clock()
             decisions.note(session, rollout, "cancelled", by, now)
-            self._end(session, row, f"Cancelled by {_who(by)}.", now)
+            self._end(session, row, f"Cancelled by {_who(by)}.{_was(row)}", now)
 
     def tick(self, heard_since: float, now: float | None = None) -> bool:
         """Let every rollout decide once; return whether anything changed.
@@ -283,24 +288,11 @@ class Rollouts:
         )
         for row in session.scalars(under_way):
             if store.rank(row) < store.rank(new):
-                self._end(session, row, f"Superseded by {new.release} ({new.id}).", now)
+                self._end(session, row, f"Superseded by {new.release} ({new.id}).{_was(row)}", now)
 
     def _end(self, session: Session, row: RolloutRow, reason: str, now: float) -> None:
         cancel_open(session, JobRow.rollout_id == row.id, "cancelled", now)
         self._set(row, "cancelled", reason)
-
-    def _change(
-        self,
-        rollout: str,
-        allowed: Sequence[RolloutState],
-        state: RolloutState,
-        said: tuple[str, str],
-    ) -> None:
-        what, by = said
-        with self._database.write() as session:
-            row = self._get(session, rollout, allowed)
-            decisions.note(session, rollout, state, by, self._clock())
-            self._set(row, state, f"{what} by {_who(by)}.")
 
     def _set(self, row: RolloutRow, state: str, reason: str) -> None:
         row.state, row.reason = state, reason
@@ -329,6 +321,13 @@ def unknown_rollout(rollout: str) -> UsageError:
 def _who(by: str) -> str:
     """Return BY as part of a sentence: a role has an article, a name has none."""
     return f"an {by}" if by in {"operator", "admin"} else by or "an operator"
+
+
+def _was(row: RolloutRow) -> str:
+    """Return why ROW had stopped before somebody ends it; empty if it had not."""
+    if row.state not in {"paused", "reverting"}:
+        return ""
+    return f" It was {row.reason[:1].lower()}{row.reason[1:]}"
 
 
 def _row(plan: Plan, release: Release, number: int, now: float) -> RolloutRow:

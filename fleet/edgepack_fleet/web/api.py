@@ -122,7 +122,7 @@ def list_rollouts(
 ) -> schemas.Rollouts:
     """List rollouts, newest first."""
     with fleet.database.read() as db:
-        return lists.rollouts(db, asked)
+        return lists.rollouts(db, asked, fleet.now())
 
 
 @router.post("/rollouts", status_code=201, dependencies=[Operator])
@@ -144,7 +144,7 @@ def rehearse_rollout(fleet: Fleet, new: schemas.NewRollout) -> schemas.Rehearsal
 def show_rollout(fleet: Fleet, rollout: str) -> schemas.Rollout:
     """Show one rollout."""
     with fleet.database.read() as db:
-        found = views.rollout(db, rollout)
+        found = views.rollout(db, rollout, fleet.now())
     if found is None:
         raise unknown_rollout(rollout)
     return found

@@ -144,9 +144,9 @@ def _rollout_page(
 
 
 def _members(chosen: Sequence[rollout_story.Part], number: int) -> Sequence[rollout_story.Part]:
-    """Return one page: those that failed first, then those under way."""
+    """Return one page: those that failed first, then those under way, those without it last."""
     order = {"FAILED": 0, "REJECTED": 0, "TIMED_OUT": 0, "IN_PROGRESS": 1, "SUCCEEDED": 3}
-    ranked = sorted(chosen, key=lambda m: (order.get(m.status, 2), m.id))
+    ranked = sorted(chosen, key=lambda m: (m.wave is None, order.get(m.status, 2), m.id))
     return ranked[(number - 1) * MEMBERS : number * MEMBERS]
 
 

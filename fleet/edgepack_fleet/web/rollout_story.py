@@ -11,9 +11,17 @@ from edgepack_fleet import store
 from edgepack_fleet.adapters.tables import RolloutRow
 from edgepack_fleet.core import members as of
 from edgepack_fleet.core.gates import Reading, gauge, waiver
-from edgepack_fleet.core.model import FAILURES, LIVE, UNSTARTED, Member, Rollout
+from edgepack_fleet.core.model import (
+    FAILURES,
+    LIVE,
+    TO_COME,
+    UNSTARTED,
+    Member,
+    Rollout,
+)
 from edgepack_fleet.core.progress import count_waves
 from edgepack_fleet.core.rollout import current_wave
+from edgepack_fleet.core.variants import Release, resolve
 
 __all__ = ["Gauge", "Part", "Stage", "Track", "consequence", "track"]
 
@@ -63,6 +71,7 @@ class Part:
     reason: str
     wave: int | None
     state: str
+    progress: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +88,29 @@ class Track:
 def track(session: Session, row: RolloutRow, now: float) -> Track:
     """Return where the rollout of ROW is at NOW (Unix seconds)."""
     meant = store.rollout_of(row)
-    members = store.members_of(session, row, 0.0, now=now, everybody=row.state != "completed")
-    counting = of.eligible(members, meant, now)
+    members = _members(session, row, now)
+    # The waves tell how the release did on its devices, not how the way back did.
+    back = any(m.kind == "revert" for m in members)
+    tried = _members(session, row, now, installs=True) if back else members
+    counting = of.eligible(tried, meant, now)
     current = current_wave(meant, counting, now)
     stages = tuple(
         _stage(meant, counting, index, _standing(row.state, index, current), now)
         for index in range(len(meant.waves))
     )
-    shown = [m for m in members if m.wave is not None or row.state in LIVE]
-    return Track(meant, stages, tuple(map(_part, shown)), _failures(shown))
+    shown = [m for m in members if m.wave is not None or row.state in TO_COME]
+    progress = store.progress_of(session, row.id)
+    release = store.release_of(row)
+    parts = tuple(_part(m, release, progress.get(m.device.id, 0.0)) for m in shown)
+    return Track(meant, stages, parts, _failures(shown))
+
+
+def _members(
+    session: Session, row: RolloutRow, now: float, *, installs: bool = False
+) -> list[Member]:
+    # What did not complete is shown as it was, even after a newer one has taken its devices on.
+    everybody = row.state != "completed"
+    return store.members_of(session, row, 0.0, now=now, everybody=everybody, installs=installs)
 
 
 def consequence(action: str, found: Track, release: str) -> str:
@@ -154,11 +177,13 @@ def _gauges(rollout: Rollout, counting: Sequence[Member], wave: int, now: float)
     return found
 
 
-def _part(member: Member) -> Part:
+def _part(member: Member, release: Release, progress: float) -> Part:
     if member.wave is None:
-        status = "SKIPPED" if member.target is None else "QUEUED"
-        return Part(member.device.id, status, "", None, "")
-    return Part(member.device.id, member.status, member.reason, member.wave, member.state)
+        if member.target is not None:
+            return Part(member.device.id, "QUEUED", "", None, "")
+        reason = resolve(release, member.device.inventory).reason
+        return Part(member.device.id, "SKIPPED", reason, None, "")
+    return Part(member.device.id, member.status, member.reason, member.wave, member.state, progress)
 
 
 def _failures(members: Sequence[Member]) -> tuple[tuple[str, tuple[str, ...]], ...]:

@@ -318,13 +318,28 @@ class Decisions(Model):
     decisions: list[Decision]
 
 
+class GateReading(Model):
+    """What a gate says of a wave: now, or of one that was taken back, what it said."""
+
+    gate: str = Field(description="As it was given: `agreement>=0.95`")
+    verdict: Literal["holds", "breached", "missing", "waived"]
+    value: float | None = Field(description="Null: not enough devices have been measured")
+    measured: int = Field(description="Devices of which the metric is known")
+    wanted: int = Field(description="Devices of which it must be known")
+    said: str = Field(description="The same as part of a sentence")
+
+
 class Wave(Model):
-    """One wave in numbers; cumulative sizes are in `Rollout.plan`."""
+    """One wave in numbers; cumulative sizes are in `Rollout.plan`.
+
+    Of a rollout that turns back: what the release had done on its devices.
+    """
 
     size: int
     done: int
     failed: int
-    pending: int
+    pending: int = Field(description="Under way, or not reached")
+    gates: list[GateReading] = []
 
 
 class Member(Model):

@@ -1,6 +1,7 @@
 """From the database to what the HTTP contract shows; used by routes and pages alike. Reads only."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from cryptography import x509
 from sqlalchemy import case, func, select
@@ -16,13 +17,13 @@ from edgepack_fleet.adapters.tables import (
     JobRow,
     RolloutRow,
 )
-from edgepack_fleet.core.model import FAILURES, LIVE, SERVING, Member
+from edgepack_fleet.core.model import SERVING
 from edgepack_fleet.core.precedence import Claim, Given, desired, follows
-from edgepack_fleet.core.progress import count_waves
 from edgepack_fleet.core.timeline import Standing
-from edgepack_fleet.core.variants import Release, resolve
+from edgepack_fleet.core.variants import Release
 from edgepack_fleet.membership import memberships, put_into, sizes, unknown_device, unknown_group
 from edgepack_fleet.web import schemas
+from edgepack_fleet.web.rollout_story import Gauge, Stage, track
 
 __all__ = [
     "device",
@@ -112,15 +113,15 @@ def release(info: Release) -> schemas.Release:
     )
 
 
-def rollouts(session: Session, rows: Sequence[RolloutRow]) -> list[schemas.Rollout]:
-    """Return the rollouts of ROWS."""
-    return [_rollout(session, row) for row in rows]
+def rollouts(session: Session, rows: Sequence[RolloutRow], now: float) -> list[schemas.Rollout]:
+    """Return the rollouts of ROWS at NOW (Unix seconds)."""
+    return [_rollout(session, row, now) for row in rows]
 
 
-def rollout(session: Session, rollout_id: str) -> schemas.Rollout | None:
-    """Return one rollout; None if there is none of that id."""
+def rollout(session: Session, rollout_id: str, now: float) -> schemas.Rollout | None:
+    """Return one rollout at NOW (Unix seconds); None if there is none of that id."""
     row = session.get(RolloutRow, rollout_id)
-    return _rollout(session, row) if row else None
+    return _rollout(session, row, now) if row else None
 
 
 def enrol_token(row: EnrolToken) -> schemas.EnrolToken:
@@ -248,54 +249,44 @@ def _variant(variant: TargetInfo) -> schemas.Variant:
     )
 
 
-def _rollout(session: Session, row: RolloutRow) -> schemas.Rollout:
-    meant = store.rollout_of(row)
-    # A paused rollout is shown as it was, even after a newer one has taken its devices on.
-    found = store.members_of(session, row, 0.0, everybody=row.state != "completed")
-    members = sorted(found, key=lambda m: m.device.id)
-    if row.state not in LIVE:
-        members = [m for m in members if m.wave is not None]
-    jobs = store.jobs_of(session, row.id)
+def _rollout(session: Session, row: RolloutRow, now: float) -> schemas.Rollout:
+    found = track(session, row, now)
+    gates = [str(gate) for gate in found.rollout.policy.gates]
     return schemas.Rollout(
         id=row.id,
         release=row.release,
         group=row.group_id,
-        state=meant.state,
+        state=found.rollout.state,
         reason=row.reason,
         plan=row.waves,
-        policy=row.policy | {"gates": [str(gate) for gate in meant.policy.gates]},
+        policy=row.policy | {"gates": gates},
         priority=row.priority,
         approved_by=row.approved_by,
-        waves=[
-            schemas.Wave(size=w.size, done=w.done, failed=w.failed, pending=w.pending)
-            for w in count_waves(meant, members)
-        ],
-        devices=[_member(store.release_of(row), m, jobs.get(m.device.id)) for m in members],
-        failures=_failures(members),
+        waves=[_wave(stage) for stage in found.stages],
+        devices=[schemas.Member(**asdict(part)) for part in found.parts],
+        failures=[schemas.Failure(reason=r, devices=list(ids)) for r, ids in found.failures],
         created=row.created,
         updated=row.updated,
     )
 
 
-def _member(release: Release, member: Member, job: JobRow | None) -> schemas.Member:
-    if job is None:
-        found = resolve(release, member.device.inventory)
-        status = "QUEUED" if found.variant else "SKIPPED"
-        return schemas.Member(id=member.device.id, status=status, reason=found.reason, wave=None)
-    return schemas.Member(
-        id=member.device.id,
-        status=member.status,
-        reason=member.reason,
-        wave=member.wave,
-        progress=job.progress,
-        state=job.state,
+def _wave(stage: Stage) -> schemas.Wave:
+    return schemas.Wave(
+        size=stage.size,
+        done=stage.done,
+        failed=stage.failed,
+        pending=stage.pending + stage.busy,
+        gates=[_gate(gauge) for gauge in stage.gates],
     )
 
 
-def _failures(members: Sequence[Member]) -> list[schemas.Failure]:
-    grouped: dict[str, list[str]] = {}
-    for member in members:
-        if member.status in FAILURES:
-            grouped.setdefault(member.reason or member.status.lower(), []).append(member.device.id)
-    ordered = sorted(grouped.items(), key=lambda item: (-len(item[1]), item[0]))
-    return [schemas.Failure(reason=reason, devices=devices) for reason, devices in ordered]
+def _gate(gauge: Gauge) -> schemas.GateReading:
+    reading = gauge.reading
+    return schemas.GateReading(
+        gate=str(reading.gate),
+        verdict="waived" if gauge.waived else reading.verdict,
+        value=reading.value,
+        measured=reading.measured,
+        wanted=reading.wanted,
+        said=reading.said,
+    )
