@@ -1,7 +1,6 @@
 """From the database to what the HTTP contract shows; used by routes and pages alike. Reads only."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
 
 from cryptography import x509
 from sqlalchemy import case, func, select
@@ -23,7 +22,6 @@ from edgepack_fleet.core.timeline import Standing
 from edgepack_fleet.core.variants import Release
 from edgepack_fleet.membership import memberships, put_into, sizes, unknown_device, unknown_group
 from edgepack_fleet.web import schemas
-from edgepack_fleet.web.rollout_story import Gauge, Stage, track
 
 __all__ = [
     "device",
@@ -34,8 +32,6 @@ __all__ = [
     "known_device",
     "known_group",
     "release",
-    "rollout",
-    "rollouts",
     "serving",
 ]
 
@@ -111,17 +107,6 @@ def release(info: Release) -> schemas.Release:
         version=info.version,
         variants=[_variant(variant) for variant in info.variants],
     )
-
-
-def rollouts(session: Session, rows: Sequence[RolloutRow], now: float) -> list[schemas.Rollout]:
-    """Return the rollouts of ROWS at NOW (Unix seconds)."""
-    return [_rollout(session, row, now) for row in rows]
-
-
-def rollout(session: Session, rollout_id: str, now: float) -> schemas.Rollout | None:
-    """Return one rollout at NOW (Unix seconds); None if there is none of that id."""
-    row = session.get(RolloutRow, rollout_id)
-    return _rollout(session, row, now) if row else None
 
 
 def enrol_token(row: EnrolToken) -> schemas.EnrolToken:
@@ -246,47 +231,4 @@ def _variant(variant: TargetInfo) -> schemas.Variant:
         arch=list(model.arch),
         cpu_features=list(model.cpu_features),
         epoch=model.epoch,
-    )
-
-
-def _rollout(session: Session, row: RolloutRow, now: float) -> schemas.Rollout:
-    found = track(session, row, now)
-    gates = [str(gate) for gate in found.rollout.policy.gates]
-    return schemas.Rollout(
-        id=row.id,
-        release=row.release,
-        group=row.group_id,
-        state=found.rollout.state,
-        reason=row.reason,
-        plan=row.waves,
-        policy=row.policy | {"gates": gates},
-        priority=row.priority,
-        approved_by=row.approved_by,
-        waves=[_wave(stage) for stage in found.stages],
-        devices=[schemas.Member(**asdict(part)) for part in found.parts],
-        failures=[schemas.Failure(reason=r, devices=list(ids)) for r, ids in found.failures],
-        created=row.created,
-        updated=row.updated,
-    )
-
-
-def _wave(stage: Stage) -> schemas.Wave:
-    return schemas.Wave(
-        size=stage.size,
-        done=stage.done,
-        failed=stage.failed,
-        pending=stage.pending + stage.busy,
-        gates=[_gate(gauge) for gauge in stage.gates],
-    )
-
-
-def _gate(gauge: Gauge) -> schemas.GateReading:
-    reading = gauge.reading
-    return schemas.GateReading(
-        gate=str(reading.gate),
-        verdict="waived" if gauge.waived else reading.verdict,
-        value=reading.value,
-        measured=reading.measured,
-        wanted=reading.wanted,
-        said=reading.said,
     )
