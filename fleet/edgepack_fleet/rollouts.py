@@ -19,7 +19,7 @@ from edgepack.trust import TargetInfo
 from edgepack_fleet import decisions, store
 from edgepack_fleet.adapters.database import Database
 from edgepack_fleet.adapters.tables import GroupRow, JobRow, RolloutRow
-from edgepack_fleet.carrying import cancel_open, carry_out
+from edgepack_fleet.carrying import cancel_open, carry_out, state_after
 from edgepack_fleet.core import members as of
 from edgepack_fleet.core.actions import Assign, Decision
 from edgepack_fleet.core.gates import waiver
@@ -257,11 +257,13 @@ class Rollouts:
             row = session.get_one(RolloutRow, seen.id)
             if row.version != seen.version:
                 return False
+            # Together and first: what is told of a state is told with its sentence.
+            row.state = state_after(row.state, decision.actions)
+            row.reason = decision.reason or row.reason
             for action in decision.actions:
                 carry_out(session, row, action, self._releases, now)
             if inputs is not None:
                 decisions.keep(session, row.id, decision, inputs, now)
-            row.reason = decision.reason or row.reason
             row.version, row.updated = row.version + 1, now
         return True
 
