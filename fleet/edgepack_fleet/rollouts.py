@@ -180,8 +180,8 @@ class Rollouts:
         """
         with self._database.write() as session:
             row = self._get(session, rollout, ("paused",))
-            if (first := _goes_before(session, row)) is not None:
-                raise _superseded(row, first)
+            if first := store.overtakers(session, [row]).get(rollout):
+                raise _superseded(row, first.rollout)
             now = self._clock()
             meant = store.rollout_of(row)
             members = store.members_of(session, row, now, now=now, everybody=True)
@@ -362,15 +362,6 @@ def _packed(
 ) -> Packed | None:
     """Return the inputs of DECISION, if it did more than find another sentence."""
     return pack(rollout, members, now) if decision.actions else None
-
-
-def _goes_before(session: Session, row: RolloutRow) -> str | None:
-    """Return the rollout of the same group that goes before ROW, if any."""
-    live = select(RolloutRow).where(
-        RolloutRow.group_id == row.group_id, RolloutRow.state.in_(LIVE), RolloutRow.id != row.id
-    )
-    first = [found for found in session.scalars(live) if store.rank(found) > store.rank(row)]
-    return max(first, key=store.rank).id if first else None
 
 
 def _superseded(row: RolloutRow, first: str) -> UsageError:

@@ -17,6 +17,7 @@ from edgepack_fleet.adapters.tables import (
     RolloutRow,
 )
 from edgepack_fleet.core.model import FAILURES, LIVE, SERVING, Member
+from edgepack_fleet.core.overtaking import Line
 from edgepack_fleet.core.precedence import Claim, Given, desired, follows
 from edgepack_fleet.core.progress import count_waves
 from edgepack_fleet.core.timeline import Standing
@@ -114,13 +115,14 @@ def release(info: Release) -> schemas.Release:
 
 def rollouts(session: Session, rows: Sequence[RolloutRow]) -> list[schemas.Rollout]:
     """Return the rollouts of ROWS."""
-    return [_rollout(session, row) for row in rows]
+    ahead = store.overtakers(session, [row for row in rows if row.state in LIVE])
+    return [_rollout(session, row, ahead.get(row.id)) for row in rows]
 
 
 def rollout(session: Session, rollout_id: str) -> schemas.Rollout | None:
     """Return one rollout; None if there is none of that id."""
     row = session.get(RolloutRow, rollout_id)
-    return _rollout(session, row) if row else None
+    return rollouts(session, [row])[0] if row else None
 
 
 def enrol_token(row: EnrolToken) -> schemas.EnrolToken:
@@ -248,7 +250,7 @@ def _variant(variant: TargetInfo) -> schemas.Variant:
     )
 
 
-def _rollout(session: Session, row: RolloutRow) -> schemas.Rollout:
+def _rollout(session: Session, row: RolloutRow, first: Line | None) -> schemas.Rollout:
     meant = store.rollout_of(row)
     # A paused rollout is shown as it was, even after a newer one has taken its devices on.
     found = store.members_of(session, row, 0.0, everybody=row.state != "completed")
@@ -262,6 +264,7 @@ def _rollout(session: Session, row: RolloutRow) -> schemas.Rollout:
         group=row.group_id,
         state=meant.state,
         reason=row.reason,
+        overtaken_by=first.rollout if first else None,
         plan=row.waves,
         policy=row.policy | {"gates": [str(gate) for gate in meant.policy.gates]},
         priority=row.priority,
