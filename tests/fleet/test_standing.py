@@ -27,6 +27,8 @@ LOST = {"failed": 2, "begun": 2}
         ("completed", LOST, "lost"),
         ("completed", {"size": 0}, "nobody"),
         ("running", {"size": 0, "passed": True}, "nobody"),
+        ("running", {"size": 0}, "nobody"),
+        ("running", {"size": 0, "current": True}, "now"),
         ("reverting", {"begun": True, "current": True}, "back"),
         ("reverted", HURT | {"passed": True}, "back"),
         ("reverted", LOST | {"passed": True}, "lost"),

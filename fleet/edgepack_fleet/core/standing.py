@@ -32,9 +32,12 @@ def standing(
         return "back" if begun > failed else "lost" if begun else "never"
     if state == "cancelled":
         return _ended(done, failed) if begun and passed else "stopped" if begun else "never"
-    if state == "completed" or passed:
-        return _ended(done, failed) if size else "nobody"
+    ended = state == "completed" or passed
     waits = state == "paused" and not begun
+    if not size and (ended or waits or not current):
+        return "nobody"
+    if ended:
+        return _ended(done, failed)
     return "now" if current and state in LIVE and not waits else "next"
 
 
