@@ -19,7 +19,7 @@ from edgepack.trust import TargetInfo
 from edgepack_fleet import decisions, store
 from edgepack_fleet.adapters.database import Database
 from edgepack_fleet.adapters.tables import GroupRow, JobRow, RolloutRow
-from edgepack_fleet.carrying import cancel_open, carry_out
+from edgepack_fleet.carrying import cancel_open, carry_out, state_after
 from edgepack_fleet.core import members as of
 from edgepack_fleet.core.actions import Assign, Decision
 from edgepack_fleet.core.gates import waiver
@@ -185,8 +185,8 @@ class Rollouts:
         """
         with self._database.write() as session:
             row = self._get(session, rollout, ("paused",))
-            if (first := _goes_before(session, row)) is not None:
-                raise _superseded(row, first)
+            if first := store.overtakers(session, [row]).get(rollout):
+                raise _superseded(row, first.rollout)
             now = self._clock()
             meant = store.rollout_of(row)
             members = store.members_of(session, row, now, now=now, everybody=True)
@@ -262,11 +262,13 @@ class Rollouts:
             row = session.get_one(RolloutRow, seen.id)
             if row.version != seen.version:
                 return False
+            # Together and first: what is told of a state is told with its sentence.
+            row.state = state_after(row.state, decision.actions)
+            row.reason = decision.reason or row.reason
             for action in decision.actions:
                 carry_out(session, row, action, self._releases, now)
             if inputs is not None:
                 decisions.keep(session, row.id, decision, inputs, now)
-            row.reason = decision.reason or row.reason
             row.version, row.updated = row.version + 1, now
         return True
 
@@ -359,15 +361,6 @@ def _packed(
 ) -> Packed | None:
     """Return the inputs of DECISION, if it did more than find another sentence."""
     return pack(rollout, members, now) if decision.actions else None
-
-
-def _goes_before(session: Session, row: RolloutRow) -> str | None:
-    """Return the rollout of the same group that goes before ROW, if any."""
-    live = select(RolloutRow).where(
-        RolloutRow.group_id == row.group_id, RolloutRow.state.in_(LIVE), RolloutRow.id != row.id
-    )
-    first = [found for found in session.scalars(live) if store.rank(found) > store.rank(row)]
-    return max(first, key=store.rank).id if first else None
 
 
 def _superseded(row: RolloutRow, first: str) -> UsageError:

@@ -29,6 +29,7 @@ from edgepack_fleet.core.model import (
     Rollout,
     RolloutState,
 )
+from edgepack_fleet.core.overtaking import Line, overtaken_by
 from edgepack_fleet.core.precedence import Claim, follows
 from edgepack_fleet.core.variants import Release, resolve
 from edgepack_fleet.core.waves import parse_waves
@@ -42,6 +43,7 @@ __all__ = [
     "device_of",
     "jobs_of",
     "members_of",
+    "overtakers",
     "progress_of",
     "rank",
     "release_of",
@@ -202,6 +204,21 @@ def claims(session: Session) -> list[Claim]:
                RolloutRow.state, RolloutRow.release)  # fmt: skip
     rows: Sequence[Any] = session.execute(select(*columns)).all()
     return [claim_of(row) for row in rows]
+
+
+def overtakers(session: Session, rows: Sequence[RolloutRow]) -> dict[str, Line]:
+    """Return what goes before each of ROWS that was overtaken, by its id."""
+    columns = (RolloutRow.id, RolloutRow.group_id, RolloutRow.priority, RolloutRow.number,
+               RolloutRow.state, RolloutRow.release)  # fmt: skip
+    same = RolloutRow.group_id.in_({row.group_id for row in rows})
+    known: Sequence[Any] = session.execute(select(*columns).where(same)).all()
+    others = [_line(row) for row in known]
+    found = {row.id: overtaken_by(_line(row), others) for row in rows}
+    return {rollout: first for rollout, first in found.items() if first is not None}
+
+
+def _line(row: RolloutRow | Row[Any]) -> Line:
+    return Line(row.id, row.group_id, rank(row), row.state, row.release)
 
 
 def _taken(session: Session, row: RolloutRow, devices: Sequence[str]) -> dict[str, str]:

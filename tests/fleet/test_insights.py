@@ -176,6 +176,12 @@ def test_drift_against_what_the_bundle_was_built_with(
     assert before["drifting"] == ["inputs.image.mean"]
     few = get(app, fleet, "releases/digits@1.0.0/drift", since=since, min_count=5000)
     assert few["variants"][0]["features"][0]["verdict"] == "too_few"
+    assert few["variants"][0]["features"][0]["lack"] == {
+        "side": "now", "found": 2000, "needed": 5000,
+    }  # fmt: skip
+    assert (few["verdict"], few["judged"], few["features"]) == ("too_few", 0, 1)
+    assert few["said"] == "not judged yet: 2,000 of 5,000 values"
+    assert (found["verdict"], found["said"]) == ("drift", "1 of 1 feature drifting")
 
 
 def test_what_has_no_baseline_is_said_to_have_none(
@@ -243,6 +249,21 @@ def test_the_command_line_says_the_same(
     assert "p95: no difference seen" in runner("compare", "m@1", "m@2")
     assert runner("compare", "m@1", "m@2", "--json")["devices_both"] == 3
     assert "not a time" in runner("health", "m@1", "--last", "soon")
+
+
+def test_the_command_line_says_what_was_not_judged(
+    fleet: Service, now: Now, runner: Callable[..., Any]
+) -> None:
+    enrol(fleet, "cam")
+    target = publisher(fleet.settings.data).release(drift=BASELINE)
+    tell(fleet, "cam", "tele", report(
+        now, 0, "digits@1.0.0", f"sha256:{target.sha256}", inferences=80, classes={"a": 80},
+        features={"inputs.image.mean": (0, 0, 0, 60)},
+    ))  # fmt: skip
+    said = runner("drift", "digits@1.0.0")
+    assert "too few: 60 of 1000 values" in said
+    assert "digits@1.0.0: not judged yet: 80 of 1,000 values" in said
+    assert "0.000" not in said, "a number that nothing was measured for"
 
 
 @pytest.fixture

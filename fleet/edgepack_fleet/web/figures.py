@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from edgepack_fleet import store
 from edgepack_fleet.adapters.tables import ChangeRow, DeviceRow, RolloutRow
 from edgepack_fleet.core.happenings import UNDER_WAY, Happening, grouped, of_change
 from edgepack_fleet.core.model import LIVE, UNSTARTED
@@ -76,11 +77,17 @@ def offline(session: Session, limit: int = SHOWN) -> list[schemas.Device]:
 
 
 def rollouts(session: Session, limit: int = SHOWN) -> Sequence[RolloutRow]:
-    """Return the rollouts that need or show something, newest first, then the newest others."""
-    newest = select(RolloutRow).order_by(RolloutRow.number.desc()).limit(limit)
+    """Return the rollouts that need or show something, newest first, then the newest others.
+
+    One that was overtaken needs nothing, whatever its state.
+    """
+    newest = select(RolloutRow).order_by(RolloutRow.number.desc())
     busy = RolloutRow.state.in_((LIVE | UNSTARTED) - {"completed", "reverted"})
-    found = [*session.scalars(newest.where(busy)), *session.scalars(newest.where(~busy))]
-    return found[:limit]
+    found = session.scalars(newest.where(busy)).all()
+    over = store.overtakers(session, [row for row in found if row.state == "paused"])
+    first = [row for row in found if row.id not in over][:limit]
+    others = newest.where(~busy | RolloutRow.id.in_(over))
+    return [*first, *session.scalars(others.limit(limit))][:limit]
 
 
 def recent(session: Session, limit: int = RECENT) -> list[Happening]:

@@ -19,6 +19,8 @@ __all__ = ["router"]
 
 Fleet = Annotated[Service, Depends(service_of)]
 router = APIRouter(include_in_schema=False)
+HELD = frozenset({"paused", "awaiting_approval"})
+"""States in which a rollout waits for somebody."""
 
 
 @router.get("/")
@@ -32,7 +34,7 @@ def overview(request: Request, fleet: Fleet, role: Viewer) -> Response:
             role=role,
             figures=figures.count(db),
             rollouts=rollouts,
-            held=[r for r in rollouts if r.state in {"paused", "awaiting_approval"}],
+            held=[r for r in rollouts if r.state in HELD and not r.overtaken],
             failing=figures.failing(db),
             offline=figures.offline(db),
             recent=figures.recent(db),

@@ -18,6 +18,7 @@ from edgepack_fleet import store
 from edgepack_fleet.adapters.tables import DeviceRow, JobRow, RolloutRow
 from edgepack_fleet.core import members as of
 from edgepack_fleet.core.model import TURNING_BACK, UNSTARTED, Device, Member, Rollout
+from edgepack_fleet.core.overtaking import overtaken_said
 from edgepack_fleet.core.progress import WaveCount
 from edgepack_fleet.core.variants import resolve
 from edgepack_fleet.core.waves import wave_sizes
@@ -42,6 +43,8 @@ class Brief:
     reason: str
     plan: str
     waves: tuple[WaveCount, ...]
+    overtaken: str
+    """What is said of it if it is paused and a newer one goes before it; else empty."""
 
 
 @dataclass(slots=True)
@@ -55,17 +58,20 @@ class _Counts:
 def briefs(session: Session, rows: Sequence[RolloutRow]) -> list[Brief]:
     """Return the rollouts of ROWS in short."""
     serving = {row.id for row in views.serving(session).values()}
-    return [_brief(session, row, latest=row.id in serving) for row in rows]
+    ahead = store.overtakers(session, [row for row in rows if row.state == "paused"])
+    said = {rollout: overtaken_said(first) for rollout, first in ahead.items()}
+    return [_brief(session, row, said.get(row.id, ""), latest=row.id in serving) for row in rows]
 
 
-def _brief(session: Session, row: RolloutRow, *, latest: bool) -> Brief:
+def _brief(session: Session, row: RolloutRow, overtaken: str, *, latest: bool) -> Brief:
     meant = store.rollout_of(row)
     counts = _jobs(session, row, meant)
     if latest or row.state in MEANT_FOR_ALL:
         counts.every += _to_come(session, row)
     return Brief(
-        row.id, row.release, row.group_id, row.state, row.reason, row.waves, _waves(meant, counts)
-    )
+        row.id, row.release, row.group_id, row.state, row.reason, row.waves, _waves(meant, counts),
+        overtaken,
+    )  # fmt: skip
 
 
 def _jobs(session: Session, row: RolloutRow, meant: Rollout) -> _Counts:

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from sqlalchemy.orm import Session
 
@@ -11,21 +10,14 @@ from edgepack_fleet import store
 from edgepack_fleet.adapters.tables import RolloutRow
 from edgepack_fleet.core import members as of
 from edgepack_fleet.core.gates import Reading, gauge, waiver
-from edgepack_fleet.core.model import (
-    FAILURES,
-    LIVE,
-    TO_COME,
-    UNSTARTED,
-    Member,
-    Rollout,
-)
+from edgepack_fleet.core.model import FAILURES, TO_COME, Member, Rollout
 from edgepack_fleet.core.progress import count_waves
 from edgepack_fleet.core.rollout import current_wave
+from edgepack_fleet.core.standing import Standing, standing
 from edgepack_fleet.core.variants import Release, resolve
 
 __all__ = ["Gauge", "Part", "Stage", "Track", "consequence", "track"]
 
-Standing = Literal["done", "now", "next"]
 MISSING = 8
 
 
@@ -95,8 +87,7 @@ def track(session: Session, row: RolloutRow, now: float) -> Track:
     counting = of.eligible(tried, meant, now)
     current = current_wave(meant, counting, now)
     stages = tuple(
-        _stage(meant, counting, index, _standing(row.state, index, current), now)
-        for index in range(len(meant.waves))
+        _stage(meant, counting, index, current, now) for index in range(len(meant.waves))
     )
     shown = [m for m in members if m.wave is not None or row.state in TO_COME]
     progress = store.progress_of(session, row.id)
@@ -138,31 +129,26 @@ def _devices(count: int) -> str:
     return "1 device" if count == 1 else f"{count:,} devices"
 
 
-def _standing(state: str, index: int, current: int) -> Standing:
-    if state in UNSTARTED:
-        return "next"
-    if state == "completed" or index < current:
-        return "done"
-    return "now" if index == current and state in LIVE else "next"
-
-
 def _stage(
-    rollout: Rollout, counting: Sequence[Member], index: int, standing: Standing, now: float
+    rollout: Rollout, counting: Sequence[Member], index: int, current: int, now: float
 ) -> Stage:
     number = count_waves(rollout, counting, math.inf)[index]
     inside = [m for m in counting if m.wave == index]
     ended = of.ended(rollout, of.counted(rollout, counting, index))
     until = None if ended is None else ended + rollout.policy.soak_s
-    shown = standing != "next" or inside
+    stands = standing(
+        rollout.state, passed=index < current, current=index == current, size=number.size,
+        done=number.done, failed=number.failed, begun=len(inside),
+    )  # fmt: skip
     return Stage(
         label=str(rollout.waves[index]),
         size=number.size,
         done=number.done,
         failed=number.failed,
         busy=sum(m.status == "IN_PROGRESS" for m in inside),
-        standing=standing,
-        soaks_until=until if until is not None and until > now and standing == "now" else None,
-        gates=tuple(_gauges(rollout, counting, index, now)) if shown else (),
+        standing=stands,
+        soaks_until=until if until is not None and until > now and stands == "now" else None,
+        gates=tuple(_gauges(rollout, counting, index, now)) if inside or stands == "now" else (),
     )
 
 

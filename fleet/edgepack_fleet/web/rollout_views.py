@@ -5,7 +5,10 @@ from dataclasses import asdict
 
 from sqlalchemy.orm import Session
 
+from edgepack_fleet import store
 from edgepack_fleet.adapters.tables import RolloutRow
+from edgepack_fleet.core.model import LIVE
+from edgepack_fleet.core.overtaking import Line
 from edgepack_fleet.web import schemas
 from edgepack_fleet.web.rollout_story import Gauge, Stage, track
 
@@ -14,16 +17,17 @@ __all__ = ["rollout", "rollouts"]
 
 def rollouts(session: Session, rows: Sequence[RolloutRow], now: float) -> list[schemas.Rollout]:
     """Return the rollouts of ROWS at NOW (Unix seconds)."""
-    return [_rollout(session, row, now) for row in rows]
+    ahead = store.overtakers(session, [row for row in rows if row.state in LIVE])
+    return [_rollout(session, row, ahead.get(row.id), now) for row in rows]
 
 
 def rollout(session: Session, rollout_id: str, now: float) -> schemas.Rollout | None:
     """Return one rollout at NOW (Unix seconds); None if there is none of that id."""
     row = session.get(RolloutRow, rollout_id)
-    return _rollout(session, row, now) if row else None
+    return rollouts(session, [row], now)[0] if row else None
 
 
-def _rollout(session: Session, row: RolloutRow, now: float) -> schemas.Rollout:
+def _rollout(session: Session, row: RolloutRow, first: Line | None, now: float) -> schemas.Rollout:
     found = track(session, row, now)
     gates = [str(gate) for gate in found.rollout.policy.gates]
     return schemas.Rollout(
@@ -32,6 +36,7 @@ def _rollout(session: Session, row: RolloutRow, now: float) -> schemas.Rollout:
         group=row.group_id,
         state=found.rollout.state,
         reason=row.reason,
+        overtaken_by=first.rollout if first else None,
         plan=row.waves,
         policy=row.policy | {"gates": gates},
         priority=row.priority,

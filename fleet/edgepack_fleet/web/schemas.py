@@ -379,6 +379,10 @@ class Rollout(Model):
         "cancelled",
     ]
     reason: str = Field(description="One sentence: why it waits, paused or ended")
+    overtaken_by: str | None = Field(
+        description="Newest rollout of the group that goes before it, so that it cannot be "
+        "resumed; null: none, or it has ended"
+    )
     plan: str = Field(description="The waves as they were given")
     policy: dict[str, Any]
     priority: int
