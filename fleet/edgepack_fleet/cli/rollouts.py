@@ -235,6 +235,8 @@ def _print(rollout: dict[str, Any], as_json: bool) -> None:
         show.document("rollout", rollout)
         return
     pairs = [(k, rollout[k]) for k in ("id", "release", "group", "state", "reason")]
+    if rollout["overtaken_by"]:
+        pairs.append(("overtaken by", rollout["overtaken_by"]))
     for number, wave in enumerate(rollout["waves"], 1):
         pairs.append((f"wave {number}", _counts(wave, rollout["state"])))
         pairs += [("", f"{gate['verdict']}: {gate['said']}") for gate in wave["gates"]]

@@ -82,8 +82,9 @@ def ask(request: Request, fleet: Fleet, role: Operator, rollout_id: str, action:
         row = _row(db.get(RolloutRow, rollout_id), rollout_id)
         found = rollout_story.track(db, row, fleet.now())
         first = store.overtakers(db, [row]).get(rollout_id)
-    text = rollout_story.consequence(action, found, row.release)
-    allowed = action in offered(row.state, overtaken=first is not None)
+    overtaken = first is not None
+    text = rollout_story.consequence(action, found, overtaken=overtaken)
+    allowed = action in offered(row.state, overtaken=overtaken)
     return page(
         request, "confirm_rollout", role=role, rollout=row, action=action, text=text,
         allowed=allowed,

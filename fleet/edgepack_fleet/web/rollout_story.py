@@ -104,8 +104,9 @@ def _members(
     return store.members_of(session, row, 0.0, now=now, everybody=everybody, installs=installs)
 
 
-def consequence(action: str, found: Track, release: str) -> str:
+def consequence(action: str, found: Track, *, overtaken: bool) -> str:
     """Return what ACTION would do to the devices of the rollout FOUND, in plain words."""
+    release = found.rollout.release
     busy = sum(stage.busy for stage in found.stages)
     done = sum(stage.done for stage in found.stages)
     failed = sum(stage.failed for stage in found.stages)
@@ -120,7 +121,8 @@ def consequence(action: str, found: Track, release: str) -> str:
         "revert": f"{_devices(done)} go back to the release they had before. Under way: "
         f"{_devices(busy)}, which are told to stop. A device out of reach goes back on its return.",
         "cancel": f"It ends for good. Under way: {_devices(busy)}, which are told to stop. "
-        f"{_devices(done)} that have {release} keep it; to take it back, revert instead.",
+        f"{_devices(done)} that have {release} keep it"
+        + ("." if overtaken else "; to take it back, revert instead."),
     }
     return texts[action]
 
