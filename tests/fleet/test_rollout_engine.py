@@ -73,6 +73,9 @@ def test_a_breached_gate_gives_every_device_back_what_it_had(bench: Bench) -> No
         ),
     )
     assert [(wave.done, wave.failed, wave.pending) for wave in shown.waves] == [(2, 0, 0)]
+    assert [(d.id, d.status, d.way) for d in shown.devices] == [
+        ("a", "SUCCEEDED", "revert"), ("b", "SUCCEEDED", "install"),
+    ]  # fmt: skip
     assert [(gate.verdict, gate.value) for gate in shown.waves[0].gates] == [("breached", 0.4)]
     with bench.database.read() as session:
         (brief,) = briefs(session, [session.get_one(RolloutRow, second)])

@@ -225,6 +225,11 @@ def _variant(variant: dict[str, Any]) -> str:
     return f"{variant['runtime']}-{variant['precision']}"
 
 
+def _where(device: dict[str, Any]) -> str:
+    way = "way back" if device["way"] == "revert" else ""
+    return ", ".join(filter(None, (way, device["state"])))
+
+
 def _counts(wave: dict[str, Any], state: str) -> str:
     rest = "not reached" if state in {"reverting", "reverted", "cancelled"} else "pending"
     return f"{wave['done']} done, {wave['failed']} failed, {wave['pending']} {rest}"
@@ -241,5 +246,5 @@ def _print(rollout: dict[str, Any], as_json: bool) -> None:
         pairs.append((f"wave {number}", _counts(wave, rollout["state"])))
         pairs += [("", f"{gate['verdict']}: {gate['said']}") for gate in wave["gates"]]
     show.facts(pairs)
-    rows = [(d["id"], d["status"].lower(), d["state"], d["reason"]) for d in rollout["devices"]]
+    rows = [(d["id"], d["status"].lower(), _where(d), d["reason"]) for d in rollout["devices"]]
     show.table(("device", "status", "where", "reason"), rows, "The group has no device yet.")

@@ -10,7 +10,7 @@ from edgepack_fleet import store
 from edgepack_fleet.adapters.tables import RolloutRow
 from edgepack_fleet.core import members as of
 from edgepack_fleet.core.gates import Reading, gauge, waiver
-from edgepack_fleet.core.model import FAILURES, TO_COME, Member, Rollout
+from edgepack_fleet.core.model import FAILURES, TO_COME, JobKind, Member, Rollout
 from edgepack_fleet.core.progress import count_waves
 from edgepack_fleet.core.rollout import current_wave
 from edgepack_fleet.core.standing import Standing, standing
@@ -64,6 +64,16 @@ class Part:
     wave: int | None
     state: str
     progress: float = 0.0
+    way: JobKind = "install"
+
+    @property
+    def where(self) -> str:
+        """How far it has come, in words; empty: its status says it all."""
+        if self.way == "install":
+            return self.state.replace("_", " ") if self.status == "IN_PROGRESS" else ""
+        if self.status == "SUCCEEDED":
+            return "back on the release before"
+        return "could not go back" if self.status in FAILURES else "on its way back"
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +181,10 @@ def _part(member: Member, release: Release, progress: float) -> Part:
             return Part(member.device.id, "QUEUED", "", None, "")
         reason = resolve(release, member.device.inventory).reason
         return Part(member.device.id, "SKIPPED", reason, None, "")
-    return Part(member.device.id, member.status, member.reason, member.wave, member.state, progress)
+    return Part(
+        member.device.id, member.status, member.reason, member.wave, member.state, progress,
+        member.kind,
+    )  # fmt: skip
 
 
 def _failures(members: Sequence[Member]) -> tuple[tuple[str, tuple[str, ...]], ...]:

@@ -353,6 +353,9 @@ class Member(Model):
     wave: int | None = Field(description="Index of its wave; null: not assigned yet")
     progress: float = 0.0
     state: str = ""
+    way: Literal["install", "revert"] = Field(
+        "install", description="`revert`: the status is that of its way back"
+    )
 
 
 class Failure(Model):
