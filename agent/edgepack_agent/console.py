@@ -115,7 +115,7 @@ class Console:
 
     def _drift(self, asked: Asked) -> None:
         watch = self._parts.drifting
-        told = watch.describe() or {"alarms": [], "features": {}}
+        told = watch.describe() or {"alarms": [], "features": {}, "filling": None}
         asked.reply.set_result(told | {"histograms": watch.histograms()})
 
     def _export(self, asked: Asked) -> None:

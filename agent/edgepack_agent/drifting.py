@@ -48,13 +48,22 @@ class Drifting:
 
     def describe(self) -> dict[str, Any] | None:
         """Return what drifts, for `status`; None: nothing is watched."""
-        if self._drift is None:
+        drift = self._drift
+        if drift is None:
             return None
         features = {
-            name: {"psi": round(found.psi, 4), "p": found.p, "n": found.n}
-            for name, found in self._drift.last.items()
+            name: {"psi": round(found.psi, 4), "p": found.p, "n": found.n, "far": drift.far[name]}
+            for name, found in drift.last.items()
         }
-        return {"alarms": self._drift.alarms, "features": features}
+        rule = drift.rule
+        filling = {
+            "values": drift.filled,
+            "of_values": rule.min_count,
+            "seconds": int(self._clock() - drift.since),
+            "of_seconds": rule.min_s,
+        }
+        told = {"alarms": drift.alarms, "features": features, "windows": rule.windows}
+        return told | {"filling": filling}
 
     def histograms(self) -> dict[str, Any]:
         """Return baseline and last window of every feature, for a picture."""

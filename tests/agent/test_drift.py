@@ -1,6 +1,7 @@
 """Drift is told when it begins and when it ends, without a link, by the device alone."""
 
 import json
+import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -125,7 +126,7 @@ def place(tmp_path: Path) -> Iterator[Site]:
 
 @pytest.mark.mosquitto
 def test_a_device_tells_drift_without_a_link_and_shows_it(place: Site, tmp_path: Path) -> None:
-    rule = {"min_count": 100, "min_s": 0, "windows": 1}
+    rule = {"min_count": 100, "min_s": 0, "windows": 2}
     test = digits_data()[1]
     baseline = {
         "samples": 1000,
@@ -133,21 +134,41 @@ def test_a_device_tells_drift_without_a_link_and_shows_it(place: Site, tmp_path:
         "inputs": {"image": {"mean": {"edges": [-9.0, 9.0], "counts": [0, 1000, 0]}}},
     }
     place.publish("1.0.0", drift=baseline)
-    device = place.device(drift=rule)
+    nobody = {"name": "door", "source": "rtsp://127.0.0.1:1/door"}
+    device = place.device(drift=rule, sources=[nobody])
     device.start()
     wait("the device to connect", lambda: device.status().get("connected"))
     assert place.ended(place.roll_out("1.0.0", probation_s=0)) == "completed"
     place.broker.kill()
     zeros = test.inputs[test.labels == 0]
-    with Client(("127.0.0.1", device.port)) as client:
-        for number in range(140):
-            client.infer(zeros[number % len(zeros)])
-    wait("the alarm", lambda: (device.status().get("drift") or {}).get("alarms"))
-    words = ("drift", "--svg", tmp_path / "seen", "--json")
-    said = subprocess.run(
-        [AGENT, "--config", device.config, *words], capture_output=True, text=True, check=True
+
+    def said(*words: str | Path) -> str:
+        command = [AGENT, "--config", device.config, *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    def watched() -> dict[str, Any]:
+        return dict(device.status().get("drift") or {})
+
+    def see(count: int) -> None:
+        with Client(("127.0.0.1", device.port)) as client:
+            for number in range(count):
+                client.infer(zeros[number % len(zeros)])
+
+    see(40)
+    wait("the values", lambda: watched().get("filling", {}).get("values") == 40)
+    assert said("drift", "--svg", tmp_path / "none").startswith(
+        "no window is full yet: 40 of 100 values, "
     )
-    told = json.loads(said.stdout)
+    see(70)
+    wait("the first window", lambda: watched()["features"])
+    assert "far from as built, 1 of 2 windows in a row: PSI" in said("drift")
+    status = said("status")
+    assert re.search(r"^camera +door: \w[\w ]+, no frame yet$", status, re.MULTILINE)
+    assert "alarm " not in status
+    see(110)
+    wait("the alarm", lambda: watched()["alarms"])
+    assert "alarm      classes drifts" in said("status")
+    told = json.loads(said("drift", "--svg", tmp_path / "seen", "--json"))
     assert told["alarms"] == ["classes"]
     assert told["features"]["classes"]["psi"] > 0.1
     assert [ET.parse(path).getroot().tag for path in told["pictures"]]

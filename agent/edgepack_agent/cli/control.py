@@ -234,4 +234,19 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, Any]]:
         ("update", f"{found['phase']} {job['release'] if job else ''}{_waits(found)}"),
         ("outbox", f"{found['outbox']['rows']} rows not confirmed yet{_spent(found)}"),
         ("memory", f"{found['rss_mb']} MB"),
+        *(("camera", f"{name}: {_camera(facts)}") for name, facts in found["cameras"].items()),
+        *(("alarm", f"{feature} drifts: edgepack-agent drift") for feature in _drifting(found)),
     ]
+
+
+def _camera(facts: dict[str, Any]) -> str:
+    if not facts["online"]:
+        age = facts["last_frame_age_s"]
+        seen = "no frame yet" if age is None else f"last frame {age:g} s ago"
+        return f"{facts['reason'].replace('_', ' ')}, {seen}"
+    slowed = ", slowed down because it is hot" if facts["slowed_down"] else ""
+    return f"{facts['fps']:g} frames/s{slowed}"
+
+
+def _drifting(found: dict[str, Any]) -> list[str]:
+    return list((found["drift"] or {}).get("alarms", ()))

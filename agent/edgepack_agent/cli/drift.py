@@ -39,9 +39,20 @@ def drift(config: Path | None, svg: Path | None, as_json: bool) -> None:
         print_json(found)
         return
     if not found["features"]:
-        click.echo("no window is full yet")
+        click.echo(_nothing_yet(found["filling"]))
     for name, facts in sorted(found["features"].items()):
         click.echo(f"{name:<32} {_sentence(name, facts, found)}")
+
+
+def _nothing_yet(filling: dict[str, Any] | None) -> str:
+    """Return why there is nothing to compare, and how far the first window is."""
+    if filling is None:
+        return (
+            "nothing is watched: no model runs, its bundle has no baseline, or `drift.watch` is off"
+        )
+    values = f"{filling['values']:,} of {filling['of_values']:,} values"
+    minutes = f"{filling['seconds'] // 60} of {filling['of_seconds'] / 60:g} minutes"
+    return f"no window is full yet: {values}, {minutes}; both are needed"
 
 
 def _draw(found: dict[str, Any], folder: Path) -> list[Path]:
@@ -62,5 +73,9 @@ def _draw(found: dict[str, Any], folder: Path) -> list[Path]:
 
 
 def _sentence(name: str, facts: dict[str, Any], found: dict[str, Any]) -> str:
-    verdict = "drifts" if name in found["alarms"] else "as built"
+    verdict = "as built"
+    if name in found["alarms"]:
+        verdict = "drifts"
+    elif facts["far"]:
+        verdict = f"far from as built, {facts['far']} of {found['windows']} windows in a row"
     return f"{verdict}: PSI {facts['psi']:.3f}, p {facts['p']:.2g}, n {facts['n']}"

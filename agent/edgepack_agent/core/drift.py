@@ -68,12 +68,16 @@ class Drift:
         """The features that drift."""
         return sorted(name for name, count in self.far.items() if count >= self.rule.windows)
 
+    @property
+    def filled(self) -> int:
+        """Values of the feature that has most of them, in the window that is being filled."""
+        return max((counts.total() for counts in self.counts.values()), default=0)
+
     def add(self, stats: Mapping[str, Any], now: float) -> list[Alarm]:
         """Take what a beat has counted; return what begins or ends to drift with it."""
         for feature, counts in _counted(stats, self.baseline):
             self.counts.setdefault(feature, Counter()).update(counts)
-        most = max((counts.total() for counts in self.counts.values()), default=0)
-        if most < self.rule.min_count or now - self.since < self.rule.min_s:
+        if self.filled < self.rule.min_count or now - self.since < self.rule.min_s:
             return []
         self.since = now
         self.shown, self.counts = self.counts, {}

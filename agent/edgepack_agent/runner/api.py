@@ -78,7 +78,7 @@ class Api:
             # Before it is said what there is: a stranger learns nothing.
             self.gate.admit(call.headers.get("authorization", ""), over_tcp=call.over_tcp)
         if route is None:
-            raise RequestError(404, f"there is no {call.path[:200]} here", "not_found")
+            raise _nothing_at(call.path)
         if call.method not in route.methods:
             raise RequestError(405, f"this is a {' or '.join(route.methods)}")
         return route
@@ -225,6 +225,12 @@ def _documents(model: Model) -> dict[str, bytes]:
     for path in (base, f"{base}/versions/{manifest.version}"):
         documents |= {path: about, f"{path}/ready": state}
     return {path: msgspec.json.encode(document) for path, document in documents.items()}
+
+
+def _nothing_at(path: str) -> RequestError:
+    place = path[:200] or "/"
+    told = f"there is no {place} here; /openapi.json says what there is"
+    return RequestError(404, told, "not_found")
 
 
 def _always(document: bytes) -> Callable[[Call], Reply]:

@@ -33,8 +33,7 @@ def describe_api(manifest: Manifest, digest: str) -> dict[str, Any]:
         "/v2": "What serves, and its extensions",
         "/v2/health/live": "Whether the server answers",
         "/v2/health/ready": "Whether the model answers",
-        base: "Inputs and outputs of the model",
-        f"{base}/ready": "Whether the model answers",
+        "/v2/edgepack/cameras": "How each camera is and what was seen last; folders are none",
         "/openapi.json": "This document",
     }
     paths: dict[str, Any] = {path: {"get": _read(told)} for path, told in reads.items()}
@@ -42,7 +41,13 @@ def describe_api(manifest: Manifest, digest: str) -> dict[str, Any]:
         paths[path] = {"get": _read("Health, without a token") | {"security": []}}
     paths["/metrics"] = {"get": _read("Counters for Prometheus", "text/plain")}
     paths["/v2/repository/index"] = {"post": _read("The models that are served")}
-    paths[f"{base}/infer"] = {"post": _infer(manifest)}
+    for place in (base, f"{base}/versions/{manifest.version}"):
+        paths[place] = {"get": _read("Inputs and outputs of the model")}
+        paths[f"{place}/ready"] = {"get": _read("Whether the model answers")}
+        paths[f"{place}/infer"] = {"post": _infer(manifest)}
+    page = _read("The cameras, for a person: it asks for the token itself", "text/html")
+    paths["/preview"] = {"get": page | {"security": []}}
+    paths["/preview/{camera}.jpg"] = {"get": _picture()}
     return {
         "openapi": "3.1.0",
         "info": {"title": manifest.release, "version": manifest.version, "x-bundle": digest},
@@ -58,6 +63,12 @@ def describe_api(manifest: Manifest, digest: str) -> dict[str, Any]:
 def _read(told: str, kind: str = "application/json") -> dict[str, Any]:
     content: dict[str, Any] = {"schema": {} if kind == "application/json" else {"type": "string"}}
     return {"summary": told, "responses": _responses(kind, content)}
+
+
+def _picture() -> dict[str, Any]:
+    camera = {"name": "camera", "in": "path", "required": True, "schema": {"type": "string"}}
+    told = "What a camera saw last, with the answer drawn on it; 404 before its first frame"
+    return _read(told, "image/jpeg") | {"parameters": [camera]}
 
 
 def _infer(manifest: Manifest) -> dict[str, Any]:
