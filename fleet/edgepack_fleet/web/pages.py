@@ -27,14 +27,18 @@ HELD = frozenset({"paused", "awaiting_approval"})
 def overview(request: Request, fleet: Fleet, role: Viewer) -> Response:
     """Show how the fleet is and what needs attention."""
     with fleet.database.read() as db:
-        rollouts = rollout_counts.briefs(db, figures.rollouts(db))
+        busy = figures.busy(db)
+        held = [row for row in busy if row.state in HELD]
         return page(
             request,
             "overview",
             role=role,
             figures=figures.count(db),
-            rollouts=rollouts,
-            held=[r for r in rollouts if r.state in HELD and not r.overtaken],
+            rollouts=rollout_counts.briefs(db, figures.rollouts(db, busy)),
+            busy=len(busy),
+            running=sum(row.state == "running" for row in busy),
+            held=held[: figures.SHOWN],
+            on_hold=len(held),
             failing=figures.failing(db),
             offline=figures.offline(db),
             recent=figures.recent(db),
