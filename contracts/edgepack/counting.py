@@ -23,9 +23,10 @@ MAX_LABEL = 128
 """Characters of a name that is counted apart."""
 OTHER = "other"
 """Where all is counted that has no name of its own."""
-FAULTS = frozenset({"bad_output", "deadline", "non_finite", "runner_error", "runtime_error"})
+FAULTS = frozenset({"deadline", "non_finite", "runner_error", "runtime_error"})
 """Reasons of errors that are held against the model and what runs it. What a client, a camera or a
-full queue did wrong is counted by its reason as well, but says nothing of the release."""
+full queue did wrong is counted by its reason as well, but says nothing of the release; nor does
+`bad_output`: outputs of several samples at once are not decoded."""
 
 
 def faults(errors: Mapping[str, int]) -> int:
