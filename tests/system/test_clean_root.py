@@ -167,7 +167,8 @@ class Machine:
         return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[-1])
 
     def run(self, *words: str, check: bool = True) -> str:
-        enter = ["nsenter", "-t", str(self.leader), "-m", "-u", "-i", "-p", "-C", "-r", "-w"]
+        """Run WORDS in all of its namespaces: what it listens on is nowhere else."""
+        enter = ["nsenter", "-t", str(self.leader), "-m", "-u", "-i", "-p", "-n", "-C", "-r", "-w"]
         done = subprocess.run([*enter, *words], capture_output=True, text=True, check=False)
         assert not check or done.returncode == 0, done.stdout + done.stderr
         return done.stdout
