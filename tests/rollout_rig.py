@@ -13,7 +13,7 @@ from edgepack_fleet.adapters.tables import DeviceRow, GroupRow, JobRow
 from edgepack_fleet.core.model import Policy
 from edgepack_fleet.core.variants import Release
 from edgepack_fleet.rollouts import Rollouts
-from edgepack_fleet.web import schemas, views
+from edgepack_fleet.web import rollout_views, schemas
 from trust_rig import World
 
 FITS = msgspec.to_builtins(Inventory(arch="x86_64", runtimes={"onnx": "1.23.2"}))
@@ -67,7 +67,7 @@ class Bench:
 
     def show(self, rollout: str) -> schemas.Rollout:
         with self.database.read() as session:
-            found = views.rollout(session, rollout)
+            found = rollout_views.rollout(session, rollout, self.now)
         assert found is not None
         return found
 

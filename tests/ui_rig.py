@@ -125,6 +125,13 @@ class Town:
         with self.service.database.read() as session:
             return f"/rollouts/{session.scalars(query.order_by(RolloutRow.number.desc())).first()}"
 
+    def rollouts(self, group: str = "", release: str = "") -> list[str]:
+        """Return the ids of rollouts, the oldest first; only those to GROUP, of RELEASE."""
+        with self.service.database.read() as session:
+            rows = session.scalars(select(RolloutRow).order_by(RolloutRow.number))
+            return [row.id for row in rows
+                    if group in {"", row.group_id} and release in {"", row.release}]  # fmt: skip
+
     # -- what devices do
 
     def enrol(self, name: str, group: str, box: messages.Inventory = BOXES[0]) -> None:
@@ -166,7 +173,8 @@ class Town:
             detail=detail)])  # fmt: skip
 
     def report(self, device: str, bundle: str, *, slow: float = 1.0, count: int = 1500,
-               errors: int = 0, minutes: float = 5.0, bright: float = 0.0) -> None:  # fmt: skip
+               errors: int = 0, minutes: float = 5.0, bright: float = 0.0,
+               temperature: bool = True) -> None:  # fmt: skip
         hour = (self.now % 86400) / 86400
         # At night, too, enough is asked for a gate to judge by.
         busy = max(400, int(count * (0.55 + 0.45 * math.sin(2 * math.pi * (hour - 0.3)))))
@@ -183,7 +191,8 @@ class Town:
             features={"inputs.image.mean": self._moved(BINS["mean"], busy, bright),
                       "inputs.image.spread": self._moved(BINS["spread"], busy, 0.0)},
             rss_mb=118 + 6 * self.luck.random(), cpu_percent=31.0,
-            temperature_c=51 + 7 * hour + self.luck.random())])  # fmt: skip
+            temperature_c=51 + 7 * hour + self.luck.random() if temperature else None,
+        )])  # fmt: skip
 
     def _moved(self, counts: list[int], busy: int, share: float) -> tuple[int, ...]:
         """Return COUNTS of BUSY values, a SHARE of them one bin further up."""
@@ -370,6 +379,56 @@ def _halfway(made: Town, devices: list[str]) -> None:
     for number, device in enumerate(devices[1:4]):
         made.finish(device, "person@1.4.0", **(shadow(0.97, 1.08) if number < 2 else {}))
     made.job(devices[4], ("IN_PROGRESS", "probation"))
+    made.tick()
+
+
+def young(home: Path, now: float) -> Town:
+    """Return a fleet of an hour: one release went round, two were refused, one was taken back."""
+    made = Town(home, now - 3600)
+    for version, score in (("1.3.0", 0.931), ("1.4.0", 0.944), ("1.5.0", 0.951)):
+        made.publish(version, score)
+    groups = {"lab": ["bench-1", "bench-2"], "gate": ["gate-1"], "yard": ["yard-1", "yard-2"]}
+    made.group(*groups)
+    for group, devices in groups.items():
+        for device in devices:
+            made.enrol(device, group)
+            made.connect(device)
+        made.rollout("person@1.3.0", group, "100%")
+    everybody = [device for devices in groups.values() for device in devices]
+    _settle(made, everybody, "person@1.3.0")
+    made.rollout("person@1.4.0", "lab", "1,100%")
+    _refuse(made, "bench-1", "person@1.4.0")
+    made.rollout("person@1.5.0", "lab", "100%")
+    _settle(made, groups["lab"], "person@1.5.0")
+    made.rollout("person@1.4.0", "gate", "1,100%")
+    _refuse(made, "gate-1", "person@1.4.0")
+    made.rollout("person@1.4.0", "yard", "1,100%", on_breach="revert")
+    _settle(made, ["yard-1"], "person@1.4.0")
+    _refuse(made, "yard-2", "person@1.4.0")
+    made.tick()
+    _settle(made, ["yard-1"], "person@1.3.0")
+    made.now = now - 300
+    made.report("bench-1", "person@1.5.0", count=100, temperature=False)
+    made.report("yard-1", "person@1.3.0", count=100, errors=2)
+    made.now = now
+    made.tick()
+    return made
+
+
+def _settle(made: Town, devices: list[str], release: str) -> None:
+    """Let DEVICES install RELEASE and say so."""
+    made.tick()
+    for device in devices:
+        made.finish(device, release, **shadow(0.98, 0.95))
+        made.connect(device, release)
+    made.tick()
+
+
+def _refuse(made: Town, device: str, release: str) -> None:
+    """Let DEVICE refuse RELEASE."""
+    made.tick()
+    assert made.job(device, ("IN_PROGRESS", "self_test"), ("REJECTED", "golden_mismatch"))
+    made.event(device, "rejected", release, "golden_mismatch")
     made.tick()
 
 

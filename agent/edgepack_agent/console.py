@@ -114,7 +114,9 @@ class Console:
         }
 
     def _drift(self, asked: Asked) -> None:
-        asked.reply.set_result(self._parts.drifting.report())
+        watch = self._parts.drifting
+        told = watch.describe() or {"alarms": [], "features": {}, "filling": None}
+        asked.reply.set_result(told | {"histograms": watch.histograms()})
 
     def _export(self, asked: Asked) -> None:
         if asked.file is None:

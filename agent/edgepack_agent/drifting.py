@@ -11,7 +11,6 @@ from edgepack_agent.core.drift import Alarm, Drift, Rule
 from edgepack_agent.core.effects import Publish
 from edgepack_agent.core.state import Slot
 from edgepack_targets.pipeline.baseline import Baseline
-from edgepack_targets.pipeline.drift import Finding
 
 __all__ = ["Drifting"]
 
@@ -53,25 +52,23 @@ class Drifting:
         if drift is None:
             return None
         features = {
-            name: _numbers(found) | {"far": drift.far[name]} for name, found in drift.last.items()
+            name: {"psi": round(found.psi, 4), "p": found.p, "n": found.n, "far": drift.far[name]}
+            for name, found in drift.last.items()
         }
-        return {
-            "alarms": drift.alarms,
-            "features": features,
-            "windows": drift.rule.windows,
-            "window": {
-                "values": drift.filled,
-                "min_count": drift.rule.min_count,
-                "lasted_s": round(self._clock() - drift.since),
-                "min_s": drift.rule.min_s,
-            },
+        rule = drift.rule
+        filling = {
+            "values": drift.filled,
+            "of_values": rule.min_count,
+            "seconds": int(self._clock() - drift.since),
+            "of_seconds": rule.min_s,
         }
+        told = {"alarms": drift.alarms, "features": features, "windows": rule.windows}
+        return told | {"filling": filling}
 
-    def report(self) -> dict[str, Any]:
-        """Return what `describe` says, and baseline and last window of every feature to draw."""
-        drift, found = self._drift, self.describe() or {"alarms": [], "features": {}}
-        histograms = {name: _pair(drift, name) for name in drift.shown} if drift else {}
-        return {"watched": drift is not None} | found | {"histograms": histograms}
+    def histograms(self) -> dict[str, Any]:
+        """Return baseline and last window of every feature, for a picture."""
+        drift = self._drift
+        return {} if drift is None else {name: _pair(drift, name) for name in drift.shown}
 
     def _begin(self, slot: Slot) -> None:
         self._digest, self._drift = slot.model.digest, None
@@ -79,14 +76,11 @@ class Drifting:
             self._drift = Drift(baseline, self._rule, self._clock())
 
     def _say(self, slot: Slot, alarm: Alarm) -> None:
-        detail, model = _numbers(alarm.finding), slot.model
+        found, model = alarm.finding, slot.model
+        detail = {"psi": round(found.psi, 4), "p": found.p, "n": found.n}
         kind = "drift_over" if alarm.over else "drift"
         log.warning("%s: %s of %s: %s", kind, alarm.feature, model.release, detail)
         self._tell(Publish(kind, model.release, model.digest, alarm.feature, detail))
-
-
-def _numbers(found: Finding) -> dict[str, Any]:
-    return {"psi": round(found.psi, 4), "p": found.p, "n": found.n}
 
 
 def _pair(drift: Drift, feature: str) -> dict[str, Any]:

@@ -1,11 +1,15 @@
-"""Between which edges all devices count, so that what they tell can be added up."""
+"""How all devices count, so that what they tell can be added up, and what a model is blamed for."""
+
+from collections.abc import Mapping
 
 __all__ = [
     "CONFIDENCE_EDGES",
+    "FAULTS",
     "LATENCY_EDGES_MS",
     "MAX_LABEL",
     "OTHER",
     "SCRAPED_EDGES_MS",
+    "faults",
 ]
 
 R10 = ("1", "1.25", "1.6", "2", "2.5", "3.15", "4", "5", "6.3", "8")
@@ -19,3 +23,12 @@ MAX_LABEL = 128
 """Characters of a name that is counted apart."""
 OTHER = "other"
 """Where all is counted that has no name of its own."""
+FAULTS = frozenset({"deadline", "non_finite", "runner_error", "runtime_error"})
+"""Reasons of errors that are held against the model and what runs it. What a client, a camera or a
+full queue did wrong is counted by its reason as well, but says nothing of the release; nor does
+`bad_output`: outputs of several samples at once are not decoded."""
+
+
+def faults(errors: Mapping[str, int]) -> int:
+    """Return how many of ERRORS, counts by reason, are held against the model."""
+    return sum(count for reason, count in errors.items() if reason in FAULTS)

@@ -21,9 +21,11 @@ from edgepack.errors import UsageError
 from edgepack_fleet.adapters.alert_tables import AlertRow, NoticeRow
 from edgepack_fleet.adapters.database import Database
 from edgepack_fleet.adapters.notifying import publish, send_mail
+from edgepack_fleet.adapters.tables import DeviceRow
 from edgepack_fleet.core.alert_rules import AlertConfig
-from edgepack_fleet.core.alerts import Alert, Reading, Rule, State, Told, step
+from edgepack_fleet.core.alerts import Alert, Reading, Rule, State, Told, nobody_runs, step
 from edgepack_fleet.core.hooks import pause_s
+from edgepack_fleet.core.units import measured
 
 __all__ = ["Alerts"]
 
@@ -81,9 +83,11 @@ class Alerts:
         with self._database.write() as session:
             rows = {row.id: row for row in session.scalars(select(AlertRow).with_for_update())}
             told: list[AlertRow] = []
+            running = _running(session)
             for rule in self.config.rules:
-                for reading in _watched(rule, found, rows):
-                    row = self._judge(session, rule, reading, rows, now)
+                for labels, value in _watched(rule, found, rows):
+                    over = nobody_runs(rule.metric, labels, running)
+                    row = self._judge(session, rule, (labels, value, over), rows, now)
                     told += [row] if row is not None else []
             known = {rule.name for rule in self.config.rules}
             for row in rows.values():
@@ -159,16 +163,19 @@ class Alerts:
         self,
         session: Session,
         rule: Rule,
-        reading: Watched,
+        watched: tuple[Mapping[str, str], float | None, str],
         rows: dict[str, AlertRow],
         now: float,
     ) -> AlertRow | None:
-        """Move the alert of RULE about READING; return its row if somebody is to be told."""
-        labels, value = reading
+        """Move the alert of RULE about what is WATCHED; return its row if somebody is to be told.
+
+        That is labels, the value measured, and why there is nothing to watch any more.
+        """
+        labels, value, over = watched
         place = _id(rule.name, labels)
         row = rows.get(place)
         before = _alert(row) if row else Alert()
-        after, said = step(rule, before, value, now)
+        after, said = step(rule, before, value, now, over)
         if after.state == "inactive" and after.silenced <= now:
             if row is not None:
                 session.delete(rows.pop(place))
@@ -183,12 +190,13 @@ class Alerts:
         return row if said else None
 
     def _tell(self, session: Session, rows: Sequence[AlertRow], now: float) -> None:
+        metrics = {rule.name: rule.metric for rule in self.config.rules}
         channels = {"mail": self.config.mail, "mqtt": self.config.mqtt}
         for name, channel in channels.items():
             least = SEVERITIES.index(channel.severity) if channel else 0
             mine = [row for row in rows if SEVERITIES.index(row.severity) >= least]
             if channel and mine:
-                body = {"alerts": [_facts(row) for row in mine]}
+                body = {"alerts": [_facts(row, metrics[row.rule]) for row in mine]}
                 session.add(NoticeRow(channel=name, body=body, tries=0, due=now, created=now))
 
     def _sent(self, row: NoticeRow) -> str:
@@ -207,6 +215,14 @@ class Alerts:
         except (OSError, ValueError) as error:
             return f"{type(error).__name__}: {error}"[:300]
         return ""
+
+
+def _running(session: Session) -> set[tuple[str, str]]:
+    """Return the releases that devices run, each with their groups."""
+    query = select(DeviceRow.bundle, DeviceRow.group_id).where(
+        DeviceRow.revoked.is_(None), DeviceRow.bundle.is_not(None)
+    )
+    return {(bundle, group) for bundle, group in session.execute(query.distinct()) if bundle}
 
 
 def _watched(rule: Rule, found: Sequence[Reading], rows: Mapping[str, AlertRow]) -> list[Watched]:
@@ -236,6 +252,7 @@ def _alert(row: AlertRow) -> Alert:
         told=row.told,
         silenced=row.silenced,
         acknowledged=row.acknowledged,
+        reason=row.reason,
     )
 
 
@@ -248,7 +265,7 @@ def _get(session: Session, alert: str) -> AlertRow:
     return row
 
 
-def _facts(row: AlertRow) -> dict[str, Any]:
+def _facts(row: AlertRow, metric: str) -> dict[str, Any]:
     said = cast("Told", row.said)
     return {
         "id": row.id,
@@ -257,14 +274,18 @@ def _facts(row: AlertRow) -> dict[str, Any]:
         "said": said,
         "labels": row.labels,
         "value": row.value,
+        "reading": "" if row.value is None else measured(row.value, metric),
         "since": row.since,
+        "reason": row.reason,
     }
 
 
 def _line(alert: Mapping[str, Any]) -> str:
     about = ", ".join(f"{name} {value}" for name, value in sorted(alert["labels"].items()))
-    value = "" if alert["value"] is None else f" (now {alert['value']:.3g})"
+    reading = alert.get("reading")  # of what another version wrote there is none
+    value = alert.get("reason") or (f"now {reading}" if reading else "")
     word = {"firing": "fires", "repeat": "still fires", "resolved": "is over"}[alert["said"]]
-    text = f"{alert['severity']}: {alert['rule']} {word}{': ' + about if about else ''}{value}"
+    text = f"{alert['severity']}: {alert['rule']} {word}{': ' + about if about else ''}"
+    text += f" ({value})" if value else ""
     # Names come from devices; a line feed in a subject is one that no mail can have.
     return "".join(letter if letter.isprintable() else " " for letter in text)

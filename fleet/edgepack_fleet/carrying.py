@@ -28,7 +28,7 @@ from edgepack_fleet.core.actions import (
 from edgepack_fleet.core.model import Policy
 from edgepack_fleet.core.variants import Release, resolve
 
-__all__ = ["before_of", "cancel_open", "carry_out"]
+__all__ = ["before_of", "cancel_open", "carry_out", "state_after"]
 
 STATES: dict[type[Action], str] = {
     Pause: "paused",
@@ -37,6 +37,11 @@ STATES: dict[type[Action], str] = {
     Reverted: "reverted",
     Complete: "completed",
 }
+
+
+def state_after(state: str, actions: Sequence[Action]) -> str:
+    """Return the state that a rollout in STATE comes into by ACTIONS."""
+    return next((STATES[type(a)] for a in reversed(actions) if type(a) in STATES), state)
 
 
 def carry_out(
@@ -60,9 +65,10 @@ def carry_out(
             job = _newest(session, row, device)
             if job is not None and job.status == "IN_PROGRESS":
                 _end(session, job, "TIMED_OUT", reason, now)
+        case Revert(reason):
+            row.stopped = reason
         case Cancel():
             cancel_open(session, JobRow.rollout_id == row.id, "cancelled", now)
-    row.state = STATES.get(type(action), row.state)
 
 
 def cancel_open(session: Session, which: Any, reason: str, now: float) -> None:

@@ -19,7 +19,7 @@ from edgepack.trust import TargetInfo
 from edgepack_fleet import decisions, store
 from edgepack_fleet.adapters.database import Database
 from edgepack_fleet.adapters.tables import GroupRow, JobRow, RolloutRow
-from edgepack_fleet.carrying import cancel_open, carry_out
+from edgepack_fleet.carrying import cancel_open, carry_out, state_after
 from edgepack_fleet.core import members as of
 from edgepack_fleet.core.actions import Assign, Decision
 from edgepack_fleet.core.gates import waiver
@@ -164,13 +164,18 @@ class Rollouts:
 
     def pause(self, rollout: str, by: str = "") -> None:
         """Assign nothing more until somebody resumes."""
-        self._change(rollout, ("running",), "paused", ("Paused", by))
+        with self._database.write() as session:
+            row = self._get(session, rollout, ("running",))
+            decisions.note(session, rollout, "paused", by, self._clock())
+            self._set(row, "paused", f"Paused by {_who(by)}.")
 
     def revert(self, rollout: str, by: str = "") -> None:
         """Give every device that has the release what it had before."""
-        self._change(
-            rollout, ("running", "paused", "completed"), "reverting", ("Reverting: asked for", by)
-        )
+        with self._database.write() as session:
+            row = self._get(session, rollout, ("running", "paused", "completed"))
+            decisions.note(session, rollout, "reverting", by, self._clock())
+            row.stopped = f"Reverting: asked for by {_who(by)}.{_was(row)}"
+            self._set(row, "reverting", row.stopped)
 
     def resume(self, rollout: str, by: str = "") -> None:
         """Go on; the failures and breaches so far are accepted and count no more.
@@ -180,8 +185,8 @@ class Rollouts:
         """
         with self._database.write() as session:
             row = self._get(session, rollout, ("paused",))
-            if (first := _goes_before(session, row)) is not None:
-                raise _superseded(row, first)
+            if first := store.overtakers(session, [row]).get(rollout):
+                raise _superseded(row, first.rollout)
             now = self._clock()
             meant = store.rollout_of(row)
             members = store.members_of(session, row, now, now=now, everybody=True)
@@ -198,7 +203,7 @@ class Rollouts:
         with self._database.write() as session:
             row, now = self._get(session, rollout, ENDABLE), self._clock()
             decisions.note(session, rollout, "cancelled", by, now)
-            self._end(session, row, f"Cancelled by {_who(by)}.", now)
+            self._end(session, row, f"Cancelled by {_who(by)}.{_was(row)}", now)
 
     def tick(self, heard_since: float, now: float | None = None) -> bool:
         """Let every rollout decide once; return whether anything changed.
@@ -257,11 +262,13 @@ class Rollouts:
             row = session.get_one(RolloutRow, seen.id)
             if row.version != seen.version:
                 return False
+            # Together and first: what is told of a state is told with its sentence.
+            row.state = state_after(row.state, decision.actions)
+            row.reason = decision.reason or row.reason
             for action in decision.actions:
                 carry_out(session, row, action, self._releases, now)
             if inputs is not None:
                 decisions.keep(session, row.id, decision, inputs, now)
-            row.reason = decision.reason or row.reason
             row.version, row.updated = row.version + 1, now
         return True
 
@@ -283,24 +290,11 @@ class Rollouts:
         )
         for row in session.scalars(under_way):
             if store.rank(row) < store.rank(new):
-                self._end(session, row, f"Superseded by {new.release} ({new.id}).", now)
+                self._end(session, row, f"Superseded by {new.release} ({new.id}).{_was(row)}", now)
 
     def _end(self, session: Session, row: RolloutRow, reason: str, now: float) -> None:
         cancel_open(session, JobRow.rollout_id == row.id, "cancelled", now)
         self._set(row, "cancelled", reason)
-
-    def _change(
-        self,
-        rollout: str,
-        allowed: Sequence[RolloutState],
-        state: RolloutState,
-        said: tuple[str, str],
-    ) -> None:
-        what, by = said
-        with self._database.write() as session:
-            row = self._get(session, rollout, allowed)
-            decisions.note(session, rollout, state, by, self._clock())
-            self._set(row, state, f"{what} by {_who(by)}.")
 
     def _set(self, row: RolloutRow, state: str, reason: str) -> None:
         row.state, row.reason = state, reason
@@ -329,6 +323,13 @@ def unknown_rollout(rollout: str) -> UsageError:
 def _who(by: str) -> str:
     """Return BY as part of a sentence: a role has an article, a name has none."""
     return f"an {by}" if by in {"operator", "admin"} else by or "an operator"
+
+
+def _was(row: RolloutRow) -> str:
+    """Return why ROW had stopped before somebody ends it; empty if it had not."""
+    if row.state not in {"paused", "reverting"}:
+        return ""
+    return f" It was {row.reason[:1].lower()}{row.reason[1:]}"
 
 
 def _row(plan: Plan, release: Release, number: int, now: float) -> RolloutRow:
@@ -360,15 +361,6 @@ def _packed(
 ) -> Packed | None:
     """Return the inputs of DECISION, if it did more than find another sentence."""
     return pack(rollout, members, now) if decision.actions else None
-
-
-def _goes_before(session: Session, row: RolloutRow) -> str | None:
-    """Return the rollout of the same group that goes before ROW, if any."""
-    live = select(RolloutRow).where(
-        RolloutRow.group_id == row.group_id, RolloutRow.state.in_(LIVE), RolloutRow.id != row.id
-    )
-    first = [found for found in session.scalars(live) if store.rank(found) > store.rank(row)]
-    return max(first, key=store.rank).id if first else None
 
 
 def _superseded(row: RolloutRow, first: str) -> UsageError:

@@ -20,7 +20,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from edgepack.counting import SCRAPED_EDGES_MS
+from edgepack.counting import FAULTS, SCRAPED_EDGES_MS
 from edgepack_fleet.adapters.alert_tables import AlertRow
 from edgepack_fleet.adapters.database import Database
 from edgepack_fleet.adapters.rollup_tables import EVER, GroupRollup
@@ -122,7 +122,10 @@ def _work(session: Session) -> Iterator[Metric]:
     """Yield what was added up since the beginning: it never goes back, as counters must not."""
     inferences = CounterMetricFamily("edgepack_fleet_inferences", "Answers of models", labels=BY)
     errors = CounterMetricFamily(
-        "edgepack_fleet_inference_errors", "Inputs without an answer", labels=[*BY, "reason"]
+        "edgepack_fleet_inference_errors", "Errors of models", labels=[*BY, "reason"]
+    )
+    others = CounterMetricFamily(
+        "edgepack_fleet_other_errors", "Of clients, cameras, full queues", labels=[*BY, "reason"]
     )
     throttled = CounterMetricFamily(
         "edgepack_fleet_throttled_seconds", "Seconds with a slowed processor", labels=BY
@@ -143,9 +146,10 @@ def _work(session: Session) -> Iterator[Metric]:
             for reason, count in row.reasons.items():
                 reasons[reason] = reasons.get(reason, 0) + count
         for reason, count in sorted(reasons.items()):
-            errors.add_metric([*labels, reason], count)
+            metric = errors if reason in FAULTS else others
+            metric.add_metric([*labels, reason], count)
         _observe(latency, labels, rows)
-    yield from (inferences, errors, throttled, lost, latency)
+    yield from (inferences, errors, others, throttled, lost, latency)
 
 
 def _ever(session: Session) -> dict[tuple[str, str], list[GroupRollup]]:
@@ -199,6 +203,7 @@ NAMES = (
     "edgepack_fleet_devices_running",
     "edgepack_fleet_inferences_total",
     "edgepack_fleet_inference_errors_total",
+    "edgepack_fleet_other_errors_total",
     "edgepack_fleet_throttled_seconds_total",
     "edgepack_fleet_lost_reports_total",
     "edgepack_fleet_latency_seconds_bucket",

@@ -29,6 +29,7 @@ from edgepack_fleet.core.model import (
     Rollout,
     RolloutState,
 )
+from edgepack_fleet.core.overtaking import Line, overtaken_by
 from edgepack_fleet.core.precedence import Claim, follows
 from edgepack_fleet.core.variants import Release, resolve
 from edgepack_fleet.core.waves import parse_waves
@@ -42,6 +43,8 @@ __all__ = [
     "device_of",
     "jobs_of",
     "members_of",
+    "overtakers",
+    "progress_of",
     "rank",
     "release_of",
     "rollout_of",
@@ -81,6 +84,7 @@ def rollout_of(row: RolloutRow) -> Rollout:
         forgiven=frozenset(row.forgiven),
         waived=frozenset(row.waived),
         standing=row.reason,
+        stopped=row.stopped,
     )
 
 
@@ -94,6 +98,14 @@ def jobs_of(session: Session, rollout: str) -> dict[str, JobRow]:
     rows = session.scalars(_newest_last(select(JobRow), rollout))
     # Later ones replace earlier ones in the dictionary.
     return {job.device_id: job for job in rows}
+
+
+def progress_of(session: Session, rollout: str) -> dict[str, float]:
+    """Return how far each device in ROLLOUT has come, 0 to 1."""
+    rows: Sequence[Any] = session.execute(
+        _newest_last(select(JobRow.device_id, JobRow.progress), rollout)
+    ).all()
+    return {row.device_id: row.progress for row in rows}
 
 
 def _newest_last(query: Q, rollout: str) -> Q:
@@ -137,6 +149,7 @@ def members_of(
     *,
     now: float = 0.0,
     everybody: bool = False,
+    installs: bool = False,
 ) -> list[Member]:
     """Return the part of every device of the group in the rollout of ROW.
 
@@ -147,8 +160,10 @@ def members_of(
             that is not held against anybody.
         now: Unix seconds; what is left out because of failures depends on it.
         everybody: Also those that another rollout has taken on.
+        installs: As they were with the release, whatever way back they were given after it.
     """
-    newest_last: Sequence[Any] = session.execute(_newest_last(_JOB, row.id)).all()
+    given = _JOB.where(JobRow.kind == "install") if installs else _JOB
+    newest_last: Sequence[Any] = session.execute(_newest_last(given, row.id)).all()
     jobs = {job.device_id: job for job in newest_last}
     covered = {device.id: device for device in alive_in(session, row.group_id, *_DEVICE)}
     away = [device for device in jobs if device not in covered]
@@ -189,6 +204,21 @@ def claims(session: Session) -> list[Claim]:
                RolloutRow.state, RolloutRow.release)  # fmt: skip
     rows: Sequence[Any] = session.execute(select(*columns)).all()
     return [claim_of(row) for row in rows]
+
+
+def overtakers(session: Session, rows: Sequence[RolloutRow]) -> dict[str, Line]:
+    """Return what goes before each of ROWS that was overtaken, by its id."""
+    columns = (RolloutRow.id, RolloutRow.group_id, RolloutRow.priority, RolloutRow.number,
+               RolloutRow.state, RolloutRow.release)  # fmt: skip
+    same = RolloutRow.group_id.in_({row.group_id for row in rows})
+    known: Sequence[Any] = session.execute(select(*columns).where(same)).all()
+    others = [_line(row) for row in known]
+    found = {row.id: overtaken_by(_line(row), others) for row in rows}
+    return {rollout: first for rollout, first in found.items() if first is not None}
+
+
+def _line(row: RolloutRow | Row[Any]) -> Line:
+    return Line(row.id, row.group_id, rank(row), row.state, row.release)
 
 
 def _taken(session: Session, row: RolloutRow, devices: Sequence[str]) -> dict[str, str]:

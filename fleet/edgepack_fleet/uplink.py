@@ -18,6 +18,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from edgepack import messages, topics
+from edgepack.counting import faults
 from edgepack.errors import IntegrityError
 from edgepack.requests import Answer as RequestAnswer
 from edgepack.requests import AnswerTaken, RequestGet
@@ -254,7 +255,7 @@ def _telemetry(turn: Turn, device: DeviceRow, payload: bytes) -> None:
     for row in _fresh(turn, device, _rows(turn, payload, messages.Telemetry)):
         if _keep(turn, device, partial(_count, turn, device, row)):
             device.inferences = min(LARGEST, device.inferences + row.inferences)
-            device.errors = min(LARGEST, device.errors + sum(row.errors.values()))
+            device.errors = min(LARGEST, device.errors + faults(row.errors))
             measuring.count(turn.session, device, msgspec.to_builtins(row), turn.now)
 
 

@@ -133,6 +133,14 @@ def test_the_openapi_document_is_valid_and_names_what_is_there(runner: Heard) ->
             assert str(answer.status_code) in operations[method]["responses"]
 
 
+def test_what_is_nowhere_is_told_where_to_look(runner: Heard) -> None:
+    for path in ("/", "/v3/models", "/v2/models/other"):
+        answer = get(runner, path)
+        assert answer.status_code == 404
+        said = f"there is no {path} here; /openapi.json says what there is"
+        assert answer.json() == {"error": said}
+
+
 def test_every_refusal_that_the_api_knows_is_documented() -> None:
     runner = Path(edgepack_agent.runner.__file__).parent
     text = "".join(path.read_text() for path in runner.glob("*.py"))

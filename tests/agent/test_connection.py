@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgepack.counting import FAULTS
 from edgepack_agent.runner import connection as connection_module
 from edgepack_agent.runner import http1
-from edgepack_agent.runner.connection import Call, Connection, Reply, Route
+from edgepack_agent.runner.connection import DEADLINE_S, Call, Connection, Reply, Route, late
 from edgepack_agent.runner.protocol import RequestError
 
 LIMIT = 200_000
@@ -309,6 +310,11 @@ def test_an_answer_that_is_late_is_refused_once(path: str) -> None:
         assert said.count(b"HTTP/1.1 ") == 1
     assert app.done == []
     assert len(app.refused) == 1, "each is counted"
+
+
+def test_an_impatient_client_is_not_held_against_the_model() -> None:
+    assert late(DEADLINE_S).reason in FAULTS
+    assert late(DEADLINE_S / 2).reason not in FAULTS
 
 
 def test_who_takes_an_answer_byte_by_byte_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 """Drift is told when it begins and when it ends, without a link, by the device alone."""
 
-import contextlib
 import json
+import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -11,27 +11,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent_rig import Device, Site, site
+from agent_rig import Site, site
 from digits import LABELS, digits_data
-from edgepack_agent.adapters.control import Asked, ControlServer
-from edgepack_agent.cli import root
 from edgepack_agent.core.drift import Drift, Rule
-from edgepack_agent.core.state import Model, Slot
-from edgepack_agent.drifting import Drifting
 from edgepack_agent.runner.moments import Moments
 from edgepack_agent.runner.statistics import Statistics
-from edgepack_agent.settings import load_config
 from edgepack_targets.pipeline.baseline import Baseline, Counted, read_baseline
 from edgepack_targets.pipeline.sharpness import sharpness
 from fleet_rig import wait
 from slots import Client
 
 RULE = Rule(min_count=100, min_s=10, windows=2)
-SLOT = Slot("a", Model("digits@1.0.0", "digits/1", "1" * 64, 1))
 EVEN = Baseline(classes=dict.fromkeys("abcd", 500))
 AGENT = Path(sys.executable).with_name("edgepack-agent")
 
@@ -125,92 +118,15 @@ def test_a_runner_counts_sharpness_where_the_baseline_has_it_and_only_there() ->
         assert [name for _, _, name, _ in statistics.take()["values"]] == told
 
 
-# -- what a person is told
-
-
-class Watching:
-    """A watch whose beats come ten seconds apart, and the command that asks it."""
-
-    def __init__(self, home: Path, baseline: Baseline | None) -> None:
-        self.now, self.config = 0.0, home / "agent.yaml"
-        self.config.write_text(f"data_dir: {home}\nrun_dir: {home}\n")
-        self.watch = Drifting(lambda _slot: baseline, RULE, lambda _told: None, lambda: self.now)
-        self.server = ControlServer(load_config(self.config).control_socket, self.answer)
-
-    def answer(self, asked: Asked) -> None:
-        asked.reply.set_result(self.watch.report())
-
-    def see(self, counts: dict[str, int]) -> None:
-        self.now += 10
-        self.watch.beat(SLOT, {"stats": {"classes": counts}})
-
-    def says(self, *words: str) -> str:
-        done = CliRunner().invoke(root, ["--config", str(self.config), "drift", *words])
-        assert done.exit_code == 0, done.output
-        return done.output
-
-
-@contextlib.contextmanager
-def watching(home: Path, baseline: Baseline | None = EVEN) -> Iterator[Watching]:
-    found = Watching(home, baseline)
-    try:
-        yield found
-    finally:
-        found.server.close()
-
-
-def test_it_is_told_how_many_windows_are_far_before_it_is_an_alarm(tmp_path: Path) -> None:
-    with watching(tmp_path) as device:
-        device.see({})
-        for counts, verdict, far in (
-            (QUIET, "as built", 0),
-            (LOUD, "far from what it was built with, 1 of 2 windows in a row", 1),
-            (LOUD, "drifts", 2),
-            (QUIET, "as built", 0),
-        ):
-            device.see(counts)
-            assert f" {verdict}: PSI " in device.says()
-            told = json.loads(device.says("--json"))
-            assert (told["features"]["classes"]["far"], told["windows"]) == (far, 2)
-            assert told["alarms"] == (["classes"] if far == 2 else [])
-            device.says("--svg", str(tmp_path))
-            assert verdict in (tmp_path / "classes.svg").read_text()
-
-
-def test_before_the_first_window_it_is_told_how_far_that_is(tmp_path: Path) -> None:
-    with watching(tmp_path) as device:
-        assert "nothing is watched" in device.says(), "no model has said a word yet"
-        device.see({"a": 40})
-        assert "40 of 100 values, 0 of 10 s" in device.says("--svg", str(tmp_path / "seen"))
-        told = json.loads(device.says("--svg", str(tmp_path / "seen"), "--json"))
-        assert told["window"] == {"values": 40, "min_count": 100, "lasted_s": 0, "min_s": 10}
-        assert (told["watched"], told["pictures"]) == (True, [])
-        device.see({"a": 60})
-        device.see({"b": 7})
-        assert "the next window has 7 of 100 values, 10 of 10 s" in device.says()
-
-
-def test_a_bundle_without_a_baseline_is_not_waited_for(tmp_path: Path) -> None:
-    with watching(tmp_path, None) as device:
-        device.see(LOUD)
-        assert "nothing is watched" in device.says()
-        assert json.loads(device.says("--json"))["watched"] is False
-
-
 @pytest.fixture
 def place(tmp_path: Path) -> Iterator[Site]:
     with site(tmp_path) as found:
         yield found
 
 
-def asked(device: Device, *words: str | Path) -> str:
-    command = [AGENT, "--config", device.config, *words]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
 @pytest.mark.mosquitto
 def test_a_device_tells_drift_without_a_link_and_shows_it(place: Site, tmp_path: Path) -> None:
-    rule = {"min_count": 100, "min_s": 0, "windows": 1}
+    rule = {"min_count": 100, "min_s": 0, "windows": 2}
     test = digits_data()[1]
     baseline = {
         "samples": 1000,
@@ -218,18 +134,41 @@ def test_a_device_tells_drift_without_a_link_and_shows_it(place: Site, tmp_path:
         "inputs": {"image": {"mean": {"edges": [-9.0, 9.0], "counts": [0, 1000, 0]}}},
     }
     place.publish("1.0.0", drift=baseline)
-    device = place.device(drift=rule)
+    nobody = {"name": "door", "source": "rtsp://127.0.0.1:1/door"}
+    device = place.device(drift=rule, sources=[nobody])
     device.start()
     wait("the device to connect", lambda: device.status().get("connected"))
     assert place.ended(place.roll_out("1.0.0", probation_s=0)) == "completed"
     place.broker.kill()
     zeros = test.inputs[test.labels == 0]
-    with Client(("127.0.0.1", device.port)) as client:
-        for number in range(140):
-            client.infer(zeros[number % len(zeros)])
-    wait("the alarm", lambda: (device.status().get("drift") or {}).get("alarms"))
-    assert "alarm      drift of classes: PSI " in asked(device, "status")
-    told = json.loads(asked(device, "drift", "--svg", tmp_path / "seen", "--json"))
+
+    def said(*words: str | Path) -> str:
+        command = [AGENT, "--config", device.config, *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    def watched() -> dict[str, Any]:
+        return dict(device.status().get("drift") or {})
+
+    def see(count: int) -> None:
+        with Client(("127.0.0.1", device.port)) as client:
+            for number in range(count):
+                client.infer(zeros[number % len(zeros)])
+
+    see(40)
+    wait("the values", lambda: watched().get("filling", {}).get("values") == 40)
+    assert said("drift", "--svg", tmp_path / "none").startswith(
+        "no window is full yet: 40 of 100 values, "
+    )
+    see(70)
+    wait("the first window", lambda: watched()["features"])
+    assert "far from as built, 1 of 2 windows in a row: PSI" in said("drift")
+    status = said("status")
+    assert re.search(r"^camera +door: \w[\w ]+, no frame yet$", status, re.MULTILINE)
+    assert "alarm " not in status
+    see(110)
+    wait("the alarm", lambda: watched()["alarms"])
+    assert "alarm      classes drifts" in said("status")
+    told = json.loads(said("drift", "--svg", tmp_path / "seen", "--json"))
     assert told["alarms"] == ["classes"]
     assert told["features"]["classes"]["psi"] > 0.1
     assert [ET.parse(path).getroot().tag for path in told["pictures"]]

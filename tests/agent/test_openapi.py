@@ -61,18 +61,6 @@ def test_what_is_served_is_documented_and_what_is_documented_is_served(runner: H
         assert free == {"/healthz", "/readyz", "/preview"}
 
 
-@pytest.mark.parametrize("path", ["/", "//", "/?x=1", "/nowhere", "/v2/models/other"])
-def test_who_asks_for_what_is_not_there_is_told_where_to_look(runner: Heard, path: str) -> None:
-    with Client(runner.unix) as client:
-        status, _, body = client.ask("GET", path)
-        told = json.loads(body)["error"]
-        assert status == 404
-        assert f"there is no {path.partition('?')[0].rstrip('/') or '/'} here" in told
-        for named in ("/v2", "/openapi.json"):
-            assert named in told
-            assert client.ask("GET", named)[0] == 200
-
-
 def test_the_picture_of_a_camera_is_documented_as_long_as_there_is_one(runner: Heard) -> None:
     with Client(runner.unix) as client:
         runner.tell("sources", sources=[{"name": CAMERA, "source": "test:pattern"}])

@@ -21,7 +21,7 @@ from edgepack_fleet.adapters.alert_tables import AlertRow, NoticeRow
 from edgepack_fleet.adapters.tables import ChangeRow, DeviceRow
 from edgepack_fleet.alerting import DEADLINE_S, Alerts
 from edgepack_fleet.core.alert_rules import METRICS
-from edgepack_fleet.core.alerts import Alert, Reading, Rule, step
+from edgepack_fleet.core.alerts import Alert, Reading, Rule, nobody_runs, step
 from edgepack_fleet.service import Service
 from fleet_rig import enrol, free_port, house
 from rest_rig import Now, auth, problem
@@ -177,6 +177,56 @@ def test_alerts_are_told_over_rest_webhooks_and_stream(
     assert [(r["name"], r["op"], r["clear"]) for r in rules] == [("Hot", ">", 0.3)]
 
 
+SLOW = "defaults: false\nrules: [{name: Slower, metric: p95_ratio, above: 1.5, for: 1m}]\n"
+
+
+def test_an_alert_ends_when_nobody_runs_the_release_any_more(
+    fleet: Service, app: httpx.Client, tmp_path: Path, now: Now
+) -> None:
+    for name in ("cam-1", "cam-2"):
+        enrol(fleet, name)
+    labels = {"release": "digits@1.0.0", "group": "lab"}
+    values = [Reading("p95_ratio", labels, 1.8349)]
+    fleet.alerts = watch = alerts_of(fleet, tmp_path / "a.yml", SLOW, now, values)
+
+    def run(**releases: str) -> None:
+        with fleet.database.write() as session:
+            for name, release in releases.items():
+                session.get_one(DeviceRow, name.replace("_", "-")).bundle = release
+        now.value += 60
+        watch.look()
+
+    def listed() -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = app.get(f"{API}/alerts", headers=auth(fleet)).json()["items"]
+        return found
+
+    run(cam_1="digits@1.0.0", cam_2="digits@1.0.0")
+    run(cam_1="digits@2.0.0")
+    (one,) = listed()
+    assert (one["state"], one["reading"], one["reason"]) == ("firing", "1.83 times", "")
+    run(cam_2="digits@2.0.0")
+    (one,) = listed()
+    why = "no device of lab runs digits@1.0.0 any more"
+    assert (one["state"], one["reason"]) == ("resolved", why)
+    with fleet.database.read() as session:
+        query = select(ChangeRow).where(ChangeRow.type == "edgepack.alert.resolved")
+        assert session.scalars(query).one().data["reason"] == why
+    run()
+    run()
+    assert listed()[0]["state"] == "resolved", "what was measured of it before says no more"
+    run(cam_1="digits@1.0.0")
+    run()
+    assert (listed()[0]["state"], listed()[0]["reason"]) == ("firing", "")
+
+
+def test_ways_back_are_told_of_a_release_that_nobody_runs() -> None:
+    labels = {"release": "digits@2.0.0"}
+    assert nobody_runs("rollback_rate", labels, set()) == ""
+    assert nobody_runs("offline_share", {"group": "lab"}, set()) == ""
+    assert nobody_runs("drift_features", labels, {("digits@2.0.0", "lab")}) == ""
+    assert nobody_runs("drift_features", labels, set()) == "no device runs digits@2.0.0 any more"
+
+
 class Inbox:
     """Keeps what a mail server takes."""
 
@@ -243,7 +293,7 @@ def test_a_mail_tells_of_all_that_happened_at_once_and_again_until_it_is_taken(
     content = str(envelope.content, "utf-8") if isinstance(envelope.content, bytes) else ""
     assert envelope.rcpt_tos == ["a@example.org", "b@example.org"]
     assert "[edgepack] 2 alerts: warning: Hot fires: group lab" in content
-    assert "Hot fires: group site (now 0.9)" in content
+    assert "Hot fires: group site (now 90 %)" in content
     watch.look()
     watch.send()
     assert inbox.mails.empty(), "once"

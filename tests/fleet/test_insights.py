@@ -59,7 +59,8 @@ def test_health_is_the_sum_of_what_devices_say(app: httpx.Client, fleet: Service
     digest = f"sha256:{target.sha256}"
     for name in ("one", "two", "three"):
         tell(fleet, name, "tele", report(
-            now, 0, release, digest, inferences=90, errors={"timeout": 6, "shape": 4}, rss_mb=50.0,
+            now, 0, release, digest, inferences=90, rss_mb=50.0,
+            errors={"runtime_error": 6, "deadline": 4, "unauthorized": 30},
             latency_ms=latency(0, 0, 80, 10, 0, 0), classes={"a": 60, "b": 30}, throttled_s=3,
         ))  # fmt: skip
     now.value += 3600
@@ -69,7 +70,8 @@ def test_health_is_the_sum_of_what_devices_say(app: httpx.Client, fleet: Service
     found = get(app, fleet, f"releases/{release}/health")
     assert (found["devices"], found["inferences"], found["errors"]) == (3, 280, 30)
     assert found["error_rate"] == pytest.approx(30 / 310)
-    assert found["reasons"] == {"timeout": 18, "shape": 12}
+    assert found["reasons"] == {"runtime_error": 18, "deadline": 12}
+    assert found["others"] == {"unauthorized": 90}
     assert found["classes"] == {"a": 180, "b": 90}
     assert (found["rss_mb"], found["throttled_s"]) == (70.0, 9)
     p50, p99 = found["latency"]["p50"], found["latency"]["p99"]
@@ -174,6 +176,12 @@ def test_drift_against_what_the_bundle_was_built_with(
     assert before["drifting"] == ["inputs.image.mean"]
     few = get(app, fleet, "releases/digits@1.0.0/drift", since=since, min_count=5000)
     assert few["variants"][0]["features"][0]["verdict"] == "too_few"
+    assert few["variants"][0]["features"][0]["lack"] == {
+        "side": "now", "found": 2000, "needed": 5000,
+    }  # fmt: skip
+    assert (few["verdict"], few["judged"], few["features"]) == ("too_few", 0, 1)
+    assert few["said"] == "not judged yet: 2,000 of 5,000 values"
+    assert (found["verdict"], found["said"]) == ("drift", "1 of 1 feature drifting")
 
 
 def test_what_has_no_baseline_is_said_to_have_none(
@@ -191,9 +199,9 @@ def test_two_releases_compared(app: httpx.Client, fleet: Service, now: Now) -> N
     for n in range(12):
         name = enrol(fleet, f"cam-{n}").name
         tell(fleet, name, "tele",
-             report(now, 0, a, inferences=1000, errors={"x": 10}, latency_ms=latency(
+             report(now, 0, a, inferences=1000, errors={"deadline": 10}, latency_ms=latency(
                  0, 900 - n, 90 + n, 10, 0, 0)),
-             report(now, 1, b, inferences=1000, errors={"x": 200}, latency_ms=latency(
+             report(now, 1, b, inferences=1000, errors={"deadline": 200}, latency_ms=latency(
                  0, 0, 0, 900 + n, 90 - n, 10)))  # fmt: skip
     now.value += 1
     found = get(app, fleet, f"releases/{a}/compare", other=b)
@@ -227,20 +235,35 @@ def test_the_command_line_says_the_same(
     for n in range(3):
         name = enrol(fleet, f"cam-{n}").name
         tell(fleet, name, "tele",
-             report(now, 0, "m@1", inferences=100, errors={"x": 5}, rss_mb=9.0,
+             report(now, 0, "m@1", inferences=100, errors={"deadline": 5}, rss_mb=9.0,
                     latency_ms=latency(0, 0, 90, 10, 0, 0), classes={"a": 100}),
              report(now, 1, "m@2", inferences=100,
                     latency_ms=latency(0, 0, 90, 10, 0, 0)))  # fmt: skip
     health = runner("health", "m@1", "--last", "6h")
     assert "300" in health
     assert "counted between 4 to 5" in health
-    assert "15 (4.8 %): 15 x" in health
+    assert "15 (4.8 %): 15 deadline" in health
     assert runner("health", "m@1", "--json")["schema"] == "edgepack.release-health/v1"
     assert "has no baseline" in runner("drift", "m@1", "--group", "lab")
     assert runner("drift", "m@1", "--json")["variants"][0]["against"] == ""
     assert "p95: no difference seen" in runner("compare", "m@1", "m@2")
     assert runner("compare", "m@1", "m@2", "--json")["devices_both"] == 3
     assert "not a time" in runner("health", "m@1", "--last", "soon")
+
+
+def test_the_command_line_says_what_was_not_judged(
+    fleet: Service, now: Now, runner: Callable[..., Any]
+) -> None:
+    enrol(fleet, "cam")
+    target = publisher(fleet.settings.data).release(drift=BASELINE)
+    tell(fleet, "cam", "tele", report(
+        now, 0, "digits@1.0.0", f"sha256:{target.sha256}", inferences=80, classes={"a": 80},
+        features={"inputs.image.mean": (0, 0, 0, 60)},
+    ))  # fmt: skip
+    said = runner("drift", "digits@1.0.0")
+    assert "too few: 60 of 1000 values" in said
+    assert "digits@1.0.0: not judged yet: 80 of 1,000 values" in said
+    assert "0.000" not in said, "a number that nothing was measured for"
 
 
 @pytest.fixture

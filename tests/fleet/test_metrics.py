@@ -47,7 +47,7 @@ def busy(fleet: Service, now: Now) -> None:
         rows = [
             messages.Telemetry(
                 boot="b", seq=n, start=now.value, end=now.value, bundle=release, inferences=90,
-                errors={"timeout": 10}, throttled_s=4, digest="d",
+                errors={"deadline": 10, "camera_missing": 3}, throttled_s=4, digest="d",
                 latency_ms=latencies({0.6: 40, 2.6: 40, 9.0: 10}),
             )
             for n, release in enumerate(("m@1.0.0", 'odd "\n\\ name'))
@@ -77,7 +77,8 @@ def test_prometheus_reads_sums_by_group_and_release(
     promtool("check", "metrics", text=answer.text)
     found = series(answer.text)
     assert found["edgepack_fleet_inferences_total", "lab", "m@1.0.0"] == 90
-    assert found["edgepack_fleet_inference_errors_total", "site", "timeout", "m@1.0.0"] == 10
+    assert found["edgepack_fleet_inference_errors_total", "site", "deadline", "m@1.0.0"] == 10
+    assert found["edgepack_fleet_other_errors_total", "site", "camera_missing", "m@1.0.0"] == 3
     assert found["edgepack_fleet_latency_seconds_bucket", "lab", "0.005", "m@1.0.0"] == 80
     assert found["edgepack_fleet_latency_seconds_count", "lab", "m@1.0.0"] == 90
     assert found["edgepack_fleet_devices", "lab", "offline"] == 1

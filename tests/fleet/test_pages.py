@@ -14,7 +14,14 @@ from edgepack_fleet.adapters.tables import DeviceRow, GroupRow, RolloutRow
 from edgepack_fleet.core.model import Policy
 from edgepack_fleet.rollouts import Plan
 from edgepack_fleet.service import Service
-from edgepack_fleet.web import conditions, device_table, figures, rollout_counts, views
+from edgepack_fleet.web import (
+    conditions,
+    device_table,
+    figures,
+    rollout_counts,
+    rollout_views,
+    views,
+)
 from edgepack_fleet.web.app import main_app
 from fleet_rig import serving
 from rest_rig import LISTENER, auth
@@ -381,7 +388,7 @@ def test_lists_and_single_rollouts_count_alike(place: Town) -> None:
     with place.service.database.read() as session:
         rows = session.scalars(select(RolloutRow)).all()
         short = rollout_counts.briefs(session, rows)
-        full = views.rollouts(session, rows)
+        full = rollout_views.rollouts(session, rows, place.service.now())
     assert len(rows) >= 6
     for brief, rollout in zip(short, full, strict=True):
         counted = [(w.size, w.done, w.failed) for w in rollout.waves]

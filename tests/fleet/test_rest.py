@@ -92,7 +92,9 @@ def test_a_rollout_over_rest(app: httpx.Client, fleet: Service) -> None:
     made = app.post("/api/v1/rollouts", json=body, headers=headers)
     assert made.status_code == 201
     assert made.json()["state"] == "running"
-    assert made.json()["waves"][0] == {"size": 1, "done": 0, "failed": 0, "pending": 1}
+    assert made.json()["waves"][0] == {
+            "size": 1, "done": 0, "failed": 0, "pending": 1, "gates": [],
+        }  # fmt: skip
     assert made.json()["devices"][0]["status"] == "QUEUED"
     url = f"/api/v1/rollouts/{made.json()['id']}"
     assert app.post(f"{url}/pause", headers=headers).json()["state"] == "paused"
@@ -426,3 +428,29 @@ def test_reports_that_a_person_carries_here(app: httpx.Client, fleet: Service) -
     assert answer == {"taken": False, "refused": "bad_message"}
     assert app.post(url.replace("cam", "who"), json=body, headers=auth(fleet)).status_code == 404
     assert not app.post(url, json=body | {"payload": ""}, headers=auth(fleet)).json()["taken"]
+
+
+def test_who_looks_with_a_browser_gets_a_page_and_programs_a_document(
+    app: httpx.Client, fleet: Service
+) -> None:
+    browser = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+    gone = app.get("/nonsense", headers=browser)
+    assert (gone.status_code, gone.headers["content-type"]) == (404, "text/html; charset=utf-8")
+    assert "There is no such page" in gone.text
+    assert "Content-Security-Policy" in gone.headers
+    wrong = app.delete("/devices", headers=browser)
+    assert (wrong.status_code, wrong.headers["allow"]) == (405, "GET")
+    assert "cannot be asked for in that way" in wrong.text
+    assert "The address may be old" not in wrong.text
+    told = app.post("/login", headers=browser)
+    assert (told.status_code, "token" in told.text) == (400, True)
+    assert told.headers["content-type"].startswith("text/html")
+    assert problem(app.get("/nonsense"), 404)["reason"] == "not_found"
+    assert problem(app.delete("/devices"), 405)["reason"] == "method_not_allowed"
+    for path in ("/api/v1/nonsense", "/api/nonsense", "/static/nonsense.js"):
+        assert problem(app.get(path, headers=browser), 404), path
+    assert "Log out" not in gone.text
+    app.post("/login", data={"token": auth(fleet)["Authorization"][7:]})
+    known = app.get("/nonsense", headers=browser)
+    assert known.status_code == 404
+    assert "Log out" in known.text, "who has logged in finds the way on"

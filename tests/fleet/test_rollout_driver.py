@@ -112,7 +112,8 @@ def test_a_paused_rollout_stays_as_it_was_but_cannot_go_on_beside_a_newer_one(
     bench.tick()
     assert bench.jobs(second) == {"a": "QUEUED", "b": "QUEUED"}
     shown = bench.show(first)
-    assert shown.state == "paused"
+    assert (shown.state, shown.overtaken_by) == ("paused", second)
+    assert bench.show(second).overtaken_by is None
     assert {d.id: d.status for d in shown.devices} == {"a": "FAILED", "b": "QUEUED"}
     with pytest.raises(UsageError) as caught:
         bench.rollouts.resume(first)

@@ -8,11 +8,12 @@ from sqlalchemy import inspect, select, text
 from edgepack import messages
 from edgepack.errors import UsageError
 from edgepack_fleet import jobrows
-from edgepack_fleet.adapters.tables import DecisionRow, DeviceRow, JobRow
+from edgepack_fleet.adapters.tables import DecisionRow, DeviceRow, JobRow, RolloutRow
 from edgepack_fleet.core.gates import parse_gate
 from edgepack_fleet.core.model import Policy
 from edgepack_fleet.replaying import made_of
 from edgepack_fleet.rollouts import Plan
+from edgepack_fleet.web.rollout_counts import briefs
 from rollout_rig import Bench, bench, published, to_revision
 
 __all__ = ["bench", "published"]
@@ -63,7 +64,22 @@ def test_a_breached_gate_gives_every_device_back_what_it_had(bench: Bench) -> No
     assert "digits/1.0.0" in bench.wanted("a")
     succeed(bench, "a")
     bench.tick()
-    assert bench.show(second).state == "reverted"
+    shown = bench.show(second)
+    assert (shown.state, shown.reason) == (
+        "reverted",
+        (
+            "Reverted: in wave 1 agreement is 0.4, wanted is >= 0.9. 1 device is back on the"
+            " release before; 1 is out of reach and goes back when it returns."
+        ),
+    )
+    assert [(wave.done, wave.failed, wave.pending) for wave in shown.waves] == [(2, 0, 0)]
+    assert [(d.id, d.status, d.way) for d in shown.devices] == [
+        ("a", "SUCCEEDED", "revert"), ("b", "SUCCEEDED", "install"),
+    ]  # fmt: skip
+    assert [(gate.verdict, gate.value) for gate in shown.waves[0].gates] == [("breached", 0.4)]
+    with bench.database.read() as session:
+        (brief,) = briefs(session, [session.get_one(RolloutRow, second)])
+    assert [(wave.size, wave.done) for wave in brief.waves] == [(2, 2)]
     with bench.database.write() as session:
         session.get_one(DeviceRow, "b").online = True
     bench.tick()
@@ -72,6 +88,19 @@ def test_a_breached_gate_gives_every_device_back_what_it_had(bench: Bench) -> No
         made = made_of(session, second)
     assert [one.same for one in made if not one.by] == [True] * sum(not one.by for one in made)
     assert {a["do"] for one in made for a in one.actions} >= {"assign", "revert", "reverted"}
+
+
+@pytest.mark.parametrize("action", ["revert", "cancel"])
+def test_what_had_stopped_it_is_told_after_a_person_has_ended_it(bench: Bench, action: str) -> None:
+    bench.add("a")
+    rollout = bench.create(waves="100%")
+    bench.tick()
+    bench.set("a", "FAILED", "exam_below_limit")
+    bench.tick()
+    getattr(bench.rollouts, action)(rollout, by="alice")
+    bench.tick()
+    stopped = "1 of 1 finished devices failed (exam_below_limit); the limit is 1"
+    assert f"by alice. It was paused: {stopped}." in bench.show(rollout).reason
 
 
 def test_another_attempt_is_another_job_and_too_many_failures_leave_a_device_out(

@@ -199,7 +199,8 @@ def test_metrics_are_added_up_and_what_a_device_compared_itself_goes_first() -> 
     def report(inferences: int, edge: int) -> dict[str, object]:
         counts = [0, 0, 0]
         counts[edge] = inferences
-        return {"inferences": inferences, "errors": {"runtime_error": 1}, "rss_mb": 40.0,
+        return {"inferences": inferences, "rss_mb": 40.0,
+                "errors": {"runtime_error": 1, "bad_request": 9},
                 "latency_ms": {"edges": [10.0, 20.0], "counts": counts}}  # fmt: skip
 
     kept = baseline([report(60, 0)])

@@ -22,7 +22,7 @@ from edgepack_fleet.adapters.rollup_tables import DeviceRollup
 from edgepack_fleet.adapters.tables import DeviceRow, GroupRow, JobRow, OutboxRow
 from edgepack_fleet.core.model import Policy
 from edgepack_fleet.service import Service, Settings
-from edgepack_fleet.web import views
+from edgepack_fleet.web import rollout_views, views
 from fleet_rig import Device, Mosquitto, csr, enrol, mosquitto, publisher, running, wait
 
 pytestmark = pytest.mark.mosquitto
@@ -61,7 +61,7 @@ def online(fleet: Service, name: str) -> bool:
 
 def state(fleet: Service, rollout: str) -> str:
     with fleet.database.read() as session:
-        found = views.rollout(session, rollout)
+        found = rollout_views.rollout(session, rollout, fleet.now())
     assert found is not None
     return found.state
 
@@ -364,7 +364,7 @@ def test_a_device_that_accepts_and_goes_silent_times_out_and_pauses_the_rollout(
     wait("the rollout to pause", lambda: state(fleet, rollout) == "paused")
     with fleet.database.read() as session:
         assert session.scalars(select(JobRow.status)).all() == ["TIMED_OUT"]
-        found = views.rollout(session, rollout)
+        found = rollout_views.rollout(session, rollout, fleet.now())
     assert found is not None
     assert "timed_out" in found.reason
 

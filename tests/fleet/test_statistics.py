@@ -18,7 +18,7 @@ from edgepack_fleet.core.comparison import (
     ratio,
     wilson,
 )
-from edgepack_fleet.core.drifting import Rule, Seen, holm, verdicts
+from edgepack_fleet.core.drifting import Rule, Seen, holm, outlook, verdicts
 from edgepack_fleet.core.plainly import errors_said, latency_said
 
 P = st.floats(0, 1)
@@ -74,6 +74,24 @@ def test_too_few_values_are_said_to_be_too_few() -> None:
         "f": "too_few",
         "g": "drift",
     }
+
+
+def test_what_was_not_judged_is_not_said_to_be_as_built() -> None:
+    names, flat = ("a", "b"), (500, 500)
+    few, nearer = Seen("f", names, flat, (60, 60)), Seen("n", names, flat, (450, 450))
+    thin = Seen("t", names, (50, 50), (900, 900))
+    same, far = Seen("s", names, flat, (900, 900)), Seen("d", names, flat, (1800, 0))
+
+    def said(*found: Seen) -> tuple[str, str]:
+        told = outlook(verdicts(found, Rule()))
+        return told.verdict, told.said
+
+    assert said() == ("nothing", "nothing to compare")
+    assert said(few, nearer) == ("too_few", "not judged yet: 900 of 1,000 values")
+    assert said(thin) == ("too_few", "not judged yet: 100 of 200 values to compare with")
+    assert said(few, same) == ("partly", "no drift as far as judged: 1 of 2 features")
+    assert said(same) == ("none", "no drift")
+    assert said(few, same, far) == ("drift", "1 of 3 features drifting")
 
 
 @given(st.integers(0, 200), st.integers(1, 200))

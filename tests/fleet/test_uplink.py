@@ -74,7 +74,12 @@ def give_job(database: Database, state: str = "running", status: str = "QUEUED")
 def test_one_batch_of_many_devices_is_one_transaction(uplink: Uplink, database: Database) -> None:
     batch = [
         said("tele", messages.encode_batch([row(n, inferences=2) for n in range(40)])),
-        said("tele", messages.encode_batch([row(40, inferences=2, errors={"timeout": 3})])),
+        said(
+            "tele",
+            messages.encode_batch(
+                [row(40, inferences=2, errors={"deadline": 3, "bad_request": 5})]
+            ),
+        ),
         said("tele", messages.encode_batch([row(7, inferences=1)]), device="other"),
     ]
     found = {a.topic: messages.decode(a.payload, messages.Ack) for a in uplink.ingest(batch)}
@@ -295,7 +300,7 @@ def test_a_row_that_is_nonsense_does_not_come_back_with_its_batch(
 
 
 def test_counters_stop_before_the_database_does(uplink: Uplink, database: Database) -> None:
-    most = {"inferences": 2**53, "errors": {"a": 2**53, "b": 2**53}}
+    most = {"inferences": 2**53, "errors": {"deadline": 2**53, "runtime_error": 2**53}}
     for first in range(0, 1200, 400):
         rows = [row(n, **most) for n in range(first, first + 400)]
         (ack,) = acks(uplink.ingest([said("tele", messages.encode_batch(rows))]))

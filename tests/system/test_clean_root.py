@@ -167,7 +167,8 @@ class Machine:
         return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[-1])
 
     def run(self, *words: str, check: bool = True) -> str:
-        enter = ["nsenter", "-t", str(self.leader), "-m", "-u", "-i", "-p", "-C", "-r", "-w"]
+        """Run WORDS in all of its namespaces: what it listens on is nowhere else."""
+        enter = ["nsenter", "-t", str(self.leader), "-m", "-u", "-i", "-p", "-n", "-C", "-r", "-w"]
         done = subprocess.run([*enter, *words], capture_output=True, text=True, check=False)
         assert not check or done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -177,6 +178,12 @@ class Machine:
             told = self.run("systemctl", "is-system-running", check=False)
             return told.strip() in {"running", "degraded"}
         return False
+
+    def last_words(self) -> str:
+        """Return the end of its journal, for the reader of a failure."""
+        with contextlib.suppress(IndexError, OSError):
+            return self.run("journalctl", "-n", "40", "-o", "cat", "--no-pager", check=False)
+        return "the machine has ended"
 
     def show(self, name: str) -> str:
         return self.run("systemctl", "show", "-P", name, "edgepack-agent").strip()
@@ -197,10 +204,13 @@ def booted(root: Path, log: Path, *options: str) -> Iterator[Machine]:
     command = ["systemd-nspawn", "-q", "-D", root, "--register=no", "--keep-unit", *options, "-b"]
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+    machine = Machine(process)
     try:
-        machine = Machine(process)
         wait("the machine to boot", machine.up, 90)
         yield machine
+    except Exception as error:
+        error.add_note(machine.last_words())
+        raise
     finally:
         process.terminate()
         try:

@@ -204,6 +204,7 @@ def test_the_units_run_under_a_real_systemd(image: Image, tmp_path: Path) -> Non
         running.run("systemctl", "kill", "--signal=KILL", "edgepack-broker")
         wait("another broker", lambda: shown(running, "edgepack-broker", "NRestarts") == "1", 60)
         wait("the fleet to find it", works, 120)
+        assert shown(running, "edgepack-fleet", "NRestarts") == "0"
 
 
 def shown(machine: Machine, unit: str, name: str) -> str:

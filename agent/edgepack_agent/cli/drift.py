@@ -26,8 +26,7 @@ def drift(config: Path | None, svg: Path | None, as_json: bool) -> None:
     """Compare what the model saw and said of late with what it was built for.
 
     Compared are whole windows (`drift:` in the configuration): until the first is full, there is
-    nothing to show but how far it is. A feature drifts when several windows in a row are far from
-    the baseline. Works without a link.
+    nothing to show. Works without a link.
 
     \b
     Example:
@@ -39,9 +38,21 @@ def drift(config: Path | None, svg: Path | None, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
+    if not found["features"]:
+        click.echo(_nothing_yet(found["filling"]))
     for name, facts in sorted(found["features"].items()):
         click.echo(f"{name:<32} {_sentence(name, facts, found)}")
-    click.echo(_progress(found))
+
+
+def _nothing_yet(filling: dict[str, Any] | None) -> str:
+    """Return why there is nothing to compare, and how far the first window is."""
+    if filling is None:
+        return (
+            "nothing is watched: no model runs, its bundle has no baseline, or `drift.watch` is off"
+        )
+    values = f"{filling['values']:,} of {filling['of_values']:,} values"
+    minutes = f"{filling['seconds'] // 60} of {filling['of_seconds'] / 60:g} minutes"
+    return f"no window is full yet: {values}, {minutes}; both are needed"
 
 
 def _draw(found: dict[str, Any], folder: Path) -> list[Path]:
@@ -62,32 +73,9 @@ def _draw(found: dict[str, Any], folder: Path) -> list[Path]:
 
 
 def _sentence(name: str, facts: dict[str, Any], found: dict[str, Any]) -> str:
-    numbers = f"PSI {facts['psi']:.3f}, p {facts['p']:.2g}, n {facts['n']}"
-    return f"{_verdict(name, facts, found)}: {numbers}"
-
-
-def _verdict(name: str, facts: dict[str, Any], found: dict[str, Any]) -> str:
+    verdict = "as built"
     if name in found["alarms"]:
-        return "drifts"
-    if facts["far"]:
-        row = f"{facts['far']} of {found['windows']} windows in a row"
-        return f"far from what it was built with, {row}"
-    return "as built"
-
-
-def _progress(found: dict[str, Any]) -> str:
-    """Return how far the window is that is being filled, and what to do if it is the first."""
-    if not found["watched"]:
-        return "nothing is watched: no model answers, its bundle has no baseline, or `watch: false`"
-    window = found["window"]
-    so_far = (
-        f"{window['values']} of {window['min_count']} values, "
-        f"{window['lasted_s']} of {window['min_s']:g} s"
-    )
-    if found["features"]:
-        return f"the next window has {so_far}"
-    return (
-        f"no window is full yet, so there is nothing to compare or draw: {so_far}\n"
-        "ask again when both are reached; `drift: {min_count: ..., min_s: ...}` in the "
-        "configuration makes windows smaller"
-    )
+        verdict = "drifts"
+    elif facts["far"]:
+        verdict = f"far from as built, {facts['far']} of {found['windows']} windows in a row"
+    return f"{verdict}: PSI {facts['psi']:.3f}, p {facts['p']:.2g}, n {facts['n']}"

@@ -42,7 +42,7 @@ def _spent(found: dict[str, Any]) -> str:
 
 def _camera(how: dict[str, Any]) -> str:
     age = how["last_frame_age_s"]
-    words = ["online" if how["online"] else f"offline ({how['reason'].replace('_', ' ')})"]
+    words = ["online" if how["online"] else how["reason"].replace("_", " ")]
     words += [f"{how['fps']:g} frames/s"] if how["online"] else []
     words += ["no frame yet" if age is None else f"last frame {age:g} s ago"]
     words += ["slowed down, it is too hot"] if how["slowed_down"] else []
@@ -57,10 +57,9 @@ def _folder(how: dict[str, Any]) -> str:
 
 
 def _alarms(found: dict[str, Any]) -> Iterator[str]:
-    drift = found.get("drift") or {"alarms": []}
-    for name in drift["alarms"]:
-        yield f"drift of {name}: PSI {drift['features'][name]['psi']:.3f}; see edgepack-agent drift"
+    for feature in (found["drift"] or {}).get("alarms", ()):
+        yield f"{feature} drifts: edgepack-agent drift"
     if found["serving"] and found["trouble"]:
         yield f"{found['bundle']} does not serve: {found['trouble']}"
-    if trouble := (found.get("certificate") or {}).get("trouble"):
-        yield f"no new certificate: {trouble['reason']}; see edgepack-agent doctor"
+    if trouble := found["certificate"]["trouble"]:
+        yield f"no new certificate, {trouble['reason']}: edgepack-agent doctor"

@@ -70,7 +70,7 @@ class Drift:
 
     @property
     def filled(self) -> int:
-        """Values that the window has so far, of the feature that has most."""
+        """Values of the feature that has most of them, in the window that is being filled."""
         return max((counts.total() for counts in self.counts.values()), default=0)
 
     def add(self, stats: Mapping[str, Any], now: float) -> list[Alarm]:

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-__all__ = ["FAULTS", "Latencies", "Rule", "Verdict", "Vitals", "beat", "judge"]
+from edgepack.counting import faults
 
-FAULTS = frozenset({"runtime_error", "deadline", "non_finite"})
-"""Reasons of errors that are the model's or the runtime's own."""
+__all__ = ["Latencies", "Rule", "Verdict", "Vitals", "beat", "judge"]
+
 _REMEMBERED = 20_000
 """Inferences after which older ones begin to count half."""
 
@@ -96,14 +96,12 @@ class Verdict:
 def beat(vitals: Vitals, now: float, said: Mapping[str, Any]) -> Vitals:
     """Return VITALS after the heartbeat SAID at NOW, with the counts since the one before."""
     stats = said.get("stats", {})
-    errors = stats.get("errors", {})
-    faults = sum(count for reason, count in errors.items() if reason in FAULTS)
     return replace(
         vitals,
         last_beat=now,
         beats=vitals.beats + 1,
         inferences=vitals.inferences + stats.get("inferences", 0),
-        errors=vitals.errors + faults,
+        errors=vitals.errors + faults(stats.get("errors", {})),
         rss_mb=(vitals.rss_mb[1], float(said.get("rss_mb", 0.0))),
         latencies=vitals.latencies.add(stats.get("latency_ms")),
     )

@@ -84,8 +84,7 @@ class Api:
             # Before it is said what there is: a stranger learns nothing.
             self.gate.admit(call.headers.get("authorization", ""), over_tcp=call.over_tcp)
         if route is None:
-            there = "/v2 says what serves, /openapi.json all that can be asked"
-            raise RequestError(404, f"there is no {call.path[:200]} here; {there}", "not_found")
+            raise _nothing_at(call.path)
         if call.method not in route.methods:
             raise RequestError(405, f"this is a {' or '.join(route.methods)}")
         return route
@@ -237,6 +236,11 @@ def _documents(model: Model) -> dict[str, Route]:
         path: Route(_always(document), describe_read(told), free=path in _FREE)
         for path, (told, document) in documents.items()
     }
+
+
+def _nothing_at(path: str) -> RequestError:
+    told = f"there is no {path[:200]} here; /openapi.json says what there is"
+    return RequestError(404, told, "not_found")
 
 
 def _always(document: Any) -> Callable[[Call], Reply]:

@@ -391,8 +391,12 @@ def _written(reply: Reply, more: Mapping[str, str], *, last: bool, bare: bool) -
 
 
 def late(patience_s: float) -> RequestError:
-    """Return what to say when there is no answer within PATIENCE_S seconds."""
-    return RequestError(504, f"no answer within {patience_s:g} s", "deadline")
+    """Return what to say when there is no answer within PATIENCE_S seconds.
+
+    A client that waits less than we would can make any model late: that is told apart.
+    """
+    reason = "deadline" if patience_s >= DEADLINE_S else "client_deadline"
+    return RequestError(504, f"no answer within {patience_s:g} s", reason)
 
 
 def _too_large(limit: int) -> RequestError:

@@ -28,6 +28,8 @@ class AlertRow(Base):
     told: Mapped[float | None]
     silenced: Mapped[float]
     acknowledged: Mapped[str]
+    reason: Mapped[str] = mapped_column(default="")
+    """Why it has ended; empty: its value is back, or it has not ended."""
     said: Mapped[str]
     """The last that was told: `firing`, `repeat`, `resolved`; empty: nothing."""
 

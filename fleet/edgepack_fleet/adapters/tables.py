@@ -130,6 +130,8 @@ class RolloutRow(Base):
     waived: Mapped[list[Any]] = mapped_column(default=list)
     """Breached gates that an operator accepted: `WAVE:METRIC`."""
     approved_by: Mapped[str] = mapped_column(default="")
+    stopped: Mapped[str] = mapped_column(default="")
+    """The sentence with which it began to turn back."""
 
 
 class DecisionRow(Base):

@@ -29,8 +29,9 @@ def list_alerts(
         show.document("alerts", found)
         return
     rows = [
-        (a["id"], a["severity"], a["rule"], ", ".join(a["labels"].values()), a["state"],
-         show.moment(a["since"]), a["value"], a["acknowledged_by"])
+        (a["id"], a["severity"], a["rule"], ", ".join(a["labels"].values()),
+         f"{a['state']}: {a['reason']}" if a["reason"] else a["state"],
+         show.moment(a["since"]), a["reading"], a["acknowledged_by"])
         for a in found["alerts"]
     ]  # fmt: skip
     headers = ("alert", "severity", "rule", "about", "state", "since", "value", "taken up by")

@@ -66,6 +66,7 @@ def health_command(
             ("devices", found["devices"]),
             ("inferences", found["inferences"]),
             ("errors", _errors(found)),
+            *([("not its fault", _counts(found["others"]))] if found["others"] else []),
             *((name, _quantile(latency[name])) for name in ("p50", "p95", "p99")),
             ("agreement", _agreement(found["agreement"])),
             ("updates", f"{installs['succeeded']} succeeded, {_counts(installs['failed'])}"),
@@ -102,14 +103,15 @@ def drift_command(
         show.document("release-drift", found)
         return
     rows = [
-        (f["feature"], f["verdict"].replace("_", " "), f"{f['psi']:.3f}", f"{f['adjusted']:.2g}",
-         f["before"], f["now"], v["digest"][7:19])
+        (f["feature"], *_judged(f), f["before"], f["now"], v["digest"][7:19])
         for v in found["variants"]
         for f in v["features"]
-    ]  # fmt: skip
+    ]
     headers = ("feature", "verdict", "PSI", "p", "before", "now", "variant")
     empty = "Nothing to compare: no counts in this time, or the bundle has no baseline."
     show.table(headers, rows, empty)
+    if rows:
+        click.echo(f"{release}: {found['said']}")
 
 
 @click.command("compare")
@@ -150,6 +152,14 @@ def _window(last: str) -> dict[str, Any]:
     if found is None or not float(found[1]):
         raise UsageError(f"not a time: {last!r}", fix="write e.g. --last 30m, 6h, 7d or 4w")
     return {"since": time.time() - float(found[1]) * UNITS[found[2]]}
+
+
+def _judged(feature: dict[str, Any]) -> tuple[str, str | None, str | None]:
+    """Return the verdict on a FEATURE, its PSI and its p: without enough values there are none."""
+    if lack := feature["lack"]:
+        of_what = "values" if lack["side"] == "now" else "values to compare with"
+        return f"too few: {lack['found']} of {lack['needed']} {of_what}", None, None
+    return feature["verdict"], f"{feature['psi']:.3f}", f"{feature['adjusted']:.2g}"
 
 
 def _errors(found: dict[str, Any]) -> str:

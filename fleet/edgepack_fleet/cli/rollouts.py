@@ -225,15 +225,26 @@ def _variant(variant: dict[str, Any]) -> str:
     return f"{variant['runtime']}-{variant['precision']}"
 
 
+def _where(device: dict[str, Any]) -> str:
+    way = "way back" if device["way"] == "revert" else ""
+    return ", ".join(filter(None, (way, device["state"])))
+
+
+def _counts(wave: dict[str, Any], state: str) -> str:
+    rest = "not reached" if state in {"reverting", "reverted", "cancelled"} else "pending"
+    return f"{wave['done']} done, {wave['failed']} failed, {wave['pending']} {rest}"
+
+
 def _print(rollout: dict[str, Any], as_json: bool) -> None:
     if as_json:
         show.document("rollout", rollout)
         return
     pairs = [(k, rollout[k]) for k in ("id", "release", "group", "state", "reason")]
-    pairs += [
-        (f"wave {number}", f"{w['done']} done, {w['failed']} failed, {w['pending']} pending")
-        for number, w in enumerate(rollout["waves"], 1)
-    ]
+    if rollout["overtaken_by"]:
+        pairs.append(("overtaken by", rollout["overtaken_by"]))
+    for number, wave in enumerate(rollout["waves"], 1):
+        pairs.append((f"wave {number}", _counts(wave, rollout["state"])))
+        pairs += [("", f"{gate['verdict']}: {gate['said']}") for gate in wave["gates"]]
     show.facts(pairs)
-    rows = [(d["id"], d["status"].lower(), d["state"], d["reason"]) for d in rollout["devices"]]
+    rows = [(d["id"], d["status"].lower(), _where(d), d["reason"]) for d in rollout["devices"]]
     show.table(("device", "status", "where", "reason"), rows, "The group has no device yet.")

@@ -4,7 +4,6 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +92,7 @@ def _rehearse(
 
     place = home or Path(tempfile.mkdtemp(prefix="edgepack-simulate-"))
     try:
-        rehearsal = Rehearsal(scenario, place.resolve(), bundles, mtls, _progress())
+        rehearsal = Rehearsal(scenario, place.resolve(), bundles, mtls, _say)
         return _document(rehearsal.run(seconds))
     finally:
         if home is None:
@@ -105,8 +104,7 @@ def _join(scenario: Any, token: str, seconds: float | None) -> dict[str, Any]:
     from edgepack_fleet.simulation.rehearsal import DRAIN_S, joined
 
     allow_files(scenario.devices)
-    say = _progress()
-    say(f"enrolling {scenario.devices} devices")
+    _say(f"enrolling {scenario.devices} devices")
     with joined(scenario, token, None) as simulation:
         simulation.run_for(seconds)
         simulation.drain(DRAIN_S)
@@ -129,10 +127,8 @@ def _confirm(devices: int, *, yes: bool) -> None:
     )  # fmt: skip
 
 
-def _progress() -> Callable[[str], None]:
-    """Return what tells progress: to a person, and to nobody else."""
-    shown = sys.stderr.isatty()
-    return lambda line: click.echo(line, err=True) if shown else None
+def _say(line: str) -> None:
+    click.echo(line, err=True)
 
 
 def _document(result: Any) -> dict[str, Any]:

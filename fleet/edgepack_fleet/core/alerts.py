@@ -8,17 +8,19 @@ An alert that is told of is told once, again after the rule's `repeat` unless so
 up, and once more when it ends.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-__all__ = ["Alert", "Reading", "Rule", "Severity", "State", "Told", "step"]
+__all__ = ["Alert", "Reading", "Rule", "Severity", "State", "Told", "nobody_runs", "step"]
 
 State = Literal["inactive", "pending", "firing", "resolved"]
 Told = Literal["firing", "repeat", "resolved"]
 Severity = Literal["info", "warning", "critical"]
 SHOWN_S = 3600.0
 """Seconds for which an alert that has ended is still shown."""
+OF_RUNNING = frozenset({"error_rate", "p95_ratio", "drift_features"})
+"""Metrics of a release that say how those do that run it. Ways back are told of one nobody runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +70,31 @@ class Alert:
     """Nobody is told until then."""
     acknowledged: str = ""
     """Who has taken it up."""
+    reason: str = ""
+    """Why it has ended; empty: its value is back, or it has not ended."""
 
 
-def step(rule: Rule, alert: Alert, value: float | None, now: float) -> tuple[Alert, Told | None]:
+def nobody_runs(
+    metric: str, labels: Mapping[str, str], running: Collection[tuple[str, str]]
+) -> str:
+    """Return why METRIC has nothing to say any more; empty if it has.
+
+    Args:
+        metric: What is watched.
+        labels: What it is about.
+        running: Releases, each with a group whose devices run it.
+    """
+    release, group = labels.get("release"), labels.get("group")
+    if metric not in OF_RUNNING or release is None:
+        return ""
+    if any(runs == release and group in {None, where} for runs, where in running):
+        return ""
+    return f"no device{f' of {group}' if group else ''} runs {release} any more"
+
+
+def step(
+    rule: Rule, alert: Alert, value: float | None, now: float, over: str = ""
+) -> tuple[Alert, Told | None]:
     """Return ALERT after a look at VALUE, and what somebody is to be told.
 
     Args:
@@ -78,12 +102,13 @@ def step(rule: Rule, alert: Alert, value: float | None, now: float) -> tuple[Ale
         alert: How it stood.
         value: What was measured; None: nothing was.
         now: Unix seconds. A clock that was set back makes what waits wait anew, no longer.
+        over: Why there is nothing to watch any more; empty: there is.
     """
     alert = replace(
         alert, since=min(alert.since, now), value=value,
         seen=min(alert.seen, now) if value is None else now,
     )  # fmt: skip
-    moved = _moved(rule, alert, now)
+    moved = _closed(alert, now, over) if over else _moved(rule, alert, now)
     if moved.state == "resolved" and alert.state == "firing":
         # Who was never told that it fires is not told that it ends.
         return moved, "resolved" if moved.told is not None else None
@@ -97,15 +122,35 @@ def _moved(rule: Rule, alert: Alert, now: float) -> Alert:
         case "inactive" | "resolved" if bad:
             begun = Alert("pending", now, value, now, silenced=alert.silenced)
             return replace(begun, state="firing") if rule.for_s <= 0 else begun
-        case "resolved" if now - alert.since >= SHOWN_S:
-            return replace(alert, state="inactive", since=now, told=None)
+        case "resolved":
+            return _forgotten(alert, now)
         case "pending" if not bad:
             return replace(alert, state="inactive", since=now)
         case "pending" if now - alert.since >= rule.for_s:
             return replace(alert, state="firing", since=now)
         case "firing" if _over(rule, alert, now):
-            return replace(alert, state="resolved", since=now, acknowledged="")
+            reason = "nothing is measured any more" if alert.value is None else ""
+            return replace(alert, state="resolved", since=now, acknowledged="", reason=reason)
     return alert
+
+
+def _closed(alert: Alert, now: float, reason: str) -> Alert:
+    """Return ALERT after there is nothing to watch any more, for a REASON."""
+    match alert.state:
+        case "firing":
+            return replace(alert, state="resolved", since=now, acknowledged="", reason=reason)
+        case "pending":
+            return replace(alert, state="inactive", since=now)
+        case "resolved":
+            return _forgotten(alert, now)
+    return alert
+
+
+def _forgotten(alert: Alert, now: float) -> Alert:
+    """Return ALERT, which has ended, after it was shown long enough."""
+    if now - alert.since < SHOWN_S:
+        return alert
+    return replace(alert, state="inactive", since=now, told=None, reason="")
 
 
 def _over(rule: Rule, alert: Alert, now: float) -> bool:

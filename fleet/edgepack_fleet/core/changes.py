@@ -86,7 +86,7 @@ def of_applicant(now: Facts, changed: frozenset[str], *, new: bool) -> Iterator[
 
 def of_alert(now: Facts, changed: frozenset[str]) -> Iterator[Change]:
     """Yield what is to be told of an alert; one that is silent changes without a word."""
-    names = ("id", "rule", "severity", "labels", "value", "since")
+    names = ("id", "rule", "severity", "labels", "value", "since", "reason")
     data = {name: now[name] for name in names}
     if now["state"] == "firing" and "told" in changed and now["told"] is not None:
         yield "edgepack.alert.firing", f"alerts/{now['id']}", data

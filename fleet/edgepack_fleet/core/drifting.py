@@ -11,12 +11,23 @@ Source: Holm, A simple sequentially rejective multiple test procedure, 1979.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from edgepack_targets.pipeline.baseline import Baseline
 from edgepack_targets.pipeline.drift import Finding, compare, compare_classes
 
-__all__ = ["Drift", "Rule", "Seen", "holm", "of_windows", "seen_of", "verdicts"]
+__all__ = [
+    "Drift",
+    "Lack",
+    "Outlook",
+    "Rule",
+    "Seen",
+    "holm",
+    "of_windows",
+    "outlook",
+    "seen_of",
+    "verdicts",
+]
 
 CLASSES, CONFIDENCE = "classes", "confidence"
 
@@ -45,13 +56,29 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True)
+class Lack:
+    """Values that a feature has, and how many it takes to judge it."""
+
+    side: Literal["now", "before"]
+    """`before`: what it is compared with is too little."""
+    found: int
+    needed: int
+
+    def __str__(self) -> str:
+        """Return it for people."""
+        of_what = "values" if self.side == "now" else "values to compare with"
+        return f"{self.found:,} of {self.needed:,} {of_what}"
+
+
+@dataclass(frozen=True, slots=True)
 class Drift:
     """What is said of one feature."""
 
     feature: str
     psi: float
+    """0 while there are too few values to say."""
     p: float
-    """Of this feature alone."""
+    """Of this feature alone; 1 while there are too few values to say."""
     adjusted: float
     """The same, corrected for how many features were looked at."""
     before: int
@@ -60,6 +87,19 @@ class Drift:
     verdict: str
     """`drift`, `none` or `too_few`."""
     seen: Seen
+    lack: Lack | None = None
+    """What it takes to judge it; None: it is judged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What all features together come to."""
+
+    verdict: Literal["drift", "none", "partly", "too_few", "nothing"]
+    """`partly`: some do not drift, of the others there are too few values."""
+    said: str
+    judged: int
+    features: int
 
 
 def holm(values: Sequence[float]) -> list[float]:
@@ -116,19 +156,46 @@ def of_windows(
 
 def verdicts(found: Sequence[Seen], rule: Rule) -> list[Drift]:
     """Return what is to be said of each feature of FOUND, the furthest away first."""
-    enough = [seen for seen in found if _enough(seen, rule)]
+    enough = [seen for seen in found if _lack(seen, rule) is None]
     findings = [_compared(seen) for seen in enough]
     adjusted = holm([finding.p for finding in findings])
     told = [
         _drift(seen, finding, p, rule)
         for seen, finding, p in zip(enough, findings, adjusted, strict=True)
     ]
-    few = [_drift(seen, None, 1.0, rule) for seen in found if not _enough(seen, rule)]
+    few = [_drift(seen, None, 1.0, rule) for seen in found if _lack(seen, rule) is not None]
     return sorted([*told, *few], key=lambda d: (d.verdict != "drift", -d.psi, d.feature))
 
 
-def _enough(seen: Seen, rule: Rule) -> bool:
-    return sum(seen.now) >= rule.min_count and sum(seen.before) * 5 >= rule.min_count
+def outlook(found: Sequence[Drift]) -> Outlook:
+    """Return what the features FOUND come to; free of drift is only what could be judged."""
+    far = sum(drift.verdict == "drift" for drift in found)
+    lacks = [drift.lack for drift in found if drift.lack is not None]
+    judged, every = len(found) - len(lacks), len(found)
+    if far:
+        return Outlook("drift", f"{far} of {_features(every)} drifting", judged, every)
+    if not found:
+        return Outlook("nothing", "nothing to compare", 0, 0)
+    if not judged:
+        nearest = max(lacks, key=lambda lack: lack.found / lack.needed)
+        return Outlook("too_few", f"not judged yet: {nearest}", 0, every)
+    if lacks:
+        said = f"no drift as far as judged: {judged} of {_features(every)}"
+        return Outlook("partly", said, judged, every)
+    return Outlook("none", "no drift", judged, every)
+
+
+def _features(count: int) -> str:
+    return "1 feature" if count == 1 else f"{count} features"
+
+
+def _lack(seen: Seen, rule: Rule) -> Lack | None:
+    """Return what is missing to judge a feature; None: nothing is."""
+    if sum(seen.now) < rule.min_count:
+        return Lack("now", sum(seen.now), rule.min_count)
+    if sum(seen.before) * 5 < rule.min_count:
+        return Lack("before", sum(seen.before), -(-rule.min_count // 5))
+    return None
 
 
 def _compared(seen: Seen) -> Finding:
@@ -151,6 +218,7 @@ def _drift(seen: Seen, finding: Finding | None, adjusted: float, rule: Rule) -> 
         now=sum(seen.now),
         verdict="too_few" if finding is None else "drift" if far else "none",
         seen=seen,
+        lack=_lack(seen, rule),
     )
 
 

@@ -99,8 +99,9 @@ def of_change(at: float, kind: str, subject: str, data: Facts) -> Happening:
         tone = STATES.get(str(data.get("state")), tone)
     state = _word(data.get("state")).replace("_", " ")
     where = subject if subject.startswith(("devices/", "rollouts/")) else ""
-    return Happening(at, sort, tone, _filled(text, {**data, "state": state}),
-                     _word(data.get("reason")), where)  # fmt: skip
+    # Of what was just created nothing is known yet but that somebody must start it, or has.
+    more = "" if kind == "edgepack.rollout.created" else _word(data.get("reason"))
+    return Happening(at, sort, tone, _filled(text, {**data, "state": state}), more, where)
 
 
 def of_entry(entry: Entry) -> Happening:
@@ -135,7 +136,8 @@ def grouped(told: Sequence[tuple[str, Happening]]) -> list[Happening]:
 
 
 def _alike(one: Happening, other: Happening) -> bool:
-    return (one.kind, one.tone, one.text) == (other.kind, other.tone, other.text)
+    said = (other.kind, other.tone, other.text, other.more)
+    return (one.kind, one.tone, one.text, one.more) == said
 
 
 def _line(one: Happening, subjects: Sequence[str]) -> Happening:

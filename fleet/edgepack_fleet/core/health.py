@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from edgepack.counting import FAULTS
 from edgepack_fleet.core.histograms import Quantile, counted, like, quantile
 from edgepack_fleet.core.slots import SPANS, Slot
 from edgepack_fleet.core.sums import Sums, added
@@ -64,6 +65,8 @@ class Health:
     """Errors of all that was asked; None: nothing was."""
     reasons: Mapping[str, int]
     """Errors by reason, the most frequent first."""
+    others: Mapping[str, int]
+    """What clients, cameras or a full queue did wrong, by reason: held against no release."""
     latency: Latency
     classes: Mapping[str, int]
     confidence: Mapping[str, Any] | None
@@ -87,7 +90,8 @@ def health(found: Sequence[tuple[Slot, Sums]], step: int) -> Health:
         inferences=whole.inferences,
         errors=whole.errors,
         error_rate=whole.errors / asked if asked else None,
-        reasons=_frequent(whole.reasons),
+        reasons=_frequent({r: count for r, count in whole.reasons.items() if r in FAULTS}),
+        others=_frequent({r: count for r, count in whole.reasons.items() if r not in FAULTS}),
         latency=Latency(
             quantile(histogram, 0.5),
             quantile(histogram, 0.95),

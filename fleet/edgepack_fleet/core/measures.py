@@ -7,6 +7,7 @@ one, so that their ratio can be told without the reports themselves.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from edgepack.counting import faults
 from edgepack_fleet.core.histograms import checked, merged, p95_ratio
 
 __all__ = ["add", "baseline", "drifted", "metrics"]
@@ -26,10 +27,9 @@ def baseline(reports: Sequence[Mapping[str, Any]]) -> Counts:
 
 def add(kept: Mapping[str, Any], report: Mapping[str, Any]) -> Counts:
     """Return KEPT with a telemetry REPORT about the new model added."""
-    errors = sum(report.get("errors", {}).values())
     return dict(kept) | {
         "inferences": kept.get("inferences", 0) + report.get("inferences", 0),
-        "errors": kept.get("errors", 0) + errors,
+        "errors": kept.get("errors", 0) + faults(report.get("errors", {})),
         "rss_mb": max(kept.get("rss_mb", 0.0), report.get("rss_mb", 0.0)),
         "after": merged(kept.get("after"), checked(report.get("latency_ms"))),
     }

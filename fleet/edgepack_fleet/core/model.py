@@ -12,6 +12,7 @@ __all__ = [
     "LIVE",
     "SERVING",
     "TERMINAL",
+    "TO_COME",
     "TURNING_BACK",
     "UNSTARTED",
     "Breach",
@@ -47,6 +48,8 @@ SERVING: frozenset[str] = frozenset({"running", "completed"})
 """States in which devices get the release: a completed rollout serves those that return late."""
 TURNING_BACK: frozenset[str] = frozenset({"reverting", "reverted"})
 """States in which devices get the release they had before; a reverted one serves late returns."""
+TO_COME: frozenset[str] = SERVING | UNSTARTED | {"paused"}
+"""States in which devices that have not been given the release may still get it."""
 HANDING_OUT: frozenset[str] = SERVING | TURNING_BACK
 """States in which a job that waits may be taken up."""
 LIVE: frozenset[str] = HANDING_OUT | {"paused"}
@@ -168,6 +171,8 @@ class Rollout:
     """Breached gates that the operator accepted by resuming: `WAVE:METRIC`."""
     standing: str = ""
     """The sentence of the last decision or of the operator."""
+    stopped: str = ""
+    """The sentence with which it began to turn back; empty: it has not, or it is not known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,7 +72,7 @@ def _back(
     rollout: Rollout, members: Sequence[Member], now: float, late: tuple[Action, ...]
 ) -> Decision:
     actions, over = turn_back(rollout, members, now)
-    reason = turning_back(rollout, members)
+    reason = turning_back(rollout, members, over=over or rollout.state == "reverted")
     end = (Reverted(reason),) if over and rollout.state == "reverting" else ()
     return Decision((*late, *actions, *end), reason)
 

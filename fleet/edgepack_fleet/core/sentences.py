@@ -39,14 +39,15 @@ def why(rollout: Rollout, group: Sequence[Member], current: int, waits: str, now
     return f"{wave}{' ' + waits if waits else ''}: {head}."
 
 
-def turning_back(rollout: Rollout, members: Sequence[Member]) -> str:
-    """Return one sentence on where a ROLLOUT that turns back stands."""
+def turning_back(rollout: Rollout, members: Sequence[Member], *, over: bool) -> str:
+    """Return why a ROLLOUT turns back and where it stands; OVER: all that can be are back."""
     sent = [m for m in members if m.kind == "revert" and not m.left]
     back = sum(m.status == "SUCCEEDED" for m in sent)
     stuck = [m for m in sent if of.failed(m, rollout.policy)]
     lost = sum(m.has_it and m.wave is not None and m.before is None for m in members)
     away = sum(m.has_it and not m.device.online and m.before is not None for m in members)
-    text = f"{_devices(back)} back on the release before"
+    why = rollout.stopped.replace("Reverting", "Reverted", 1) if over else rollout.stopped
+    text = f"{why} {_devices(back)} back on the release before".lstrip()
     text += f", {of.open_jobs(sent)} under way" if of.open_jobs(sent) else ""
     text += f", {len(stuck)} could not go back ({reasons(stuck)})" if stuck else ""
     text += f", {lost} had nothing to go back to" if lost else ""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from edgepack.counting import LATENCY_EDGES_MS, MAX_LABEL, OTHER, SCRAPED_EDGES_MS
+from edgepack.counting import LATENCY_EDGES_MS, MAX_LABEL, OTHER, SCRAPED_EDGES_MS, faults
 from edgepack.messages import Telemetry
 from edgepack_fleet.core.expectation import Expected
 from edgepack_fleet.core.histograms import between, checked, merged
@@ -31,8 +31,9 @@ class Sums:
     reports: int = 0
     inferences: int = 0
     errors: int = 0
+    """Those that are held against the model, see `edgepack.counting.FAULTS`."""
     reasons: Mapping[str, int] = field(default_factory=dict)
-    """Errors by reason."""
+    """Whatever had no answer, by reason: more than `errors`."""
     latency: Mapping[str, Any] | None = None
     """Histogram, milliseconds."""
     confidence: Mapping[str, Any] | None = None
@@ -56,7 +57,7 @@ def of_report(report: Telemetry) -> Sums:
     return Sums(
         reports=1,
         inferences=report.inferences,
-        errors=sum(report.errors.values()),
+        errors=faults(report.errors),
         reasons=_names({}, report.errors),
         latency=checked(_plain(report.latency_ms)),
         confidence=checked(_plain(report.confidence)),

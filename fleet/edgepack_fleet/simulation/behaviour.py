@@ -82,7 +82,7 @@ def measure(scenario: Scenario, model: Model, seconds: float, draw: random.Rando
     for index in range(min(SAMPLED, answered)):
         latency = draw.lognormvariate(0.0, 0.2) * scenario.latency_ms * model.latency
         counts[bisect_right(LATENCY_EDGES_MS, latency)] += share + (index < rest)
-    errors = {"execution": failed} if failed else {}
+    errors = {"runtime_error": failed} if failed else {}
     return Measured(answered, errors, Histogram(edges=LATENCY_EDGES_MS, counts=tuple(counts)))
 
 

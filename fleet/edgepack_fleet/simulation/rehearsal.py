@@ -112,7 +112,8 @@ class Rehearsal:
             deadline = None if seconds is None else time.monotonic() + seconds
             late = _past(deadline)
             simulation.run(lambda: simulation.connected_s is not None or late())
-            self.say(f"connected after {simulation.connected_s} s")
+            after = simulation.connected_s
+            self.say("not all connect" if after is None else f"connected after {after:.1f} s")
             rollout = self._rolled_out(client, simulation, late)
             self.say("waiting for the last reports")
             simulation.drain(DRAIN_S)

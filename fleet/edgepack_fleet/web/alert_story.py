@@ -12,6 +12,7 @@ from edgepack_fleet.adapters.alert_tables import AlertRow
 from edgepack_fleet.adapters.tables import ChangeRow
 from edgepack_fleet.core.alert_rules import METRICS
 from edgepack_fleet.core.alerts import Rule
+from edgepack_fleet.core.units import measured
 
 __all__ = ["Open", "Told", "history", "open_alerts"]
 
@@ -27,6 +28,8 @@ class Open:
     row: AlertRow
     about: str
     """What its metric says."""
+    reading: str
+    """Its value, with its unit; empty: nothing was measured."""
     link: str
     """Where it can be looked into."""
 
@@ -40,14 +43,16 @@ class Told:
     over: bool
     rule: str
     labels: Mapping[str, str]
+    reason: str
+    """Why it ended, if not because its value is back."""
     link: str
 
 
 def open_alerts(session: Session, rules: Sequence[Rule]) -> list[Open]:
     """Return the alerts that are not over: those that fire first, then the most severe."""
     rows = session.scalars(select(AlertRow).where(AlertRow.state.in_(("firing", "pending"))))
-    said = {rule.name: METRICS[rule.metric] for rule in rules}
-    found = [Open(row, said.get(row.rule, ""), _link(row.labels)) for row in rows]
+    metrics = {rule.name: rule.metric for rule in rules}
+    found = [_open(row, metrics.get(row.rule, "")) for row in rows]
     return sorted(
         found, key=lambda a: (a.row.state != "firing", RANKS.get(a.row.severity, 3), -a.row.since)
     )
@@ -59,9 +64,15 @@ def history(session: Session) -> list[Told]:
     return [_told(row.type, row.time, row.data) for row in session.scalars(query.limit(HISTORY))]
 
 
+def _open(row: AlertRow, metric: str) -> Open:
+    reading = "" if row.value is None else measured(row.value, metric)
+    return Open(row, METRICS.get(metric, ""), reading, _link(row.labels))
+
+
 def _told(kind: str, at: float, data: Mapping[str, Any]) -> Told:
     labels = data["labels"]
-    return Told(at, kind == TYPES[1], data["rule"], labels, _link(labels))
+    reason = str(data.get("reason") or "")
+    return Told(at, kind == TYPES[1], data["rule"], labels, reason, _link(labels))
 
 
 def _link(labels: Mapping[str, str]) -> str:

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from edgepack_fleet.adapters.alert_tables import AlertRow
 from edgepack_fleet.core.alert_rules import METRICS
+from edgepack_fleet.core.units import measured
 from edgepack_fleet.service import Service
 from edgepack_fleet.web import paging
 from edgepack_fleet.web.guard import PREFIX, Operator, Viewer, Who, service_of
@@ -41,6 +42,8 @@ class Alert(Model):
     state: AlertState
     since: float = Field(description="Unix seconds")
     value: float | None = Field(description="The last; null: nothing was measured")
+    reading: str = Field(description="The same for people, with its unit; may be empty")
+    reason: str = Field(description="Why it has ended; empty: its value is back, or it has not")
     silenced_until: float | None = Field(description="Unix seconds; null: it is not")
     acknowledged_by: str = Field(description="Empty: nobody has taken it up")
 
@@ -85,7 +88,7 @@ def list_alerts(fleet: Fleet, asked: Annotated[AlertQuery, Query()]) -> Alerts:
     ]
     with fleet.database.read() as db:
         rows, after = paging.of_rows(db, AlertRow, filters, ALERTS, asked)
-    return Alerts(items=[_alert(row, fleet.now()) for row in rows], next=after)
+    return Alerts(items=[_alert(row, fleet) for row in rows], next=after)
 
 
 @router.get("/alert-rules", dependencies=[Viewer])
@@ -97,23 +100,25 @@ def list_alert_rules(fleet: Fleet) -> AlertRules:
 @router.post("/alerts/{alert}/acknowledge", dependencies=[Operator])
 def acknowledge_alert(fleet: Fleet, alert: str, who: Who) -> Alert:
     """Take an alert up: it is not told again until it ends."""
-    return _alert(fleet.alerts.acknowledge(alert, by=who), fleet.now())
+    return _alert(fleet.alerts.acknowledge(alert, by=who), fleet)
 
 
 @router.post("/alerts/{alert}/silence", dependencies=[Operator])
 def silence_alert(fleet: Fleet, alert: str, asked: Silence) -> Alert:
     """Tell nobody of an alert for a while."""
-    return _alert(fleet.alerts.silence(alert, asked.seconds), fleet.now())
+    return _alert(fleet.alerts.silence(alert, asked.seconds), fleet)
 
 
-def _alert(row: AlertRow, now: float) -> Alert:
+def _alert(row: AlertRow, fleet: Service) -> Alert:
+    metrics = {rule.name: rule.metric for rule in fleet.alerts.config.rules}
     facts: dict[str, Any] = {
         name: getattr(row, name)
-        for name in ("id", "rule", "severity", "labels", "state", "since", "value")
+        for name in ("id", "rule", "severity", "labels", "state", "since", "value", "reason")
     }
     return Alert(
         **facts,
-        silenced_until=row.silenced if row.silenced > now else None,
+        reading="" if row.value is None else measured(row.value, metrics.get(row.rule, "")),
+        silenced_until=row.silenced if row.silenced > fleet.now() else None,
         acknowledged_by=row.acknowledged,
     )
 

@@ -14,7 +14,7 @@ from edgepack_fleet.enrolment import Offer, token_text
 from edgepack_fleet.replaying import made_of
 from edgepack_fleet.rollouts import Plan, unknown_rollout
 from edgepack_fleet.service import Service
-from edgepack_fleet.web import lists, queries, schemas, views
+from edgepack_fleet.web import lists, queries, rollout_views, schemas, views
 from edgepack_fleet.web.guard import PREFIX, Admin, Operator, Viewer, Who, service_of
 
 __all__ = ["router"]
@@ -122,7 +122,9 @@ def list_rollouts(
 ) -> schemas.Rollouts:
     """List rollouts, newest first."""
     with fleet.database.read() as db:
-        return lists.rollouts(db, asked)
+        rows, after = lists.rollouts(db, asked)
+        found = rollout_views.rollouts(db, rows, fleet.now())
+    return schemas.Rollouts(items=found, next=after)
 
 
 @router.post("/rollouts", status_code=201, dependencies=[Operator])
@@ -144,7 +146,7 @@ def rehearse_rollout(fleet: Fleet, new: schemas.NewRollout) -> schemas.Rehearsal
 def show_rollout(fleet: Fleet, rollout: str) -> schemas.Rollout:
     """Show one rollout."""
     with fleet.database.read() as db:
-        found = views.rollout(db, rollout)
+        found = rollout_views.rollout(db, rollout, fleet.now())
     if found is None:
         raise unknown_rollout(rollout)
     return found

@@ -83,7 +83,7 @@ def main_app(service: Service | None, device_url: str = "") -> FastAPI:
         app.add_middleware(Guard, find=service.access.caller, rates=rates)
     app.add_middleware(BodyLimit)
     app.openapi = lambda: describe(app)  # type: ignore[method-assign]
-    problems.install(app)
+    problems.install(app, browser.problem_page)
     _answer_in_a_thread(app, browser.LoginNeededError, browser.to_login)
     _answer_in_a_thread(app, PageError, browser.say)
     return app

@@ -14,7 +14,16 @@ from starlette.responses import RedirectResponse, Response
 from edgepack_fleet.access import COOKIE, ROLES, SESSION_S, Access, Caller, Role
 from edgepack_fleet.web.rendering import PageError, page
 
-__all__ = ["LoginNeededError", "Operator", "Viewer", "may", "router", "say", "to_login"]
+__all__ = [
+    "LoginNeededError",
+    "Operator",
+    "Viewer",
+    "may",
+    "problem_page",
+    "router",
+    "say",
+    "to_login",
+]
 
 router = APIRouter(include_in_schema=False)
 
@@ -33,6 +42,20 @@ def say(request: Request, error: Exception) -> Response:
     """Show a `PageError`."""
     assert isinstance(error, PageError)
     return page(request, "problem", error.status, role=_viewer(request), text=str(error))
+
+
+def problem_page(request: Request, status: int, text: str) -> Response:
+    """Show what is wrong, also to those who have not logged in."""
+    return page(request, "problem", status, role=_role_if_any(request, status), text=text)
+
+
+def _role_if_any(request: Request, status: int) -> Role | None:
+    if status >= 500 or request.app.state.service is None:
+        return None  # what has just failed is not asked once more
+    try:
+        return _viewer(request)
+    except LoginNeededError:
+        return None
 
 
 def may(role: Role, least: Role = "operator") -> bool:

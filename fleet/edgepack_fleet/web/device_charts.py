@@ -18,7 +18,7 @@ class Measured:
     """What a device measured, interval by interval, oldest first."""
 
     at: list[float] = field(default_factory=list)
-    """Unix seconds at which the interval ended."""
+    """Unix seconds at which the interval ended; of the one under way, now."""
     per_s: list[float] = field(default_factory=list)
     p95_ms: list[float | None] = field(default_factory=list)
     errors: list[int] = field(default_factory=list)
@@ -36,13 +36,13 @@ def measured(session: Session, device: str, now: float) -> Measured:
     )
     found = Measured()
     for row in session.scalars(query.order_by(DeviceRollup.start, DeviceRollup.span)):
-        _add(found, row)
+        _add(found, row, now)
     return found
 
 
-def _add(found: Measured, row: DeviceRollup) -> None:
+def _add(found: Measured, row: DeviceRollup, now: float) -> None:
     tail = quantile(row.latency, 0.95)
-    found.at.append(row.start + row.span)
+    found.at.append(min(row.start + row.span, now))
     found.per_s.append(row.inferences / row.span)
     found.p95_ms.append(tail.value if tail else None)
     found.errors.append(row.errors)

@@ -1,7 +1,7 @@
 """Whether what a release sees and says has changed: what the fleet counts, what devices say."""
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +10,12 @@ from sqlalchemy.orm import Session
 
 from edgepack_fleet import insights
 from edgepack_fleet.adapters.tables import DeviceRow, EventRow
-from edgepack_fleet.core.drifting import Drift, Rule
+from edgepack_fleet.core.drifting import Drift, Outlook, Rule, outlook
 from edgepack_fleet.membership import inside
 from edgepack_fleet.windows import Window
 from edgepack_targets.pipeline.baseline import Baseline
 
-__all__ = ["Alarm", "Feature", "Seen", "Variant", "of_devices", "of_fleet"]
+__all__ = ["Alarm", "Feature", "Seen", "Variant", "of_devices", "of_fleet", "together"]
 
 MONTH_S = 30 * 86_400.0
 MOST = 20_000
@@ -30,11 +30,6 @@ class Variant:
     compared: bool
     """Whether there is a baseline to compare with."""
     features: tuple[Drift, ...]
-
-    @property
-    def drifting(self) -> int:
-        """How many features drift."""
-        return sum(found.verdict == "drift" for found in self.features)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +71,11 @@ def of_fleet(
     """Return what all devices together come to in WINDOW, by variant."""
     found = insights.drift_of(session, window, baseline, rule)
     return tuple(Variant(v.digest, bool(v.against), tuple(v.features)) for v in found)
+
+
+def together(variants: Sequence[Variant]) -> Outlook:
+    """Return what the features of all VARIANTS come to."""
+    return outlook([feature for variant in variants for feature in variant.features])
 
 
 def of_devices(session: Session, release: str, group: str, now: float) -> Seen:

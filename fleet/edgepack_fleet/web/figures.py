@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from edgepack_fleet import store
 from edgepack_fleet.adapters.tables import ChangeRow, DeviceRow, RolloutRow
 from edgepack_fleet.core.happenings import UNDER_WAY, Happening, grouped, of_change
 from edgepack_fleet.core.model import LIVE, UNSTARTED
 from edgepack_fleet.web import conditions, schemas, views
 
-__all__ = ["Figures", "Share", "count", "failing", "offline", "recent", "rollouts"]
+__all__ = ["SHOWN", "Figures", "Share", "busy", "count", "failing", "offline", "recent", "rollouts"]
 
 SHOWN = 5
+"""Rows of one kind on the overview."""
 RECENT = 10
 READ = 200
 """Changes that are looked at for the recent ones."""
@@ -75,12 +77,25 @@ def offline(session: Session, limit: int = SHOWN) -> list[schemas.Device]:
     return views.devices(session, rows.all())
 
 
-def rollouts(session: Session, limit: int = SHOWN) -> Sequence[RolloutRow]:
-    """Return the rollouts that need or show something, newest first, then the newest others."""
-    newest = select(RolloutRow).order_by(RolloutRow.number.desc()).limit(limit)
-    busy = RolloutRow.state.in_((LIVE | UNSTARTED) - {"completed", "reverted"})
-    found = [*session.scalars(newest.where(busy)), *session.scalars(newest.where(~busy))]
-    return found[:limit]
+def busy(session: Session) -> list[RolloutRow]:
+    """Return the rollouts that have not ended, newest first.
+
+    One that was overtaken needs nothing, whatever its state.
+    """
+    unfinished = RolloutRow.state.in_((LIVE | UNSTARTED) - {"completed", "reverted"})
+    newest = select(RolloutRow).where(unfinished).order_by(RolloutRow.number.desc())
+    found = session.scalars(newest).all()
+    over = store.overtakers(session, [row for row in found if row.state == "paused"])
+    return [row for row in found if row.id not in over]
+
+
+def rollouts(
+    session: Session, first: Sequence[RolloutRow], limit: int = SHOWN
+) -> Sequence[RolloutRow]:
+    """Return those that are busy FIRST, then the newest others."""
+    others = select(RolloutRow).where(RolloutRow.id.not_in([row.id for row in first]))
+    newest = session.scalars(others.order_by(RolloutRow.number.desc()).limit(limit))
+    return [*first, *newest][:limit]
 
 
 def recent(session: Session, limit: int = RECENT) -> list[Happening]:

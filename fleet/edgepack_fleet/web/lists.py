@@ -60,15 +60,16 @@ def devices(session: Session, asked: queries.DeviceQuery) -> schemas.Devices:
     return schemas.Devices(items=views.devices(session, rows), next=after)
 
 
-def rollouts(session: Session, asked: queries.RolloutQuery) -> schemas.Rollouts:
-    """Return the rollouts that are ASKED for."""
+def rollouts(
+    session: Session, asked: queries.RolloutQuery
+) -> tuple[Sequence[RolloutRow], str | None]:
+    """Return the rollouts that are ASKED for, and the cursor to the next ones."""
     filters = [
         (asked.state is not None, RolloutRow.state == asked.state),
         (asked.group is not None, RolloutRow.group_id == asked.group),
         (asked.release is not None, RolloutRow.release == asked.release),
     ]
-    rows, after = paging.of_rows(session, RolloutRow, filters, ROLLOUTS, asked)
-    return schemas.Rollouts(items=views.rollouts(session, rows), next=after)
+    return paging.of_rows(session, RolloutRow, filters, ROLLOUTS, asked)
 
 
 def events(session: Session, asked: queries.EventQuery) -> schemas.Events:

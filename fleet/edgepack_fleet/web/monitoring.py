@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, Query
 
 from edgepack.errors import UsageError
 from edgepack_fleet import insights
-from edgepack_fleet.core.drifting import Drift, Rule
+from edgepack_fleet.core.drifting import Drift, Rule, outlook
 from edgepack_fleet.core.plainly import agreement_said, errors_said, latency_said
 from edgepack_fleet.core.slots import DAY, FINE, HOUR
 from edgepack_fleet.service import Service
@@ -67,7 +67,10 @@ def release_drift(
         )
         for v in found
     ]
-    return schemas.DriftReport(**_where(window), drifting=sorted(far), variants=variants)
+    together = outlook([drift for v in found for drift in v.features])
+    return schemas.DriftReport(
+        **_where(window), **asdict(together), drifting=sorted(far), variants=variants
+    )
 
 
 @router.get("/releases/{release}/compare")
@@ -132,6 +135,7 @@ def _feature(drift: Drift) -> schemas.FeatureDrift:
         **facts,
         before=drift.before,
         now=drift.now,
+        lack=schemas.Lack(**asdict(drift.lack)) if drift.lack else None,
         names=list(drift.seen.names),
         counts_before=list(drift.seen.before),
         counts_now=list(drift.seen.now),

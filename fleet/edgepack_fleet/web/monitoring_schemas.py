@@ -13,6 +13,7 @@ __all__ = [
     "DriftQuery",
     "DriftReport",
     "HealthQuery",
+    "Lack",
     "ReleaseHealth",
     "WindowQuery",
 ]
@@ -118,9 +119,12 @@ class ReleaseHealth(Model):
     last: float | None = Field(description="End of the last; slots are 5 min, 1 h or 1 d long")
     devices: int = Field(description="That have reported")
     inferences: int
-    errors: int
+    errors: int = Field(description="Those that are held against the release")
     error_rate: float | None
     reasons: dict[str, int] = Field(description="Errors by reason, the most frequent first")
+    others: dict[str, int] = Field(
+        description="What clients, cameras or a full queue did wrong, by reason; no error of it"
+    )
     latency: Latency
     classes: dict[str, int] = Field(description="Decisions by label, the most frequent first")
     confidence: dict[str, Any] | None = Field(description="Histogram: `edges`, `counts`")
@@ -134,16 +138,27 @@ class ReleaseHealth(Model):
     points: list[Point]
 
 
+class Lack(Model):
+    """Values that a feature has, and how many it takes to judge it."""
+
+    side: Literal["now", "before"] = Field(description="`before`: what it is compared with")
+    found: int
+    needed: int
+
+
 class FeatureDrift(Model):
     """What is said of one feature."""
 
     feature: str = Field(description="`classes`, `confidence`, `inputs.image.mean`, ...")
     verdict: Literal["drift", "none", "too_few"]
-    psi: float = Field(description="Population stability index less what chance gives")
-    p: float = Field(description="G-test of this feature alone")
+    psi: float = Field(
+        description="Population stability index less what chance gives; 0 with `too_few`"
+    )
+    p: float = Field(description="G-test of this feature alone; 1 with `too_few`")
     adjusted: float = Field(description="The same, by Holm's correction for all of them")
     before: int = Field(description="Values compared with")
     now: int
+    lack: Lack | None = Field(description="What it takes to judge it; null: it is judged")
     names: list[str] = Field(description="Of the bins: labels, or lower edges")
     counts_before: list[int]
     counts_now: list[int]
@@ -166,6 +181,12 @@ class DriftReport(Model):
     since: float
     until: float
     drifting: list[str] = Field(description="Features that drift in any variant")
+    verdict: Literal["drift", "none", "partly", "too_few", "nothing"] = Field(
+        description="Of all features; `partly`: of some there are too few values to say"
+    )
+    said: str = Field(description="The same in words")
+    judged: int = Field(description="Features with enough values to be judged")
+    features: int = Field(description="Features that are watched")
     variants: list[VariantDrift]
 
 

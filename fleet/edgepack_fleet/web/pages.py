@@ -19,20 +19,26 @@ __all__ = ["router"]
 
 Fleet = Annotated[Service, Depends(service_of)]
 router = APIRouter(include_in_schema=False)
+HELD = frozenset({"paused", "awaiting_approval"})
+"""States in which a rollout waits for somebody."""
 
 
 @router.get("/")
 def overview(request: Request, fleet: Fleet, role: Viewer) -> Response:
     """Show how the fleet is and what needs attention."""
     with fleet.database.read() as db:
-        rollouts = rollout_counts.briefs(db, figures.rollouts(db))
+        busy = figures.busy(db)
+        held = [row for row in busy if row.state in HELD]
         return page(
             request,
             "overview",
             role=role,
             figures=figures.count(db),
-            rollouts=rollouts,
-            held=[r for r in rollouts if r.state in {"paused", "awaiting_approval"}],
+            rollouts=rollout_counts.briefs(db, figures.rollouts(db, busy)),
+            busy=len(busy),
+            running=sum(row.state == "running" for row in busy),
+            held=held[: figures.SHOWN],
+            on_hold=len(held),
             failing=figures.failing(db),
             offline=figures.offline(db),
             recent=figures.recent(db),

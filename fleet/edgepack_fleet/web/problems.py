@@ -1,12 +1,18 @@
-"""Errors over HTTP: problem documents (RFC 9457). Says what our errors say, nothing about code."""
+"""Errors over HTTP: problem documents (RFC 9457). Says what our errors say, nothing about code.
 
+Whoever looks with a browser at what is no part of the REST interface gets the same as a page.
+"""
+
+import json
 import logging
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -55,10 +61,20 @@ REASONS = {
 }
 """What the web framework refuses by itself."""
 
+WORDS = {
+    HTTPStatus.NOT_FOUND.phrase: "There is no such page",
+    HTTPStatus.METHOD_NOT_ALLOWED.phrase: "This page cannot be asked for in that way",
+}
+"""What people are told where a program is told a word of HTTP."""
 MOST_ERRORS = 20
 
 RETRY_S = 5
 """Seconds after which to ask again when the database was busy."""
+INTERFACE = ("/api/", "/metrics", "/static/")
+"""Paths that programs ask for, whatever they say they accept."""
+Page = Callable[[Request, int, str], Response]
+"""Returns a page that says what is wrong: its status, and a sentence."""
+Handler = Callable[[Request, Exception], Awaitable[Response]]
 log = logging.getLogger(__name__)
 
 
@@ -74,13 +90,38 @@ def problem(status: int, detail: str, **facts: Any) -> JSONResponse:
     )
 
 
-def install(app: Starlette) -> None:
-    """Let APP answer every error with a problem document."""
-    app.add_exception_handler(EdgepackError, _ours)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(HTTPException, _http)
-    app.add_exception_handler(SQLAlchemyError, _database)
-    app.add_exception_handler(Exception, _unexpected)
+def install(app: Starlette, page: Page | None = None) -> None:
+    """Let APP answer every error with a problem document; people get a PAGE, if it has any."""
+    handlers: dict[type[Exception], Handler] = {
+        EdgepackError: _ours,
+        RequestValidationError: _invalid,
+        HTTPException: _http,
+        SQLAlchemyError: _database,
+        Exception: _unexpected,
+    }
+    for kind, handler in handlers.items():
+        app.add_exception_handler(kind, _for_everybody(handler, page) if page else handler)
+
+
+def _for_everybody(handler: Handler, page: Page) -> Handler:
+    async def answer(request: Request, error: Exception) -> Response:
+        said = await handler(request, error)
+        if not _is_for_people(request):
+            return said
+        detail = json.loads(bytes(said.body))["detail"]
+        text = WORDS.get(detail, detail)
+        shown = await run_in_threadpool(page, request, said.status_code, text)
+        for name in ("allow", "retry-after"):
+            if name in said.headers:
+                shown.headers[name] = said.headers[name]
+        return shown
+
+    return answer
+
+
+def _is_for_people(request: Request) -> bool:
+    wanted = "text/html" in request.headers.get("accept", "")
+    return wanted and not request.url.path.startswith(INTERFACE)
 
 
 def _status(error: EdgepackError) -> int:

@@ -83,6 +83,7 @@ def drift(
         chosen = release or max(runs, key=lambda name: (runs[name], name), default="")
         window = _window(fleet, chosen, days, group)
         rule = Rule()
+        variants = drift_story.of_fleet(db, window, fleet.baselines.of, rule)
         return page(
             request,
             "drift",
@@ -93,7 +94,8 @@ def drift(
             group=group,
             days=days,
             rule=rule,
-            variants=drift_story.of_fleet(db, window, fleet.baselines.of, rule),
+            variants=variants,
+            together=drift_story.together(variants),
             seen=drift_story.of_devices(db, chosen, group, fleet.now()),
             labels=_labels(fleet.releases()),
             beside=release_health.beside,

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
 from edgepack_fleet.core.changes import TYPES
+from edgepack_fleet.core.units import measured, moved
 
 __all__ = ["STATIC", "PageError", "absolute", "ago", "page", "size", "span"]
 
@@ -93,7 +94,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters.update(
         ago=ago, absolute=absolute, size=size, span=span, figure=figure, percent=percent,
-        plural=plural,
+        plural=plural, measured=measured, moved=moved,
     )  # fmt: skip
     environment.globals["now"] = time.time
     return environment
@@ -115,6 +116,7 @@ def page(request: Request, name: str, code: int = 200, **context: Any) -> HTMLRe
     service = request.app.state.service
     facts = {
         "path": request.url.path,
+        "code": code,
         "role": None,
         "broker": service is None or service.link.connected,
         "theme": theme if theme in THEMES else "auto",

@@ -17,7 +17,8 @@ from edgepack.messages import Inventory
 from edgepack_fleet import store
 from edgepack_fleet.adapters.tables import DeviceRow, JobRow, RolloutRow
 from edgepack_fleet.core import members as of
-from edgepack_fleet.core.model import UNSTARTED, Device, Member, Rollout
+from edgepack_fleet.core.model import TURNING_BACK, UNSTARTED, Device, Member, Rollout
+from edgepack_fleet.core.overtaking import overtaken_said
 from edgepack_fleet.core.progress import WaveCount
 from edgepack_fleet.core.variants import resolve
 from edgepack_fleet.core.waves import wave_sizes
@@ -27,8 +28,8 @@ from edgepack_fleet.web import views
 __all__ = ["Brief", "briefs"]
 
 NOBODY = Device("", "")
-OPEN = UNSTARTED | {"running", "paused", "reverting"}
-"""States in which a rollout still counts on those that have not got it."""
+MEANT_FOR_ALL = UNSTARTED | TURNING_BACK | {"running", "paused"}
+"""States in which its waves are of all that it was meant for, given or not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,8 @@ class Brief:
     reason: str
     plan: str
     waves: tuple[WaveCount, ...]
+    overtaken: str
+    """What is said of it if it is paused and a newer one goes before it; else empty."""
 
 
 @dataclass(slots=True)
@@ -55,45 +58,48 @@ class _Counts:
 def briefs(session: Session, rows: Sequence[RolloutRow]) -> list[Brief]:
     """Return the rollouts of ROWS in short."""
     serving = {row.id for row in views.serving(session).values()}
-    return [_brief(session, row, latest=row.id in serving) for row in rows]
+    ahead = store.overtakers(session, [row for row in rows if row.state == "paused"])
+    said = {rollout: overtaken_said(first) for rollout, first in ahead.items()}
+    return [_brief(session, row, said.get(row.id, ""), latest=row.id in serving) for row in rows]
 
 
-def _brief(session: Session, row: RolloutRow, *, latest: bool) -> Brief:
+def _brief(session: Session, row: RolloutRow, overtaken: str, *, latest: bool) -> Brief:
     meant = store.rollout_of(row)
     counts = _jobs(session, row, meant)
-    if latest or row.state in OPEN:
+    if latest or row.state in MEANT_FOR_ALL:
         counts.every += _to_come(session, row)
     return Brief(
-        row.id, row.release, row.group_id, row.state, row.reason, row.waves, _waves(meant, counts)
-    )
+        row.id, row.release, row.group_id, row.state, row.reason, row.waves, _waves(meant, counts),
+        overtaken,
+    )  # fmt: skip
 
 
 def _jobs(session: Session, row: RolloutRow, meant: Rollout) -> _Counts:
-    """Count the devices that have been given it, by their newest job."""
+    """Count the devices that have been given it, by the newest job that gave it."""
+    installs = JobRow.rollout_id == row.id, JobRow.kind == "install"
     newest = (
         select(JobRow.device_id, func.max(JobRow.attempt).label("attempt"))
-        .where(JobRow.rollout_id == row.id)
+        .where(*installs)
         .group_by(JobRow.device_id)
         .subquery()
     )
-    columns = (JobRow.wave, JobRow.kind, JobRow.status, JobRow.reason, JobRow.attempt)
+    columns = (JobRow.wave, JobRow.status, JobRow.reason, JobRow.attempt)
     here = and_(newest.c.device_id == JobRow.device_id, newest.c.attempt == JobRow.attempt)
     query = (
         select(*columns, func.count())
         .join(newest, here)
         .join(DeviceRow, DeviceRow.id == JobRow.device_id)
-        .where(JobRow.rollout_id == row.id, *_inside(session, row))
+        .where(*installs, *_inside(session, row))
         .group_by(*columns)
     )
     counts = _Counts()
-    for wave, kind, status, reason, attempt, number in session.execute(query):
-        facts: Any = {"status": status, "kind": kind, "reason": reason, "attempt": attempt}
+    for wave, status, reason, attempt, number in session.execute(query):
+        facts: Any = {"status": status, "reason": reason, "attempt": attempt}
         member = Member(NOBODY, wave=wave, **facts)
         if of.eligible([member], meant, 0.0):
             counts.every += number
-            installs = kind == "install"
-            counts.done[wave] += number * (installs and status == "SUCCEEDED")
-            counts.failed[wave] += number * (installs and of.failed(member, meant.policy))
+            counts.done[wave] += number * (status == "SUCCEEDED")
+            counts.failed[wave] += number * of.failed(member, meant.policy)
     return counts
 
 

@@ -9,8 +9,10 @@ from sqlalchemy import func, select
 from starlette.responses import RedirectResponse, Response
 
 from edgepack.errors import EdgepackError
+from edgepack_fleet import store
 from edgepack_fleet.access import Role
 from edgepack_fleet.adapters.tables import RolloutRow
+from edgepack_fleet.core.overtaking import OFFERED, Line, offered, overtaken_said
 from edgepack_fleet.replaying import made_of
 from edgepack_fleet.service import Service
 from edgepack_fleet.web import rollout_counts, rollout_story
@@ -23,16 +25,7 @@ __all__ = ["router"]
 PAGE = 20
 MEMBERS = 50
 DECISIONS = 25
-ALLOWED: dict[str, tuple[str, ...]] = {
-    "draft": ("start", "cancel"),
-    "awaiting_approval": ("approve", "cancel"),
-    "running": ("pause", "revert", "cancel"),
-    "paused": ("resume", "revert", "cancel"),
-    "reverting": ("cancel",),
-    "completed": ("revert", "cancel"),
-}
-"""What may be done with a rollout, by its state."""
-ACTIONS = frozenset(action for every in ALLOWED.values() for action in every)
+ACTIONS = frozenset(action for every in OFFERED.values() for action in every)
 
 Fleet = Annotated[Service, Depends(service_of)]
 router = APIRouter(include_in_schema=False)
@@ -88,8 +81,10 @@ def ask(request: Request, fleet: Fleet, role: Operator, rollout_id: str, action:
     with fleet.database.read() as db:
         row = _row(db.get(RolloutRow, rollout_id), rollout_id)
         found = rollout_story.track(db, row, fleet.now())
-    text = rollout_story.consequence(action, found, row.release)
-    allowed = action in ALLOWED.get(row.state, ())
+        first = store.overtakers(db, [row]).get(rollout_id)
+    overtaken = first is not None
+    text = rollout_story.consequence(action, found, overtaken=overtaken)
+    allowed = action in offered(row.state, overtaken=overtaken)
     return page(
         request, "confirm_rollout", role=role, rollout=row, action=action, text=text,
         allowed=allowed,
@@ -124,6 +119,7 @@ def _rollout_page(
     with fleet.database.read() as db:
         row = _row(db.get(RolloutRow, rollout_id), rollout_id)
         track = rollout_story.track(db, row, fleet.now())
+        first = store.overtakers(db, [row]).get(rollout_id)
     chosen = [part for part in track.parts if status in {"", part.status}]
     return page(
         request,
@@ -133,7 +129,8 @@ def _rollout_page(
         rollout=row,
         policy=track.rollout.policy,
         track=track,
-        actions=ALLOWED.get(row.state, ()) if may(role) else (),
+        actions=offered(row.state, overtaken=first is not None) if may(role) else (),
+        overtaken=_overtaken(row, first),
         members=_members(chosen, number),
         statuses=Counter(part.status for part in track.parts),
         status=status,
@@ -143,10 +140,15 @@ def _rollout_page(
     )
 
 
+def _overtaken(row: RolloutRow, first: Line | None) -> str:
+    """Return what is said of a paused rollout that FIRST goes before; else nothing."""
+    return overtaken_said(first) if first and row.state == "paused" else ""
+
+
 def _members(chosen: Sequence[rollout_story.Part], number: int) -> Sequence[rollout_story.Part]:
-    """Return one page: those that failed first, then those under way."""
+    """Return one page: those that failed first, then those under way, those without it last."""
     order = {"FAILED": 0, "REJECTED": 0, "TIMED_OUT": 0, "IN_PROGRESS": 1, "SUCCEEDED": 3}
-    ranked = sorted(chosen, key=lambda m: (order.get(m.status, 2), m.id))
+    ranked = sorted(chosen, key=lambda m: (m.wave is None, order.get(m.status, 2), m.id))
     return ranked[(number - 1) * MEMBERS : number * MEMBERS]
 
 

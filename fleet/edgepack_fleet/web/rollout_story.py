@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from sqlalchemy.orm import Session
 
@@ -11,13 +10,14 @@ from edgepack_fleet import store
 from edgepack_fleet.adapters.tables import RolloutRow
 from edgepack_fleet.core import members as of
 from edgepack_fleet.core.gates import Reading, gauge, waiver
-from edgepack_fleet.core.model import FAILURES, LIVE, UNSTARTED, Member, Rollout
+from edgepack_fleet.core.model import FAILURES, TO_COME, JobKind, Member, Rollout
 from edgepack_fleet.core.progress import count_waves
 from edgepack_fleet.core.rollout import current_wave
+from edgepack_fleet.core.standing import Standing, standing
+from edgepack_fleet.core.variants import Release, resolve
 
 __all__ = ["Gauge", "Part", "Stage", "Track", "consequence", "track"]
 
-Standing = Literal["done", "now", "next"]
 MISSING = 8
 
 
@@ -63,6 +63,17 @@ class Part:
     reason: str
     wave: int | None
     state: str
+    progress: float = 0.0
+    way: JobKind = "install"
+
+    @property
+    def where(self) -> str:
+        """How far it has come, in words; empty: its status says it all."""
+        if self.way == "install":
+            return self.state.replace("_", " ") if self.status == "IN_PROGRESS" else ""
+        if self.status == "SUCCEEDED":
+            return "back on the release before"
+        return "could not go back" if self.status in FAILURES else "on its way back"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,19 +90,33 @@ class Track:
 def track(session: Session, row: RolloutRow, now: float) -> Track:
     """Return where the rollout of ROW is at NOW (Unix seconds)."""
     meant = store.rollout_of(row)
-    members = store.members_of(session, row, 0.0, now=now, everybody=row.state != "completed")
-    counting = of.eligible(members, meant, now)
+    members = _members(session, row, now)
+    # The waves tell how the release did on its devices, not how the way back did.
+    back = any(m.kind == "revert" for m in members)
+    tried = _members(session, row, now, installs=True) if back else members
+    counting = of.eligible(tried, meant, now)
     current = current_wave(meant, counting, now)
     stages = tuple(
-        _stage(meant, counting, index, _standing(row.state, index, current), now)
-        for index in range(len(meant.waves))
+        _stage(meant, counting, index, current, now) for index in range(len(meant.waves))
     )
-    shown = [m for m in members if m.wave is not None or row.state in LIVE]
-    return Track(meant, stages, tuple(map(_part, shown)), _failures(shown))
+    shown = [m for m in members if m.wave is not None or row.state in TO_COME]
+    progress = store.progress_of(session, row.id)
+    release = store.release_of(row)
+    parts = tuple(_part(m, release, progress.get(m.device.id, 0.0)) for m in shown)
+    return Track(meant, stages, parts, _failures(shown))
 
 
-def consequence(action: str, found: Track, release: str) -> str:
+def _members(
+    session: Session, row: RolloutRow, now: float, *, installs: bool = False
+) -> list[Member]:
+    # What did not complete is shown as it was, even after a newer one has taken its devices on.
+    everybody = row.state != "completed"
+    return store.members_of(session, row, 0.0, now=now, everybody=everybody, installs=installs)
+
+
+def consequence(action: str, found: Track, *, overtaken: bool) -> str:
     """Return what ACTION would do to the devices of the rollout FOUND, in plain words."""
+    release = found.rollout.release
     busy = sum(stage.busy for stage in found.stages)
     done = sum(stage.done for stage in found.stages)
     failed = sum(stage.failed for stage in found.stages)
@@ -106,7 +131,8 @@ def consequence(action: str, found: Track, release: str) -> str:
         "revert": f"{_devices(done)} go back to the release they had before. Under way: "
         f"{_devices(busy)}, which are told to stop. A device out of reach goes back on its return.",
         "cancel": f"It ends for good. Under way: {_devices(busy)}, which are told to stop. "
-        f"{_devices(done)} that have {release} keep it; to take it back, revert instead.",
+        f"{_devices(done)} that have {release} keep it"
+        + ("." if overtaken else "; to take it back, revert instead."),
     }
     return texts[action]
 
@@ -115,31 +141,26 @@ def _devices(count: int) -> str:
     return "1 device" if count == 1 else f"{count:,} devices"
 
 
-def _standing(state: str, index: int, current: int) -> Standing:
-    if state in UNSTARTED:
-        return "next"
-    if state == "completed" or index < current:
-        return "done"
-    return "now" if index == current and state in LIVE else "next"
-
-
 def _stage(
-    rollout: Rollout, counting: Sequence[Member], index: int, standing: Standing, now: float
+    rollout: Rollout, counting: Sequence[Member], index: int, current: int, now: float
 ) -> Stage:
     number = count_waves(rollout, counting, math.inf)[index]
     inside = [m for m in counting if m.wave == index]
     ended = of.ended(rollout, of.counted(rollout, counting, index))
     until = None if ended is None else ended + rollout.policy.soak_s
-    shown = standing != "next" or inside
+    stands = standing(
+        rollout.state, passed=index < current, current=index == current, size=number.size,
+        done=number.done, failed=number.failed, begun=len(inside),
+    )  # fmt: skip
     return Stage(
         label=str(rollout.waves[index]),
         size=number.size,
         done=number.done,
         failed=number.failed,
         busy=sum(m.status == "IN_PROGRESS" for m in inside),
-        standing=standing,
-        soaks_until=until if until is not None and until > now and standing == "now" else None,
-        gates=tuple(_gauges(rollout, counting, index, now)) if shown else (),
+        standing=stands,
+        soaks_until=until if until is not None and until > now and stands == "now" else None,
+        gates=tuple(_gauges(rollout, counting, index, now)) if inside or stands == "now" else (),
     )
 
 
@@ -154,11 +175,16 @@ def _gauges(rollout: Rollout, counting: Sequence[Member], wave: int, now: float)
     return found
 
 
-def _part(member: Member) -> Part:
+def _part(member: Member, release: Release, progress: float) -> Part:
     if member.wave is None:
-        status = "SKIPPED" if member.target is None else "QUEUED"
-        return Part(member.device.id, status, "", None, "")
-    return Part(member.device.id, member.status, member.reason, member.wave, member.state)
+        if member.target is not None:
+            return Part(member.device.id, "QUEUED", "", None, "")
+        reason = resolve(release, member.device.inventory).reason
+        return Part(member.device.id, "SKIPPED", reason, None, "")
+    return Part(
+        member.device.id, member.status, member.reason, member.wave, member.state, progress,
+        member.kind,
+    )  # fmt: skip
 
 
 def _failures(members: Sequence[Member]) -> tuple[tuple[str, tuple[str, ...]], ...]:

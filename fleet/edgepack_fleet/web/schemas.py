@@ -318,13 +318,28 @@ class Decisions(Model):
     decisions: list[Decision]
 
 
+class GateReading(Model):
+    """What a gate says of a wave: now, or of one that was taken back, what it said."""
+
+    gate: str = Field(description="As it was given: `agreement>=0.95`")
+    verdict: Literal["holds", "breached", "missing", "waived"]
+    value: float | None = Field(description="Null: not enough devices have been measured")
+    measured: int = Field(description="Devices of which the metric is known")
+    wanted: int = Field(description="Devices of which it must be known")
+    said: str = Field(description="The same as part of a sentence")
+
+
 class Wave(Model):
-    """One wave in numbers; cumulative sizes are in `Rollout.plan`."""
+    """One wave in numbers; cumulative sizes are in `Rollout.plan`.
+
+    Of a rollout that turns back: what the release had done on its devices.
+    """
 
     size: int
     done: int
     failed: int
-    pending: int
+    pending: int = Field(description="Under way, or not reached")
+    gates: list[GateReading] = []
 
 
 class Member(Model):
@@ -338,6 +353,9 @@ class Member(Model):
     wave: int | None = Field(description="Index of its wave; null: not assigned yet")
     progress: float = 0.0
     state: str = ""
+    way: Literal["install", "revert"] = Field(
+        "install", description="`revert`: the status is that of its way back"
+    )
 
 
 class Failure(Model):
@@ -364,6 +382,10 @@ class Rollout(Model):
         "cancelled",
     ]
     reason: str = Field(description="One sentence: why it waits, paused or ended")
+    overtaken_by: str | None = Field(
+        description="Newest rollout of the group that goes before it, so that it cannot be "
+        "resumed; null: none, or it has ended"
+    )
     plan: str = Field(description="The waves as they were given")
     policy: dict[str, Any]
     priority: int

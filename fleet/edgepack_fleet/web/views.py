@@ -16,11 +16,10 @@ from edgepack_fleet.adapters.tables import (
     JobRow,
     RolloutRow,
 )
-from edgepack_fleet.core.model import FAILURES, LIVE, SERVING, Member
+from edgepack_fleet.core.model import SERVING
 from edgepack_fleet.core.precedence import Claim, Given, desired, follows
-from edgepack_fleet.core.progress import count_waves
 from edgepack_fleet.core.timeline import Standing
-from edgepack_fleet.core.variants import Release, resolve
+from edgepack_fleet.core.variants import Release
 from edgepack_fleet.membership import memberships, put_into, sizes, unknown_device, unknown_group
 from edgepack_fleet.web import schemas
 
@@ -33,8 +32,6 @@ __all__ = [
     "known_device",
     "known_group",
     "release",
-    "rollout",
-    "rollouts",
     "serving",
 ]
 
@@ -110,17 +107,6 @@ def release(info: Release) -> schemas.Release:
         version=info.version,
         variants=[_variant(variant) for variant in info.variants],
     )
-
-
-def rollouts(session: Session, rows: Sequence[RolloutRow]) -> list[schemas.Rollout]:
-    """Return the rollouts of ROWS."""
-    return [_rollout(session, row) for row in rows]
-
-
-def rollout(session: Session, rollout_id: str) -> schemas.Rollout | None:
-    """Return one rollout; None if there is none of that id."""
-    row = session.get(RolloutRow, rollout_id)
-    return _rollout(session, row) if row else None
 
 
 def enrol_token(row: EnrolToken) -> schemas.EnrolToken:
@@ -246,56 +232,3 @@ def _variant(variant: TargetInfo) -> schemas.Variant:
         cpu_features=list(model.cpu_features),
         epoch=model.epoch,
     )
-
-
-def _rollout(session: Session, row: RolloutRow) -> schemas.Rollout:
-    meant = store.rollout_of(row)
-    # A paused rollout is shown as it was, even after a newer one has taken its devices on.
-    found = store.members_of(session, row, 0.0, everybody=row.state != "completed")
-    members = sorted(found, key=lambda m: m.device.id)
-    if row.state not in LIVE:
-        members = [m for m in members if m.wave is not None]
-    jobs = store.jobs_of(session, row.id)
-    return schemas.Rollout(
-        id=row.id,
-        release=row.release,
-        group=row.group_id,
-        state=meant.state,
-        reason=row.reason,
-        plan=row.waves,
-        policy=row.policy | {"gates": [str(gate) for gate in meant.policy.gates]},
-        priority=row.priority,
-        approved_by=row.approved_by,
-        waves=[
-            schemas.Wave(size=w.size, done=w.done, failed=w.failed, pending=w.pending)
-            for w in count_waves(meant, members)
-        ],
-        devices=[_member(store.release_of(row), m, jobs.get(m.device.id)) for m in members],
-        failures=_failures(members),
-        created=row.created,
-        updated=row.updated,
-    )
-
-
-def _member(release: Release, member: Member, job: JobRow | None) -> schemas.Member:
-    if job is None:
-        found = resolve(release, member.device.inventory)
-        status = "QUEUED" if found.variant else "SKIPPED"
-        return schemas.Member(id=member.device.id, status=status, reason=found.reason, wave=None)
-    return schemas.Member(
-        id=member.device.id,
-        status=member.status,
-        reason=member.reason,
-        wave=member.wave,
-        progress=job.progress,
-        state=job.state,
-    )
-
-
-def _failures(members: Sequence[Member]) -> list[schemas.Failure]:
-    grouped: dict[str, list[str]] = {}
-    for member in members:
-        if member.status in FAILURES:
-            grouped.setdefault(member.reason or member.status.lower(), []).append(member.device.id)
-    ordered = sorted(grouped.items(), key=lambda item: (-len(item[1]), item[0]))
-    return [schemas.Failure(reason=reason, devices=devices) for reason, devices in ordered]

@@ -15,6 +15,24 @@ function colour(name) {
   return found;
 }
 
+const FEW = 24; // values up to which each is marked
+const SHORTEST = 3600; // seconds of a time axis at least, so that a single value has a place on it
+
+// A line needs two values beside each other: of few, and of one between gaps, there is a mark.
+function marked(plot, series) {
+  const values = plot.data[series];
+  const known = values.map((_value, at) => at).filter((at) => values[at] !== null);
+  const none = (at) => values[at] === null || values[at] === undefined;
+  return known.length <= FEW ? known : known.filter((at) => none(at - 1) && none(at + 1));
+}
+
+// The axis ends now: not with room after it, and not with the last that a silent device has told.
+function time(plot) {
+  const [times, now] = [plot.data[0], Number(plot.root.parentElement.dataset.until)];
+  const end = Math.max(times[times.length - 1], now);
+  return [Math.min(times[0], end - SHORTEST), end];
+}
+
 const hour = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit" });
 
 // Where another release took over, a dashed line on every chart.
@@ -48,14 +66,15 @@ function options(place, bars) {
     width: place.clientWidth,
     height: place.clientHeight,
     cursor: { sync: { key: sync.key }, y: false, points: { size: 7 } },
-    scales: { y: { range: (_plot, low, high) => [0, (high || 1) * 1.15] } },
+    scales: { x: { range: time }, y: { range: (_plot, low, high) => [0, (high || 1) * 1.15] } },
     axes: [
       { ...axis, space: 60, size: 26, values: (_plot, at) => at.map((time) => hour.format(time * 1000)) },
       { ...axis, size: 40, space: 30 },
     ],
     series: [{}, {
       stroke: line, width: 1.5, fill: bars ? line : undefined, spanGaps: false,
-      paths: bars ? uPlot.paths.bars({ size: [0.8, 12] }) : undefined, points: { show: false },
+      paths: bars ? uPlot.paths.bars({ size: [0.8, 12] }) : undefined,
+      points: bars ? { show: false } : { show: true, filter: marked, size: 5, stroke: line, fill: line },
     }],
     hooks: {
       draw: [releases],

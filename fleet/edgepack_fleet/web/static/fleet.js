@@ -30,7 +30,7 @@ Idiomorph.defaults.callbacks.beforeAttributeUpdated = (name, node) => {
 };
 Idiomorph.defaults.callbacks.beforeNodeMorphed = (old, next) => {
   if (!(old instanceof Element) || !old.classList.contains("plot")) return true;
-  for (const name of ["data-x", "data-y", "aria-label"]) {
+  for (const name of ["data-x", "data-y", "data-until", "aria-label"]) {
     if (next.hasAttribute?.(name)) old.setAttribute(name, next.getAttribute(name));
   }
   return false; // what is drawn inside stays; charts.js draws it anew
