@@ -20,7 +20,8 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("memory", f"{found['rss_mb']} MB"),
     ]
     lines += [("camera", f"{name}: {_camera(how)}") for name, how in found["cameras"].items()]
-    lines += [("folder", f"{name}: {_folder(how)}") for name, how in found["folders"].items()]
+    folders = found.get("folders", {})  # an agent that has not been started anew tells of none
+    lines += [("folder", f"{name}: {_folder(how)}") for name, how in folders.items()]
     return lines + [("alarm", told) for told in _alarms(found)]
 
 
