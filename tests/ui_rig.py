@@ -183,7 +183,7 @@ class Town:
         self.say(device, "tele", [messages.Telemetry(
             boot="b", seq=next(self.seq), start=self.now - 60 * minutes, end=self.now,
             bundle=bundle, inferences=sum(latency.counts), latency_ms=latency,
-            errors={"timeout": errors} if errors else {},
+            errors={"deadline": errors} if errors else {},
             digest=self.digests[bundle],
             classes={"person": busy * 29 // 100, "none": busy * 71 // 100},
             confidence=messages.Histogram(edges=(0.25, 0.5, 0.75, 0.9), counts=tuple(
