@@ -23,10 +23,9 @@ MAX_LABEL = 128
 """Characters of a name that is counted apart."""
 OTHER = "other"
 """Where all is counted that has no name of its own."""
-FAULTS = frozenset({"deadline", "non_finite", "runner_error", "runtime_error"})
+FAULTS = frozenset({"bad_output", "deadline", "non_finite", "runner_error", "runtime_error"})
 """Reasons of errors that are held against the model and what runs it. What a client, a camera or a
-full queue did wrong is counted by its reason as well, but says nothing of the release; nor does
-`bad_output`: outputs of several samples at once are not decoded."""
+full queue did wrong is counted by its reason as well, but says nothing of the release."""
 
 
 def faults(errors: Mapping[str, int]) -> int:

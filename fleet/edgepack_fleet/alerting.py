@@ -21,7 +21,7 @@ from edgepack.errors import UsageError
 from edgepack_fleet.adapters.alert_tables import AlertRow, NoticeRow
 from edgepack_fleet.adapters.database import Database
 from edgepack_fleet.adapters.notifying import publish, send_mail
-from edgepack_fleet.adapters.tables import DeviceRow
+from edgepack_fleet.adapters.tables import DeviceRow, JobRow
 from edgepack_fleet.core.alert_rules import AlertConfig
 from edgepack_fleet.core.alerts import Alert, Reading, Rule, State, Told, nobody_runs, step
 from edgepack_fleet.core.hooks import pause_s
@@ -218,11 +218,17 @@ class Alerts:
 
 
 def _running(session: Session) -> set[tuple[str, str]]:
-    """Return the releases that devices run, each with their groups."""
-    query = select(DeviceRow.bundle, DeviceRow.group_id).where(
+    """Return the releases that devices run, or try just now, each with their groups."""
+    runs = select(DeviceRow.bundle, DeviceRow.group_id).where(
         DeviceRow.revoked.is_(None), DeviceRow.bundle.is_not(None)
     )
-    return {(bundle, group) for bundle, group in session.execute(query.distinct()) if bundle}
+    # A device says that it runs a model when its probation is over, and tells of it before.
+    tries = select(JobRow.release, DeviceRow.group_id).join(
+        JobRow, JobRow.device_id == DeviceRow.id
+    )
+    tries = tries.where(DeviceRow.revoked.is_(None), JobRow.status == "IN_PROGRESS")
+    found = [*session.execute(runs.distinct()), *session.execute(tries.distinct())]
+    return {(bundle, group) for bundle, group in found if bundle}
 
 
 def _watched(rule: Rule, found: Sequence[Reading], rows: Mapping[str, AlertRow]) -> list[Watched]:

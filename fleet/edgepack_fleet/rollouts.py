@@ -327,9 +327,8 @@ def _who(by: str) -> str:
 
 def _was(row: RolloutRow) -> str:
     """Return why ROW had stopped before somebody ends it; empty if it had not."""
-    if row.state not in {"paused", "reverting"}:
-        return ""
-    return f" It was {row.reason[:1].lower()}{row.reason[1:]}"
+    said = {"paused": row.reason, "reverting": row.stopped}.get(row.state, "")
+    return f" It was {said[0].lower()}{said[1:]}" if said else ""
 
 
 def _row(plan: Plan, release: Release, number: int, now: float) -> RolloutRow:

@@ -274,6 +274,18 @@ def test_requests_and_refusals_are_counted(client: Client, runner: Heard) -> Non
     assert beat["rss_mb"] > 10
 
 
+def test_what_a_client_makes_infinite_is_its_own_fault(client: Client) -> None:
+    image = np.full((1, *TEST.inputs[0].shape), np.nan, np.float32)
+    tensor = {"name": "image", "datatype": "FP32", "shape": list(image.shape)}
+    tensor["parameters"] = {"binary_data_size": image.nbytes}
+    head = json.dumps({"inputs": [tensor]}).encode()
+    length = str(len(head))
+    status, _, said = client.ask(
+        "POST", INFER, head + image.tobytes(), inference_header_content_length=length
+    )
+    assert (status, "an input holds NaN or infinity" in json.loads(said)["error"]) == (400, True)
+
+
 def test_what_is_counted_may_grow_while_it_is_told(tmp_path: Path) -> None:
     counts = Statistics()
     model = LoadedModel(

@@ -44,8 +44,9 @@ def test_without_a_single_beat_there_is_no_good_verdict() -> None:
         ({"runtime_error": 2}, None),
         ({"runtime_error": 3}, "error_rate"),
         ({"deadline": 2, "non_finite": 1}, "error_rate"),
+        ({"bad_output": 3}, "error_rate"),
         ({"bad_request": 50, "queue_full": 50}, None),
-        ({"camera_missing": 50, "client_deadline": 50, "bad_output": 50}, None),
+        ({"camera_missing": 50, "client_deadline": 50, "not_decoded": 50}, None),
     ],
 )
 def test_only_the_models_own_errors_count_and_few_are_chance(

@@ -18,7 +18,7 @@ from sqlalchemy import select
 from edgepack.errors import UsageError
 from edgepack_fleet.adapters.alert_files import load_alerts
 from edgepack_fleet.adapters.alert_tables import AlertRow, NoticeRow
-from edgepack_fleet.adapters.tables import ChangeRow, DeviceRow
+from edgepack_fleet.adapters.tables import ChangeRow, DeviceRow, JobRow, RolloutRow
 from edgepack_fleet.alerting import DEADLINE_S, Alerts
 from edgepack_fleet.core.alert_rules import METRICS
 from edgepack_fleet.core.alerts import Alert, Reading, Rule, nobody_runs, step
@@ -217,6 +217,36 @@ def test_an_alert_ends_when_nobody_runs_the_release_any_more(
     run(cam_1="digits@1.0.0")
     run()
     assert (listed()[0]["state"], listed()[0]["reason"]) == ("firing", "")
+
+
+def test_a_release_on_probation_is_watched(fleet: Service, tmp_path: Path, now: Now) -> None:
+    """A device says that it runs a model only after that, which may take a day."""
+    enrol(fleet, "cam-1")
+    labels = {"release": "digits@1.0.0", "group": "lab"}
+    values = [Reading("p95_ratio", labels, 1.8)]
+    watch = alerts_of(fleet, tmp_path / "a.yml", SLOW, now, values)
+
+    def looked() -> list[str]:
+        for _ in range(3):
+            now.value += 60
+            watch.look()
+        with fleet.database.read() as session:
+            return list(session.scalars(select(AlertRow.state)))
+
+    assert looked() == []
+    with fleet.database.write() as session:
+        session.add(
+            RolloutRow(id="r1", number=1, group_id="lab", release="digits@1.0.0", variants=[],
+                       waves="100%", policy={}, forgiven=[], state="running", created=0.0,
+                       updated=0.0)
+        )  # fmt: skip
+        session.flush()
+        session.add(
+            JobRow(id="r1-cam", device_id="cam-1", rollout_id="r1", wave=0, release="digits@1.0.0",
+                   target="models/m/1.0.0/onnx-int8.json", status="IN_PROGRESS", detail={},
+                   probation_s=5, timeout_s=60, created=0.0, updated=0.0)
+        )  # fmt: skip
+    assert looked() == ["firing"]
 
 
 def test_ways_back_are_told_of_a_release_that_nobody_runs() -> None:

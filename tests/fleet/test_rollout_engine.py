@@ -14,6 +14,7 @@ from edgepack_fleet.core.model import Policy
 from edgepack_fleet.replaying import made_of
 from edgepack_fleet.rollouts import Plan
 from edgepack_fleet.web.rollout_counts import briefs
+from edgepack_fleet.web.rollout_story import consequence, track
 from rollout_rig import Bench, bench, published, to_revision
 
 __all__ = ["bench", "published"]
@@ -58,6 +59,12 @@ def test_a_breached_gate_gives_every_device_back_what_it_had(bench: Bench) -> No
     assert bench.show(second).state == "reverting"
     assert "agreement is 0.4" in bench.show(second).reason
     bench.tick()
+    with bench.database.read() as session:
+        half = track(session, session.get_one(RolloutRow, second), bench.now)
+    assert consequence("cancel", half, overtaken=False) == (
+        "It ends for good. On the way back: 1 device, to be told to stop. Back: 0 devices. "
+        "Whoever still has digits@2.0.0 keeps it."
+    )
     back = newest(bench, "a")
     assert (back.release, back.kind, back.attempt) == ("digits@1.0.0", "revert", 2)
     assert back.id != f"{second}-a", "the device knows that job as ended"

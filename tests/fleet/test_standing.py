@@ -36,6 +36,8 @@ LOST = {"failed": 2, "begun": 2}
         ("cancelled", GOOD | {"passed": True}, "done"),
         ("cancelled", LOST | {"passed": True}, "lost"),
         ("cancelled", HURT | {"current": True}, "stopped"),
+        ("cancelled", GOOD | {"current": True}, "done"),
+        ("cancelled", GOOD | {"passed": True, "back": True}, "back"),
         ("cancelled", {"current": True}, "never"),
         ("cancelled", {}, "never"),
     ],

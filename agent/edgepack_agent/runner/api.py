@@ -15,6 +15,7 @@ from itertools import chain
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from edgepack_agent.runner import protocol
 from edgepack_agent.runner.connection import DEADLINE_S, Call, Reply, Route, late
@@ -171,7 +172,13 @@ class Api:
         Raises:
             RequestError: they cannot be said as it asks.
         """
-        return self._codec.write(request, outputs)
+        try:
+            return self._codec.write(request, outputs)
+        except RequestError as error:
+            if error.reason == "non_finite" and not _finite(request.inputs):
+                told = "an input holds NaN or infinity, and so does the answer"
+                raise RequestError(400, told) from error
+            raise
 
     def ask(
         self, request: InferRequest, over: Callable[[], bool] = lambda: False
@@ -213,6 +220,11 @@ class Api:
         if type(error) not in self._told:
             self._told.add(type(error))
             log.error("a request failed", exc_info=error)
+
+
+def _finite(inputs: Mapping[str, Any]) -> bool:
+    arrays = (given for given in inputs.values() if isinstance(given, np.ndarray))
+    return all(np.isfinite(array).all() for array in arrays if array.dtype.kind == "f")
 
 
 def _documents(model: Model) -> dict[str, Route]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgepack.counting import FAULTS
+from edgepack.counting import FAULTS, faults
 from edgepack_fleet.core.histograms import Quantile, counted, like, quantile
 from edgepack_fleet.core.slots import SPANS, Slot
 from edgepack_fleet.core.sums import Sums, added
@@ -85,11 +85,13 @@ def health(found: Sequence[tuple[Slot, Sums]], step: int) -> Health:
     for _, sums in found:
         whole = added(whole, sums)
     histogram, left_out = like(sums.latency for _, sums in found)
-    asked = whole.inferences + whole.errors
+    # By reason: an older version added up what is nobody's fault, too.
+    errors = faults(whole.reasons)
+    asked = whole.inferences + errors
     return Health(
         inferences=whole.inferences,
-        errors=whole.errors,
-        error_rate=whole.errors / asked if asked else None,
+        errors=errors,
+        error_rate=errors / asked if asked else None,
         reasons=_frequent({r: count for r, count in whole.reasons.items() if r in FAULTS}),
         others=_frequent({r: count for r, count in whole.reasons.items() if r not in FAULTS}),
         latency=Latency(
@@ -138,7 +140,7 @@ def _point(slot: Slot, found: Sequence[Sums]) -> Point:
         start=slot.start,
         seconds=slot.span,
         inferences=sum(sums.inferences for sums in found),
-        errors=sum(sums.errors for sums in found),
+        errors=sum(faults(sums.reasons) for sums in found),
         p50=middle.value if middle else None,
         p95=tail.value if tail else None,
         rss_mb=max(sums.rss_mb for sums in found),

@@ -1,13 +1,14 @@
 """Which rollouts a newer one of the same group has overtaken, and what may be done then. Pure.
 
-Such a rollout has no device of its own any more: to resume it would send a release after one that
-goes before it. It is kept for people to look at, and asks for nothing.
+To resume such a rollout would send a release after one that goes before it. It asks for nothing;
+devices that still have its release can be taken back. One that turns back overtakes nobody: what
+its devices go back to may be the very release of the one before.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from edgepack_fleet.core.model import LIVE
+from edgepack_fleet.core.model import SERVING
 
 __all__ = ["OFFERED", "Line", "offered", "overtaken_by", "overtaken_said"]
 
@@ -20,7 +21,9 @@ OFFERED: dict[str, tuple[str, ...]] = {
     "completed": ("revert",),
 }
 """What people are offered to do with a rollout, by its state; the first is what it waits for."""
-AFTERWARDS: dict[str, tuple[str, ...]] = {"paused": ("cancel",), "completed": ()}
+AHEAD = SERVING | {"paused"}
+"""States of a rollout that overtakes."""
+AFTERWARDS: dict[str, tuple[str, ...]] = {"paused": ("cancel", "revert")}
 """The same of one that was overtaken, where it differs."""
 
 
@@ -37,11 +40,11 @@ class Line:
 
 
 def overtaken_by(mine: Line, others: Iterable[Line]) -> Line | None:
-    """Return the rollout of the same group that goes before MINE and has not ended for good."""
+    """Return the rollout of the same group that goes before MINE and gives out its own release."""
     ahead = (
         other
         for other in others
-        if other.group == mine.group and other.state in LIVE and other.rank > mine.rank
+        if other.group == mine.group and other.state in AHEAD and other.rank > mine.rank
     )
     return max(ahead, key=lambda other: other.rank, default=None)
 

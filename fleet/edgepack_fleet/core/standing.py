@@ -13,7 +13,15 @@ no device for it."""
 
 
 def standing(
-    state: str, *, passed: bool, current: bool, size: int, done: int, failed: int, begun: int
+    state: str,
+    *,
+    passed: bool,
+    current: bool,
+    size: int,
+    done: int,
+    failed: int,
+    begun: int,
+    back: bool = False,
 ) -> Standing:
     """Return how a wave stands.
 
@@ -25,13 +33,20 @@ def standing(
         done: Those of them that have the release.
         failed: Those that have failed.
         begun: Devices that were given the release in it.
+        back: Whether ways back have begun, however the rollout ended.
     """
     if state in UNSTARTED:
         return "next"
-    if state in TURNING_BACK:
+    if state in TURNING_BACK or back:
         return "back" if begun > failed else "lost" if begun else "never"
     if state == "cancelled":
-        return _ended(done, failed) if begun and passed else "stopped" if begun else "never"
+        return (
+            _ended(done, failed)
+            if begun and (passed or done >= size)
+            else "stopped"
+            if begun
+            else "never"
+        )
     ended = state == "completed" or passed
     waits = state == "paused" and not begun
     if not size and (ended or waits or not current):

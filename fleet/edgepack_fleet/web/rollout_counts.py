@@ -28,7 +28,7 @@ from edgepack_fleet.web import views
 __all__ = ["Brief", "briefs"]
 
 NOBODY = Device("", "")
-MEANT_FOR_ALL = UNSTARTED | TURNING_BACK | {"running", "paused"}
+MEANT_FOR_ALL = UNSTARTED | TURNING_BACK | {"running", "paused", "cancelled"}
 """States in which its waves are of all that it was meant for, given or not."""
 
 

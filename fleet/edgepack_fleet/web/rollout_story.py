@@ -10,7 +10,7 @@ from edgepack_fleet import store
 from edgepack_fleet.adapters.tables import RolloutRow
 from edgepack_fleet.core import members as of
 from edgepack_fleet.core.gates import Reading, gauge, waiver
-from edgepack_fleet.core.model import FAILURES, TO_COME, JobKind, Member, Rollout
+from edgepack_fleet.core.model import FAILURES, TERMINAL, TO_COME, JobKind, Member, Rollout
 from edgepack_fleet.core.progress import count_waves
 from edgepack_fleet.core.rollout import current_wave
 from edgepack_fleet.core.standing import Standing, standing
@@ -97,7 +97,7 @@ def track(session: Session, row: RolloutRow, now: float) -> Track:
     counting = of.eligible(tried, meant, now)
     current = current_wave(meant, counting, now)
     stages = tuple(
-        _stage(meant, counting, index, current, now) for index in range(len(meant.waves))
+        _stage(meant, counting, index, current, now, back=back) for index in range(len(meant.waves))
     )
     shown = [m for m in members if m.wave is not None or row.state in TO_COME]
     progress = store.progress_of(session, row.id)
@@ -134,7 +134,19 @@ def consequence(action: str, found: Track, *, overtaken: bool) -> str:
         f"{_devices(done)} that have {release} keep it"
         + ("." if overtaken else "; to take it back, revert instead."),
     }
+    if action == "cancel" and found.rollout.state == "reverting":
+        return _left_half_way(found)
     return texts[action]
+
+
+def _left_half_way(found: Track) -> str:
+    ways = [part for part in found.parts if part.way == "revert"]
+    back = sum(part.status == "SUCCEEDED" for part in ways)
+    busy = sum(part.status not in TERMINAL for part in ways)
+    return (
+        f"It ends for good. On the way back: {_devices(busy)}, to be told to stop. "
+        f"Back: {_devices(back)}. Whoever still has {found.rollout.release} keeps it."
+    )
 
 
 def _devices(count: int) -> str:
@@ -142,7 +154,13 @@ def _devices(count: int) -> str:
 
 
 def _stage(
-    rollout: Rollout, counting: Sequence[Member], index: int, current: int, now: float
+    rollout: Rollout,
+    counting: Sequence[Member],
+    index: int,
+    current: int,
+    now: float,
+    *,
+    back: bool,
 ) -> Stage:
     number = count_waves(rollout, counting, math.inf)[index]
     inside = [m for m in counting if m.wave == index]
@@ -150,7 +168,7 @@ def _stage(
     until = None if ended is None else ended + rollout.policy.soak_s
     stands = standing(
         rollout.state, passed=index < current, current=index == current, size=number.size,
-        done=number.done, failed=number.failed, begun=len(inside),
+        done=number.done, failed=number.failed, begun=len(inside), back=back,
     )  # fmt: skip
     return Stage(
         label=str(rollout.waves[index]),
