@@ -90,7 +90,7 @@ def test_what_was_overtaken_asks_for_nothing(page: Page, place: Town) -> None:
     expect(page.locator(".tile", has_text="Rollouts on hold").locator(".big")).to_have_text("1")
     page.goto(f"/rollouts/{paused}")
     expect(page.locator("#overtaken")).to_contain_text("Overtaken by person@1.5.0")
-    expect(page.locator(".title .actions a")).to_have_text(["Cancel …"])
+    expect(page.locator(".title .actions a")).to_have_text(["Cancel …", "Revert …"])
     expect(page.locator("#live")).not_to_contain_text("rollouts create person@1.4.0")
     page.goto(place.newest("yard"))
     expect(page.locator(".title .actions")).to_have_count(0)
